@@ -1,0 +1,138 @@
+"""The diffusion process [2.1, 7.2]: noise schedule, forward process, posterior, and the training loss.
+
+The noise level is λ, the log signal-to-noise ratio (``logsnr``); ``alpha² = sigmoid(λ)``, ``sigma² = sigmoid(-λ)``.
+All of it is float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from threedim.cameras import Camera
+
+# (x, z, logsnr (batch, 2), camera (batch, 2), cond_mask (batch,)) -> the network's output for z.
+Network = Callable[[jax.Array, jax.Array, jax.Array, Camera, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """Settings of the diffusion process.
+
+    Attributes:
+      prediction: what the network puts out: "eps" (the paper's) or "v" = alpha eps - sigma x. The rest of the code sees
+        x and eps whichever it is.
+      logsnr_min, logsnr_max: ends of the schedule [7.2].
+      uncond_logsnr: noise level told to the network for the noise frame that replaces the clean view of an
+        unconditional example. The paper leaves it open; logsnr_min is "the maximum noise level".
+
+    Raises:
+      ValueError: on an unknown prediction or an empty range of noise levels.
+    """
+
+    prediction: Literal["eps", "v"] = "eps"
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+    uncond_logsnr: float = -20.0
+
+    def __post_init__(self):
+        if self.prediction not in ("eps", "v"):
+            raise ValueError(f'diffusion.prediction must be "eps" or "v", got {self.prediction!r}')
+        if not self.logsnr_min < self.logsnr_max:
+            raise ValueError(f"diffusion.logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
+
+    def logsnr(self, t: jax.Array) -> jax.Array:
+        """λ at times t in [0, 1]; t = 0 is clean, t = 1 is noise."""
+        return logsnr_schedule(t, self.logsnr_min, self.logsnr_max)
+
+    def target(self, x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
+        """What the network is trained to put out."""
+        if self.prediction == "eps":
+            return eps
+        alpha, sigma = alpha_sigma(logsnr, x.ndim)
+        return alpha * eps - sigma * x
+
+    def predict_x(self, output: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
+        """x̂ from the network's output, unclipped."""
+        alpha, sigma = alpha_sigma(logsnr, z.ndim)
+        return (z - sigma * output) / alpha if self.prediction == "eps" else alpha * z - sigma * output
+
+    def predict_eps(self, output: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
+        """ε̂ from the network's output."""
+        alpha, sigma = alpha_sigma(logsnr, z.ndim)
+        return output if self.prediction == "eps" else alpha * output + sigma * z
+
+
+def logsnr_schedule(t: jax.Array, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> jax.Array:
+    """λ(t) = -2 log tan(a t + b), with λ(0) = logsnr_max and λ(1) = logsnr_min [7.2]."""
+    b = jnp.arctan(jnp.exp(jnp.float32(-0.5 * logsnr_max)))
+    a = jnp.arctan(jnp.exp(jnp.float32(-0.5 * logsnr_min))) - b
+    return -2.0 * jnp.log(jnp.tan(a * t + b))
+
+
+def alpha_sigma(logsnr: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+    """Signal and noise scale, with trailing axes added up to ``ndim``."""
+    logsnr = logsnr.reshape(logsnr.shape + (1,) * (ndim - logsnr.ndim))
+    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
+    """z at noise level λ: ``alpha x + sigma eps``. ``x`` and ``eps`` (batch, ...), ``logsnr`` (batch,)."""
+    alpha, sigma = alpha_sigma(logsnr, x.ndim)
+    return alpha * x + sigma * eps
+
+
+def posterior(
+    z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of q(z_s | z_t, x̂) for ``logsnr_s > logsnr_t``, with the lower variance [2.2].
+
+    ``z`` and ``x_hat`` are (batch, ...), the noise levels (batch,) or scalars. The variance broadcasts against the mean.
+    """
+    alpha_t, _ = alpha_sigma(logsnr_t, z.ndim if logsnr_t.ndim else 0)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, z.ndim if logsnr_s.ndim else 0)
+    log_r = (logsnr_t - logsnr_s).reshape(alpha_t.shape)
+    r, c = jnp.exp(log_r), -jnp.expm1(log_r)
+    return alpha_s * (r * z / alpha_t + c * x_hat), sigma_s**2 * c
+
+
+def loss(
+    network: Network,
+    images: jax.Array,
+    camera: Camera,
+    key: jax.Array,
+    process: Process,
+    uncond_prob: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean squared error of the network's output on the target frame [2.1, 7.2].
+
+    Args:
+      network: takes clean views, noisy targets, noise levels, cameras and the mask of conditional pairs.
+      images: pairs of views, (batch, 2, height, width, 3) in [-1, 1]; frame 0 is the clean view, frame 1 the target.
+      camera: their cameras, axes (batch, 2).
+      key: a key used for nothing else.
+      process: the diffusion process.
+      uncond_prob: probability of making a pair unconditional: pose encodings zeroed, clean frame replaced by noise.
+
+    Returns:
+      The loss, and per-example ``loss`` and ``t``, each (batch,).
+    """
+    batch = images.shape[0]
+    x, target = images[:, 0], images[:, 1]
+    key_t, key_eps, key_mask, key_noise = jax.random.split(key, 4)
+    t = jax.random.uniform(key_t, (batch,))
+    logsnr = process.logsnr(t)
+    eps = jax.random.normal(key_eps, target.shape)
+    z = q_sample(target, eps, logsnr)
+
+    cond_mask = jax.random.uniform(key_mask, (batch,)) >= uncond_prob
+    x = jnp.where(cond_mask[:, None, None, None], x, jax.random.normal(key_noise, x.shape))
+    logsnr_x = jnp.where(cond_mask, process.logsnr_max, process.uncond_logsnr)
+
+    output = network(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask)
+    per_example = jnp.mean((output - process.target(target, eps, logsnr)) ** 2, axis=(1, 2, 3))
+    return jnp.mean(per_example), {"loss": per_example, "t": t}

@@ -1,0 +1,162 @@
+"""Building blocks of the X-UNet [7.1]: normalization, FiLM, residual and attention blocks.
+
+Activations are (n, height, width, channel). Where two frames meet, they are folded into the first axis, frame index
+fastest: ``n = 2 * batch``, so that every convolution is two-dimensional and a mesh that splits the batch splits ``n``.
+
+Parameters and normalization statistics are float32; ``dtype`` is that of the convolutions and matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def fold_frames(frame0: jax.Array, frame1: jax.Array) -> jax.Array:
+    """Two (batch, ...) frames to (2 * batch, ...), frame index fastest."""
+    return jnp.stack([frame0, frame1], axis=1).reshape(-1, *frame0.shape[1:])
+
+
+def take_frame(folded: jax.Array, frame: int) -> jax.Array:
+    """One frame, (batch, ...), of (2 * batch, ...)."""
+    return folded.reshape(-1, 2, *folded.shape[1:])[:, frame]
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """Average pool 2x2: (n, h, w, c) to (n, h/2, w/2, c)."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest neighbor x2: (n, h, w, c) to (n, 2h, 2w, c)."""
+    n, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
+class GroupNorm(nn.Module):
+    """Group normalization over each frame by itself: 32 groups, epsilon 1e-6 [7.1].
+
+    A channel count that 32 does not divide gets as many groups as divide both.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        return nn.GroupNorm(num_groups=math.gcd(32, channels), epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+
+
+class FiLM(nn.Module):
+    """Scale and shift by the conditioning: ``x (1 + scale) + shift``, both from ``Dense(swish(emb))`` [7.1].
+
+    ``x`` is (n, h, w, c), ``emb`` (n, h, w, emb_ch).
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
+        emb = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="dense")(nn.swish(emb))
+        scale, shift = jnp.split(emb, 2, axis=-1)
+        return x * (1.0 + scale) + shift
+
+
+class ResnetBlock(nn.Module):
+    """BigGAN residual block with FiLM conditioning [7.1].
+
+    Attributes:
+      features: output channels; None keeps those of the input.
+      resample: None, "down" (average pool 2x2) or "up" (nearest x2), applied to both branches.
+      dropout: rate of the dropout before the last convolution.
+    """
+
+    features: int | None = None
+    resample: Literal["down", "up"] | None = None
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h_in: jax.Array, emb: jax.Array, *, train: bool) -> jax.Array:
+        channels = h_in.shape[-1]
+        features = self.features or channels
+        h = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(h_in))
+        if self.resample is not None:
+            resize = downsample if self.resample == "down" else upsample
+            h, h_in = resize(h), resize(h_in)
+        h = nn.Conv(features, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = GroupNorm(dtype=self.dtype, name="norm2")(h)
+        h = nn.swish(FiLM(dtype=self.dtype, name="film")(h, emb))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
+        if channels != features:
+            h_in = nn.Dense(features, dtype=self.dtype, name="shortcut")(h_in)
+        return (h + h_in) * math.sqrt(0.5)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Scaled dot-product attention, softmax in float32.
+
+    Args:
+      q, k, v: (batch, head, length, dim). One batch axis over examples and heads is the layout that XLA multiplies
+        fastest; the caller keeps heads apart from dim.
+    """
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q * (1.0 / math.sqrt(q.shape[-1])), k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+class AttentionBlock(nn.Module):
+    """Attention of two frames, each on itself ("self") or on the other ("cross") [7.1].
+
+    One set of weights serves both frames. In "cross", queries, keys and values all come from the block's input: neither
+    frame sees the other's update.
+
+    Input and output: (2 * batch, h, w, c), frames folded.
+    """
+
+    kind: Literal["self", "cross"]
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h_in: jax.Array) -> jax.Array:
+        n, height, width, channels = h_in.shape
+        if channels % self.heads:
+            raise ValueError(f"{channels} channels do not divide into {self.heads} attention heads")
+        h = GroupNorm(dtype=self.dtype, name="norm")(h_in)
+        h = h.reshape(n, height * width, channels)
+
+        def project(name: str) -> jax.Array:
+            y = nn.Dense(channels, dtype=self.dtype, name=name)(h)
+            return y.reshape(n, height * width, self.heads, -1).transpose(0, 2, 1, 3)  # (n, head, length, dim)
+
+        q, k, v = project("query"), project("key"), project("value")
+        if self.kind == "cross":
+            k, v = (jnp.flip(y.reshape(n // 2, 2, *y.shape[1:]), axis=1).reshape(y.shape) for y in (k, v))
+        h = attend(q, k, v).transpose(0, 2, 1, 3).reshape(h_in.shape)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        return (h + h_in) * math.sqrt(0.5)
+
+
+class XUNetBlock(nn.Module):
+    """A residual block and, where ``attention`` is set, self- and then cross-attention between the frames [2.3, 7.1]."""
+
+    features: int
+    attention: bool
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, emb: jax.Array, *, train: bool) -> jax.Array:
+        h = ResnetBlock(self.features, dropout=self.dropout, dtype=self.dtype, name="res")(h, emb, train=train)
+        if self.attention:
+            h = AttentionBlock("self", self.heads, dtype=self.dtype, name="attn_self")(h)
+            h = AttentionBlock("cross", self.heads, dtype=self.dtype, name="attn_cross")(h)
+        return h
