@@ -1,4 +1,4 @@
-"""The SRN folder format (PAPER.md section 6): write it, find it, read and check it, unpack its release zips.
+"""The SRN folder format (PAPER.md section 6): write it, find it, read and check it.
 
 An object is a folder::
 
@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import stat
-import zipfile
+import zlib
 
 import numpy as np
-import tqdm
 from etils import epath
 from PIL import Image
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
+from threedim.data import images as images_lib
+from threedim.data.files import new_folder
 
 _IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P")
 # Two intrinsics of one view that differ by more than this (relative) cannot both be true.
 _INTRINSICS_TOLERANCE = 1e-3
+# Levels that may lie between a split and its objects: an unpacked release has chairs_train/chairs_2.0_train/<object>.
+_MAX_NESTING = 2
 
 
 class BadObjectError(ValueError):
@@ -54,6 +56,23 @@ class ObjectViews:
     cameras: Camera
     size: int
 
+    def decode(self, indices=None, size: int | None = None) -> tuple[np.ndarray, Camera]:
+        """Decodes views, over white and averaged down to ``size`` pixels (by default not resized).
+
+        Returns:
+          Images (view, size, size, 3) uint8 in the order of ``indices`` (all views by default), and their cameras with
+          K in pixels of these images.
+
+        Raises:
+          IndexError: if a view does not exist.
+          ValueError: if ``size`` is larger than the pictures.
+        """
+        indices = np.arange(len(self.pngs)) if indices is None else np.asarray(indices)
+        size = self.size if size is None else size
+        images = np.stack([images_lib.decode_png(self.pngs[index], size) for index in indices])
+        cameras = self.cameras[indices]
+        return images, cameras if size == self.size else cameras.resized((self.size,) * 2, (size,) * 2)
+
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
@@ -70,7 +89,6 @@ def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) ->
       FileExistsError: if the folder exists.
       ValueError: where images and cameras are not as above, or no view is given.
     """
-    folder = epath.Path(folder)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise ValueError(f"images must be uint8 (view, height, width, 3 or 4), got {images.dtype} {images.shape}")
@@ -80,36 +98,20 @@ def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) ->
     R, t, K = (np.asarray(leaf, np.float32) for leaf in (cameras.R, cameras.t, cameras.K))
     if R.shape != (views, 3, 3) or t.shape != (views, 3) or K.shape != (views, 3, 3):
         raise ValueError(f"{views} images need cameras batched ({views},), got R {R.shape}, t {t.shape}, K {K.shape}")
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another folder or delete it")
-
-    # Hidden, so that find_objects never takes a half-written object for a whole one.
-    temporary = folder.parent / f".{folder.name}.incomplete"
-    if temporary.exists():
-        temporary.rmtree()
-    (temporary / "rgb").mkdir(parents=True)
-    (temporary / "pose").mkdir()
-    matrices = Camera(R, t, K).to_matrix()
-    for view in range(views):
-        (temporary / "rgb" / f"{view:06d}.png").write_bytes(encode_png(images[view]))
-        (temporary / "pose" / f"{view:06d}.txt").write_text(_numbers(matrices[view]) + "\n")
-    if np.all(K == K[0]) and K[0, 0, 0] == K[0, 1, 1]:
-        focal, cx, cy = K[0, 0, 0], K[0, 0, 2], K[0, 1, 2]
-        (temporary / "intrinsics.txt").write_text(
-            f"{_numbers([focal, cx, cy])} 0.\n0. 0. 0.\n1.\n{size} {size}\n",
-        )
-    else:
-        (temporary / "intrinsics").mkdir()
+    with new_folder(folder) as temporary:
+        (temporary / "rgb").mkdir()
+        (temporary / "pose").mkdir()
+        matrices = Camera(R, t, K).to_matrix()
         for view in range(views):
-            (temporary / "intrinsics" / f"{view:06d}.txt").write_text(_numbers(K[view]) + "\n")
-    temporary.rename(folder)
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """(height, width, 3 or 4) uint8 to PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+            (temporary / "rgb" / f"{view:06d}.png").write_bytes(images_lib.encode_png(images[view]))
+            (temporary / "pose" / f"{view:06d}.txt").write_text(_numbers(matrices[view]) + "\n")
+        if np.all(K[0] == K) and K[0, 0, 0] == K[0, 1, 1]:
+            focal, cx, cy = K[0, 0, 0], K[0, 0, 2], K[0, 1, 2]
+            (temporary / "intrinsics.txt").write_text(f"{_numbers([focal, cx, cy])} 0.\n0. 0. 0.\n1.\n{size} {size}\n")
+        else:
+            (temporary / "intrinsics").mkdir()
+            for view in range(views):
+                (temporary / "intrinsics" / f"{view:06d}.txt").write_text(_numbers(K[view]) + "\n")
 
 
 def _numbers(values) -> str:
@@ -121,7 +123,7 @@ def _numbers(values) -> str:
 
 
 def find_objects(folder: epath.PathLike) -> list[epath.Path]:
-    """Sorted object folders of a split folder; one extra level, as in ``chairs_train/chairs_2.0_train``, is passed.
+    """Sorted object folders of a split folder, also where it only holds ``chairs_2.0_train/<object>``.
 
     Every subfolder counts as an object, an empty one too: reading it then says what is wrong with it.
 
@@ -134,10 +136,10 @@ def find_objects(folder: epath.PathLike) -> list[epath.Path]:
     if _is_object(folder):
         raise FileNotFoundError(f"{folder} is itself an object; give the folder that holds it: {folder.parent}")
     children = _subfolders(folder)
-    if len(children) == 1 and not _is_object(children[0]):
-        inner = _subfolders(children[0])
-        if any(_is_object(child) for child in inner):
-            return inner
+    for _ in range(_MAX_NESTING):
+        if len(children) != 1 or _is_object(children[0]):
+            break
+        children = _subfolders(children[0])
     if not any(_is_object(child) for child in children):
         raise FileNotFoundError(f"{folder} holds no object in SRN format (subfolders with rgb/, pose/, intrinsics.txt)")
     return children
@@ -211,7 +213,7 @@ def _check_png(path: epath.Path, data: bytes) -> int:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
             mode, (width, height) = image.mode, image.size
-    except (OSError, SyntaxError, ValueError, zipfile.zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, zlib.error) as error:
         raise BadObjectError(path, f"not a whole PNG ({error})") from error
     if mode not in _IMAGE_MODES:
         raise BadObjectError(path, f"PNG has mode {mode}; expected 8 bits per channel, RGB or RGBA")

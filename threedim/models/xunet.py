@@ -12,6 +12,7 @@ not change between its steps: each known view's features, and the target camera'
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -229,3 +230,19 @@ class XUNet(nn.Module):
                 skips.append(h)
             h = self.down_samples[level](h, emb[level + 1], train=train)
         return h, skips
+
+
+@dataclasses.dataclass(frozen=True)
+class XUNetDenoiser:
+    """An X-UNet as the sampler wants it (``threedim.sampling.Denoiser``)."""
+
+    network: XUNet
+
+    def encode_view(self, params, x, logsnr, camera, cond_mask) -> ViewFeatures:
+        return self.network.apply({"params": params}, x, logsnr, camera, cond_mask, train=False, method="encode_view")
+
+    def embed_camera(self, params, camera, cond_mask) -> tuple[jax.Array, ...]:
+        return self.network.apply({"params": params}, camera, cond_mask, frame=1, method="embed_camera")
+
+    def denoise(self, params, z, logsnr, target, view) -> jax.Array:
+        return self.network.apply({"params": params}, z, logsnr, target, view, train=False, method="denoise")

@@ -1,0 +1,75 @@
+"""Every field of a configuration, once, with its unit and its place in the paper (arXiv 2210.04628).
+
+Other files call ``get_config`` and set what differs. On the command line: ``--config.train.batch_size=64``.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+
+    c.seed = 0  # of initialization, noise, dropout and the order of the data
+
+    # The X-UNet [6, 7.1].
+    m = c.model = ml_collections.ConfigDict()
+    m.image_size = 128  # height and width in pixels; pictures of another size are resized to it
+    m.ch = 256  # channels of the first level; 256 is the 471M model, 448 the 1.3B one
+    m.ch_mult = (1, 2, 2, 4)  # channels of each level, as multiples of ch
+    m.emb_ch = 1024  # channels of the noise-level and pose embeddings
+    m.num_res_blocks = 3  # per level on the way down; one more on the way up
+    m.attn_resolutions = (8, 16, 32)  # pixels; where the frames meet
+    m.attn_heads = 4
+    m.dropout = 0.1
+    m.dtype = "bfloat16"  # of convolutions and matrix products: "bfloat16" or "float32"; the rest is float32
+
+    # The diffusion process [2.1, 7.2].
+    d = c.diffusion = ml_collections.ConfigDict()
+    d.prediction = "eps"  # "eps" (the paper's) or "v" (learns global color sooner: for small budgets)
+    d.logsnr_min = -20.0
+    d.logsnr_max = 20.0
+    d.uncond_logsnr = -20.0  # told for the noise frame of an unconditional pair; the paper leaves it open
+
+    # Training [7.2].
+    t = c.train = ml_collections.ConfigDict()
+    t.batch_size = 128  # pairs per step, over all devices
+    t.num_steps = 1_000_000  # the paper does not say
+    t.learning_rate = 1e-4
+    t.warmup_examples = 10_000_000  # linear warm-up, in pairs
+    t.adam_b1 = 0.9
+    t.adam_b2 = 0.99
+    t.ema_half_life = 500_000.0  # of the parameter average, in pairs
+    t.ema_rampup = 0.05  # the half-life is at most this fraction of the pairs seen so far
+    t.uncond_prob = 0.1  # pairs made unconditional, for guidance
+    t.num_workers = 8  # processes that read data; 0 reads in the main process
+    t.log_every = 100  # steps
+    t.checkpoint_every = 5_000  # steps
+    t.keep_last = 3  # checkpoints
+    t.keep_every = 100_000  # steps; these checkpoints stay for good
+    t.sample_every = 10_000  # steps between grids of held-out objects; 0 draws none
+    t.sample_objects = 4  # rows of that grid
+    t.sample_steps = 250  # denoising steps for that grid
+
+    # The device mesh: data x fsdp devices. The batch is split over both, parameters and optimizer state over fsdp.
+    h = c.mesh = ml_collections.ConfigDict()
+    h.data = -1  # -1: all devices that fsdp leaves
+    h.fsdp = 1
+
+    # Sampling [2.2, 7.3].
+    s = c.sample = ml_collections.ConfigDict()
+    s.seed = 0
+    s.num_steps = 250  # denoising steps per view; the paper takes 256
+    s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
+    s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
+    s.split = "test"  # "train" or "test": where the objects come from
+    s.num_objects = 4  # the first of that split; 0 takes all
+    s.object = ""  # a folder in SRN format to take instead
+    s.input_views = (0,)  # numbers of the given views; the paper gives view 64 of SRN's test objects
+    s.cameras = "object"  # "object": the object's other cameras; "orbit": a circle around it
+    s.num_views = 8  # views to draw: the first ones of the object's, or the orbit's; 0 takes all the object's
+    s.orbit_elevation = 20.0  # degrees above the horizon
+    s.orbit_radius = 0.0  # distance to the origin in the data's units; 0 takes that of the first input view
+    s.batch_size = 8  # objects drawn at once
+    s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
+    return c

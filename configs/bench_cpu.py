@@ -1,0 +1,13 @@
+"""The small network that benchmarks on a CPU are made with."""
+
+from configs import base
+
+
+def get_config():
+    c = base.get_config()
+    m = c.model
+    m.image_size, m.ch, m.emb_ch, m.num_res_blocks = 32, 32, 128, 2
+    m.attn_resolutions = (8, 16)
+    m.dtype = "float32"
+    c.train.batch_size = 8
+    return c

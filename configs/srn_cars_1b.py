@@ -1,0 +1,9 @@
+"""SRN cars with the 1.3B model [7.1]: as srn_cars.py, 448 channels."""
+
+from configs import srn_cars
+
+
+def get_config():
+    c = srn_cars.get_config()
+    c.model.ch = 448
+    return c

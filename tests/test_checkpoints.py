@@ -1,0 +1,568 @@
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from threedim.training import checkpoints, checksums, run_info
+from threedim.training.checkpoints import CheckpointError, Checkpoints
+from threedim.training.state import TrainState
+
+
+def make_state(step: int, seed: int = 0) -> TrainState:
+    rng = np.random.default_rng(seed + step)
+    params = {
+        "down_0": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 40, 24)), jnp.float32), "bias": jnp.zeros(24)},
+        "head": {"scale": jnp.asarray(rng.normal(size=(7,)), jnp.bfloat16)},
+    }
+    ema = jax.tree.map(lambda x: x * 0.5, params)
+    return TrainState(jnp.asarray(step, jnp.int32), params, ema, optax.adam(1e-3).init(params))
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    """A run with checkpoints of steps 1, 2 and 3; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("run")
+    with Checkpoints(workdir, keep_last=5) as saved:
+        for step in (1, 2, 3):
+            assert saved.save(step, make_state(step))
+    return workdir
+
+
+@pytest.fixture
+def run_copy(saved_run, tmp_path):
+    return pathlib.Path(shutil.copytree(saved_run, tmp_path / "copy"))
+
+
+def test_restores_bit_for_bit_in_the_same_structure(saved_run):
+    with Checkpoints(saved_run, keep_last=5) as saved:
+        assert saved.steps() == [1, 2, 3]
+        assert saved.latest_step() == checkpoints.latest_step(saved_run) == 3
+        assert_same(saved.restore(abstract(make_state(0))), make_state(3))
+        assert_same(saved.restore(abstract(make_state(0)), step=1), make_state(1))
+
+
+def test_without_checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "new", keep_last=1) as saved:
+        assert saved.latest_step() is None
+        with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+            saved.restore(abstract(make_state(0)))
+    assert checkpoints.latest_step(tmp_path / "absent") is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_missing_step_names_those_there(saved_run):
+    with pytest.raises(FileNotFoundError, match=r"step 7 .* there are 1, 2, 3"):
+        checkpoints.restore_params(saved_run, step=7)
+
+
+def test_donation_during_the_background_save_changes_nothing(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def bump(state):
+        return jax.tree.map(lambda x: x + 1, state)
+
+    state = {f"w{i}": jnp.zeros((1_000_000,), jnp.float32) for i in range(4)}
+    with Checkpoints(tmp_path, keep_last=10) as saved:
+        for step in range(1, 4):
+            saved.save(step, state)
+            for _ in range(10):
+                state = bump(state)
+            jax.block_until_ready(state)
+        saved.wait()
+        for step in range(1, 4):
+            restored = saved.restore(abstract(state), step=step)
+            for name, leaf in restored.items():
+                np.testing.assert_array_equal(leaf, 10.0 * (step - 1), err_msg=f"{name} of step {step}")
+
+
+def test_keeps_the_last_and_every_nth(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2, keep_every=4, save_every=1) as saved:
+        for step in range(11):
+            saved.save(step, {"w": jnp.ones(3) * step})
+        saved.wait()
+        assert saved.steps() == [4, 8, 9, 10]
+
+
+def test_keep_every_between_saves_keeps_the_first_after(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, keep_every=5, save_every=3) as saved:
+        for step in range(1, 20):
+            saved.save(step, {"w": jnp.ones(3)}, force=step == 17)
+        saved.wait()
+        assert saved.steps() == [6, 12, 15, 18]
+
+
+def test_save_every_and_force(tmp_path):
+    state = make_state(1)
+    with Checkpoints(tmp_path, keep_last=9, save_every=10) as saved:
+        assert not saved.save(7, state)
+        assert saved.save(10, state)
+        assert not saved.save(10, state), "saved already, and still being written"
+        assert not saved.save(10, state, force=True)
+        assert saved.save(13, state, force=True)
+        saved.wait()
+        assert not saved.save(13, state, force=True)
+        assert saved.steps() == [10, 13]
+        with pytest.raises(CheckpointError, match=r"later steps \[13\]"):
+            saved.save(12, state, force=True)
+    with Checkpoints(tmp_path, keep_last=9, save_every=10) as saved:
+        assert not saved.save(13, state, force=True), "saved by an earlier process"
+
+
+def test_threads_end_with_the_context(tmp_path):
+    before = set(threading.enumerate())
+    with Checkpoints(tmp_path, keep_last=1) as saved:
+        saved.save(1, make_state(1))
+    assert checkpoints.latest_step(tmp_path) == 1
+    left = [t for t in set(threading.enumerate()) - before if t.is_alive() and not t.daemon]
+    # Idle workers of a thread pool that Orbax shares between checkpointers may stay; a save under way may not.
+    assert not [t for t in left if "save" in t.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s.replace(params={**s.params, "head": {"scale": jnp.zeros(7, jnp.float32)}}),
+            r"params/head/scale: bfloat16\[7\] in the checkpoint, float32\[7\] asked for",
+        ),
+        (
+            lambda s: s.replace(params={**s.params, "head": {"scale": jnp.zeros(8, jnp.bfloat16)}}),
+            r"params/head/scale: bfloat16\[7\] in the checkpoint, bfloat16\[8\] asked for",
+        ),
+        (
+            lambda s: s.replace(ema_params={**s.ema_params, "new": jnp.zeros(2)}),
+            r"ema_params/new: asked for, float32\[2\], but not in the checkpoint",
+        ),
+        (
+            lambda s: s.replace(ema_params={"head": s.ema_params["head"]}),
+            r"ema_params/down_0/kernel: in the checkpoint, float32\[3, 3, 40, 24\], but not asked for",
+        ),
+    ],
+    ids=["dtype", "shape", "extra", "missing"],
+)
+def test_another_tree_is_refused_with_the_names(saved_run, change, message):
+    with Checkpoints(saved_run, keep_last=5) as saved, pytest.raises(CheckpointError, match=message) as caught:
+        saved.restore(abstract(change(make_state(0))))
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (3.0, "x is a float"),
+        (np.zeros(2), "x is float64, which JAX holds as float32"),
+        (jax.random.key(0), "save jax.random.key_data"),
+    ],
+)
+def test_leaves_that_cannot_be_saved_are_named(tmp_path, leaf, message):
+    with Checkpoints(tmp_path, keep_last=1) as saved, pytest.raises(ValueError, match=message):
+        saved.save(1, {"a": jnp.zeros(2), "x": leaf})
+    assert checkpoints.latest_step(tmp_path) is None
+
+
+def test_names_and_numbers_are_checked(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1) as saved, pytest.raises(ValueError, match="distinct names"):
+        saved.save(1, {"a/b": jnp.zeros(2)})
+    for wrong in ({"keep_last": 0}, {"keep_last": 1, "keep_every": -1}, {"keep_last": 1, "save_every": 0}):
+        with pytest.raises(ValueError, match="must be at least"):
+            Checkpoints(tmp_path, **wrong)
+
+
+def test_tuples_none_and_numpy_leaves(tmp_path):
+    class Pair(NamedTuple):
+        first: jax.Array
+        second: object
+
+    state = {"pair": Pair(jnp.arange(3), (None, np.float32(2.5), ())), "flag": jnp.asarray([True, False])}
+    with Checkpoints(tmp_path, keep_last=1) as saved:
+        saved.save(1, state)
+        restored = saved.restore(state)
+    assert isinstance(restored["pair"], Pair)
+    assert restored["pair"].second[0] is None
+    assert_same(restored, jax.tree.map(jnp.asarray, state))
+
+
+# Damage
+
+
+def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold arrays, largest first."""
+    return sorted((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: (-p.stat().st_size, p.name))
+
+
+def remove_largest(folder):
+    data_files(folder)[0].unlink()
+
+
+def truncate_largest(folder):
+    path = data_files(folder)[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(folder):
+    path = data_files(folder)[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+def remove_index(folder):
+    (folder / "state" / "manifest.ocdbt").unlink()
+
+
+def remove_leaves(folder):
+    shutil.rmtree(folder / "leaves")
+
+
+def change_leaves(folder):
+    (path,) = [p for p in (folder / "leaves").iterdir() if b"float32" in p.read_bytes()]
+    path.write_bytes(path.read_bytes().replace(b"40", b"41"))
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = [remove_largest, truncate_largest, flip_a_bit, remove_index, remove_leaves, change_leaves, empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_names_the_folder_and_the_last_whole_one(run_copy, damage):
+    folder = run_copy / "checkpoints"
+    damage(folder / "3")
+    with Checkpoints(run_copy, keep_last=5) as saved:
+        with pytest.raises(CheckpointError) as caught:
+            saved.restore(abstract(make_state(0)))
+        message = str(caught.value)
+        assert f"the checkpoint of step 3 is damaged: {folder / '3'}" in message
+        assert f"last whole checkpoint before it is that of step 2: {folder / '2'}" in message
+        assert f"delete or move away {folder / '3'} and start again" in message
+    # What the message says to do works.
+    shutil.rmtree(folder / "3")
+    with Checkpoints(run_copy, keep_last=5) as saved:
+        assert_same(saved.restore(abstract(make_state(0))), make_state(2))
+        assert saved.save(3, make_state(3))
+
+
+def test_damage_of_several_and_of_all(run_copy):
+    folder = run_copy / "checkpoints"
+    truncate_largest(folder / "3")
+    flip_a_bit(folder / "2")
+    with Checkpoints(run_copy, keep_last=5) as saved:
+        with pytest.raises(CheckpointError, match="that of step 1: ") as caught:
+            saved.restore(abstract(make_state(0)))
+        assert f"delete or move away {folder / '3'}, {folder / '2'} and start again" in str(caught.value)
+        remove_index(folder / "1")
+        with pytest.raises(CheckpointError, match="no whole checkpoint before it"):
+            saved.restore(abstract(make_state(0)))
+
+
+def test_every_file_of_a_checkpoint_is_needed_or_unused(run_copy, tmp_path):
+    """Whichever file is cut or gone: an error, or the right numbers; never wrong numbers, never a fresh start."""
+    step_folder = run_copy / "checkpoints" / "3"
+    shutil.rmtree(run_copy / "checkpoints" / "1")
+    shutil.rmtree(run_copy / "checkpoints" / "2")
+    whole = shutil.copytree(step_folder, tmp_path / "whole")
+    errors = 0
+    for path in sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file()):
+        for content in (None, b"", (whole / path).read_bytes()[:-3]):
+            if content is None:
+                (step_folder / path).unlink()
+            else:
+                (step_folder / path).write_bytes(content)
+            try:
+                with Checkpoints(run_copy, keep_last=5) as saved:
+                    restored = saved.restore(abstract(make_state(0)))
+            except CheckpointError as error:
+                assert "damaged" in str(error)
+                errors += 1
+            else:
+                assert_same(restored, make_state(3))
+            shutil.copyfile(whole / path, step_folder / path)
+    assert errors >= 6
+
+
+def test_an_unfinished_save_is_invisible_and_removed(run_copy):
+    folder = run_copy / "checkpoints"
+    # What a kill in the middle of a save leaves behind.
+    leftover = folder / "4.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "3", leftover)
+    truncate_largest(leftover)
+    (folder / "notes").mkdir()
+    assert checkpoints.latest_step(run_copy) == 3
+    with Checkpoints(run_copy, keep_last=5) as saved:
+        assert saved.latest_step() == 3
+        assert_same(saved.restore(abstract(make_state(0))), make_state(3))
+        assert saved.save(4, make_state(4))
+        saved.wait()
+        assert_same(saved.restore(abstract(make_state(0))), make_state(4))
+    assert not leftover.exists()
+
+
+KILLED = """
+import os, signal, sys
+import jax.numpy as jnp
+from orbax.checkpoint._src.path import atomicity
+from threedim.training.checkpoints import Checkpoints
+
+async def killed(self):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with Checkpoints(sys.argv[1], keep_last=1) as saved:
+    saved.save(1, {"w": jnp.ones(1000)})
+    saved.wait()
+    atomicity.AtomicRenameTemporaryPath.finalize = killed
+    saved.save(2, {"w": jnp.zeros(1000)})
+"""
+
+
+def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess:
+    root = str(pathlib.Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *args],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_kill_during_a_save_leaves_the_previous_checkpoint(tmp_path):
+    assert run_python(KILLED, str(tmp_path)).returncode == -9
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name], "killed too late"
+    with Checkpoints(tmp_path, keep_last=1) as saved:
+        assert saved.latest_step() == 1
+        restored = saved.restore({"w": jax.ShapeDtypeStruct((1000,), jnp.float32)})
+    np.testing.assert_array_equal(restored["w"], 1.0)
+
+
+def test_a_failed_save_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="saving a checkpoint to .*checkpoints failed"):  # noqa: PT012
+        with Checkpoints(tmp_path, keep_last=1) as saved:
+            saved.save(1, make_state(1))
+            saved.wait()
+            shutil.rmtree(tmp_path / "checkpoints")
+            (tmp_path / "checkpoints").write_text("a file where the folder was")
+            saved.save(2, make_state(2))
+            saved.wait()
+
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from threedim.training.checkpoints import Checkpoints, restore_params
+
+assert jax.device_count() == 4
+mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+w = np.arange(64 * 8, dtype=np.float32).reshape(64, 8)
+state = {"params": {"w": put(w, "fsdp"), "b": put(np.ones(8, np.float32))}, "step": put(np.int32(5))}
+with Checkpoints(sys.argv[1], keep_last=1) as saved:
+    saved.save(5, state)
+    for spec in (P(), P(("data", "fsdp")), P(None, "data")):
+        other = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P())), state)
+        other["params"]["w"] = jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=NamedSharding(mesh, spec))
+        restored = saved.restore(other)
+        assert restored["params"]["w"].sharding.spec == spec
+        np.testing.assert_array_equal(restored["params"]["w"], w)
+params = restore_params(sys.argv[1], which="params", sharding=NamedSharding(mesh, P()))
+assert len(params["w"].devices()) == 4
+bad = jax.ShapeDtypeStruct((8,), np.float32, sharding=NamedSharding(mesh, P("data")))
+print("ok")
+"""
+
+
+def test_sharded_save_restores_to_any_sharding(tmp_path):
+    result = run_python(SHARDED, str(tmp_path), XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert result.stdout == "ok\n", result.stderr
+    # And on one device.
+    params = checkpoints.restore_params(tmp_path, which="params")
+    np.testing.assert_array_equal(params["w"], np.arange(512, dtype=np.float32).reshape(64, 8))
+
+
+def test_the_console_stays_quiet(tmp_path):
+    code = (
+        "import sys, jax.numpy as jnp\nfrom absl import logging\nlogging.use_absl_handler()\n"
+        "from threedim.training.checkpoints import Checkpoints\n"
+        "x = {'w': jnp.ones(10)}\nlogging.set_verbosity(logging.INFO)\n"
+        "with Checkpoints(sys.argv[1], keep_last=1) as saved:\n"
+        "    saved.save(1, x); saved.save(2, x); saved.restore(x)\n"
+        "logging.info('our own line')\n"
+    )
+    result = run_python(code, str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "xla_bridge" not in line and "flag parsing" not in line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].endswith("our own line")
+
+
+# Parameters alone
+
+
+def test_ema_params_without_the_rest(saved_run):
+    expected = make_state(3).ema_params
+    assert_same(checkpoints.restore_params(saved_run), expected)
+    assert_same(checkpoints.restore_params(saved_run, abstract(expected)), expected)
+    assert_same(checkpoints.restore_params(saved_run, which="params", step=2), make_state(2).params)
+
+
+def test_ema_params_read_nothing_else(run_copy, monkeypatch):
+    read = []
+    original = checkpoints._read_arrays
+
+    def spy(step_folder, wanted, options=None):
+        read.extend(wanted)
+        return original(step_folder, wanted, options)
+
+    monkeypatch.setattr(checkpoints, "_read_arrays", spy)
+    checkpoints.restore_params(run_copy)
+    assert sorted(read) == ["ema_params/down_0/bias", "ema_params/down_0/kernel", "ema_params/head/scale"]
+
+
+def test_params_that_differ_are_refused(saved_run):
+    wanted = abstract(make_state(0).ema_params)
+    wanted["head"]["scale"] = jax.ShapeDtypeStruct((7,), jnp.float32)
+    with pytest.raises(CheckpointError, match=r"ema_params/head/scale: bfloat16\[7\]"):
+        checkpoints.restore_params(saved_run, wanted)
+    with pytest.raises(CheckpointError, match="no field 'ema', only ema_params, opt_state, params, step"):
+        checkpoints.restore_params(saved_run, which="ema")
+
+
+def test_damage_is_found_when_reading_params(run_copy):
+    truncate_largest(run_copy / "checkpoints" / "3")
+    with pytest.raises(CheckpointError, match=r"step 3 is damaged.* that of step 2"):
+        checkpoints.restore_params(run_copy)
+
+
+# Checksums
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
+def test_checksum_is_the_same_by_numpy_and_by_jax_and_sees_every_change(dtype):
+    rng = np.random.default_rng(0)
+    x = np.asarray(jnp.asarray(rng.normal(size=(5, 4, 3)) * 3, dtype))
+    value = int(checksums._checksum(x, np))
+    assert int(checksums._device_checksum(jnp.asarray(x))) == value
+    for index in np.ndindex(x.shape):
+        changed = x.copy()
+        flipped = changed.view(np.uint8).reshape(*x.shape, -1)[index]
+        flipped[0] ^= 1
+        assert int(checksums._checksum(changed, np)) != value
+    assert int(checksums._checksum(np.moveaxis(x, 0, 1).copy(), np)) != value
+
+
+# The settings beside the checkpoints
+
+
+def config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.model = ml_collections.ConfigDict({"ch": 32, "ch_mult": (1, 2), "dtype": "float32"})
+    c.diffusion = ml_collections.ConfigDict({"prediction": "v", "logsnr_min": -20.0})
+    c.train = ml_collections.ConfigDict({"batch_size": 8, "num_steps": 1000, "rate": 1e-4, "note": None})
+    return c
+
+
+def test_config_file_is_readable_and_sorted(tmp_path):
+    run_info.write_run_info(tmp_path / "run", config(), "abc")
+    text = (tmp_path / "run" / "config.json").read_text()
+    content = json.loads(text)
+    assert content == {"config": json.loads(config().to_json()), "data_fingerprint": "abc"}
+    assert text == json.dumps(content, indent=2, sort_keys=True) + "\n"
+    assert run_info.read_run_info(tmp_path / "run") == (content["config"], "abc")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"], "no temporary file stays"
+
+
+def test_the_same_settings_pass(tmp_path):
+    run_info.write_run_info(tmp_path, config(), "abc")
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    same = config().to_dict()
+    same["diffusion"]["logsnr_min"] = -20
+    assert run_info.check_run_info(tmp_path, same, "abc") == []
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+
+
+def test_frozen_fields_are_refused_field_by_field(tmp_path):
+    run_info.write_run_info(tmp_path, config(), "abc")
+    before = (tmp_path / "config.json").read_bytes()
+    new = config()
+    new.model.ch = 64
+    new.model.ch_mult = (1, 2, 2)
+    new.model.extra = 3
+    new.diffusion.prediction = "eps"
+    del new.diffusion.logsnr_min
+    new.seed = 1
+    new.train.batch_size = 16
+    new.train.num_steps = 5
+    with pytest.raises(ValueError) as caught:
+        run_info.check_run_info(tmp_path, new, "def")
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert str(tmp_path) in lines[0]
+    assert lines[1:-1] == [
+        "diffusion.logsnr_min: -20 → (absent)",
+        'diffusion.prediction: "v" → "eps"',
+        "model.ch: 32 → 64",
+        "model.ch_mult: [1, 2] → [1, 2, 2]",
+        "model.extra: (absent) → 3",
+        "seed: 0 → 1",
+        "train.batch_size: 8 → 16",
+        "data fingerprint: abc → def",
+    ]
+    assert (tmp_path / "config.json").read_bytes() == before
+
+    differences = run_info.check_run_info(tmp_path, new, "def", allow_change=True)
+    assert "model.ch: 32 → 64" in differences
+    assert "train.num_steps: 1000 → 5" in differences
+    assert run_info.check_run_info(tmp_path, new, "def") == []
+
+
+def test_other_fields_may_change_and_are_recorded(tmp_path):
+    run_info.write_run_info(tmp_path, config(), "abc")
+    new = config()
+    new.train.num_steps = 2000
+    new.train.seeds = 3  # not the frozen field "seed"
+    shown = ["train.num_steps: 1000 → 2000", "train.seeds: (absent) → 3"]
+    assert run_info.check_run_info(tmp_path, new, "abc", write=False) == shown
+    assert run_info.check_run_info(tmp_path, new, "abc") == shown
+    assert run_info.read_run_info(tmp_path)[0]["train"]["num_steps"] == 2000
+
+
+def test_a_run_with_checkpoints_is_not_started_anew(saved_run):
+    with pytest.raises(FileExistsError, match="checkpoint of step 3"):
+        run_info.write_run_info(saved_run, config(), "abc")
+
+
+def test_config_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        run_info.check_run_info(tmp_path, config(), "abc")
+    for bad in (float("nan"), object(), {1, 2}):
+        with pytest.raises(ValueError, match=r"config\.train\.x\[0\] = "):
+            run_info.write_run_info(tmp_path, {"train": {"x": [bad]}}, "abc")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.json").write_text('{"config": ')
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        run_info.read_run_info(tmp_path)

@@ -1,0 +1,101 @@
+"""Batches of view pairs for training, read with Grain; the stream is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import grain
+import numpy as np
+from absl import flags
+
+from threedim.data.records import ObjectDataset
+
+
+def train_batches(
+    dataset: ObjectDataset,
+    *,
+    batch_size: int,
+    size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    """Endless batches of pairs: two distinct views of one object, drawn uniformly [7.2].
+
+    Objects come in a new random order in every epoch, each once. Restarting at a step, or reading with another number
+    of processes or workers, gives the same global stream: pair j of the global batch goes to process
+    ``j % process_count``.
+
+    Args:
+      dataset: objects of at least two views each.
+      batch_size: pairs per step over all processes, divisible by ``process_count``.
+      size: height and width in pixels; pictures are averaged down to it, intrinsics follow.
+      seed: of the order of objects and the choice of views, at least 0.
+      start_step: the step of the first batch; reaching it costs nothing.
+      process_index, process_count: which part of each batch this process gets.
+      num_workers: processes that read and decode; with 0, a thread of this process does.
+
+    Returns:
+      An iterator over dicts with B = batch_size / process_count and frame 0 the clean view, frame 1 the target:
+      ``image`` (B, 2, size, size, 3) uint8; ``R`` (B, 2, 3, 3), ``t`` (B, 2, 3), ``K`` (B, 2, 3, 3) float32. Its
+      ``close()`` ends threads and worker processes.
+
+    Raises:
+      ValueError: if an object has fewer than two views, pictures are smaller than ``size``, or a number is out of range.
+    """
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
+    if seed < 0 or start_step < 0 or num_workers < 0:
+        raise ValueError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
+    if not 0 < size <= dataset.image_size:
+        raise ValueError(f"pictures of {dataset.image_size} px cannot be averaged down to {size} px; choose a smaller one")
+    for index, name in enumerate(dataset.names):
+        if dataset.num_views(index) < 2:
+            raise ValueError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
+    _parse_flags()
+
+    # The order of these steps matters: random_map sees each pair's place in the global stream, whoever reads it, and
+    # batching comes after the workers, so that their number cannot be seen in a batch.
+    pairs = (
+        grain.MapDataset.range(len(dataset))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(_DrawPair(dataset, size))
+        .slice(slice(start_step * batch_size + process_index, None, process_count))
+    )
+    # One thread: several only take turns here, since most of the work holds the interpreter's lock.
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size // process_count)
+    iterator = pairs.to_iter_dataset(reading)
+    if num_workers:
+        buffer = max(2, 2 * batch_size // (process_count * num_workers))
+        iterator = iterator.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer)
+        )
+    return iter(iterator.batch(batch_size // process_count, drop_remainder=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawPair(grain.transforms.RandomMap):
+    """From an object's number to a pair of its views; of the object, only these two are decoded."""
+
+    dataset: ObjectDataset
+    size: int
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        num_views = self.dataset.num_views(index)
+        first = rng.integers(num_views)
+        # A second draw among the others, which skips the first: uniform over ordered pairs of distinct views.
+        second = rng.integers(num_views - 1)
+        image, camera = self.dataset.views(index, [first, second + (second >= first)], self.size)
+        return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
+
+
+def _parse_flags() -> None:
+    # Grain's worker processes are handed absl flags, which outside of an absl application nobody has parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

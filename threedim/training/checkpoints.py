@@ -1,0 +1,431 @@
+"""Checkpoints: saved in the background, restored bit for bit or not at all. The only file that knows Orbax.
+
+A run's folder (workdir) holds::
+
+    checkpoints/<step>/state    the arrays, in Orbax's format: a nested dict named like the state's fields
+    checkpoints/<step>/leaves   JSON: shape, dtype and checksum of each array, by path ("ema_params/down_0/kernel")
+
+A checkpoint becomes visible under its final name only when all of it is written; a killed run leaves a folder with a
+temporary name, which is ignored and removed by the next run. Orbax casts a wrong dtype silently, and does not notice a
+changed byte in an array: here dtypes, shapes, paths and checksums are compared, and a difference is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from threedim.training import checksums
+
+PyTree = Any
+
+_CHECKPOINT_FOLDER = "checkpoints"
+_MAX_LISTED = 20
+# A checkpoint is verified in pieces of about this size, so that it need not fit into memory.
+_VERIFY_BYTES = 2**30
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be saved or restored; the message names the folder, the cause, and how to go on."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that on leaving waits for the save under way.
+
+    All processes of a run make one and call its methods in the same order; they see the same folder.
+
+    Args:
+      workdir: folder of the run, local or gs://; made if missing.
+      keep_last: how many of the newest checkpoints stay, at least 1.
+      keep_every: a checkpoint stays for good at each multiple of this many steps, or where no save falls on the
+        multiple, at the first regular save after it. 0 keeps none.
+      save_every: `save` does nothing at steps that are not a multiple of this, unless forced.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int, keep_every: int = 0, save_every: int = 1):
+        for name, value, low in (
+            ("keep_last", keep_last, 1),
+            ("keep_every", keep_every, 0),
+            ("save_every", save_every, 1),
+        ):
+            if value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        _quiet_orbax()
+        self._save_every = save_every
+        self._folder = _checkpoint_folder(workdir)
+        policies = [checkpoint_managers.LatestN(keep_last), _EveryNSteps(keep_every, save_every)]
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def save(self, step: int, state: PyTree, *, force: bool = False) -> bool:
+        """Starts saving; writing goes on in the background.
+
+        When it returns, the state may be donated: Orbax has copied it to the host (on the CPU it holds the buffers,
+        and JAX then copies instead of reusing them). The previous save is waited for.
+
+        Args:
+          step: number of finished steps.
+          state: tree of numeric arrays, each with a name (a dict, dataclass or tuple at the top); may be sharded.
+          force: saves at any step, whatever ``save_every`` says.
+
+        Returns:
+          Whether a save was started: False between multiples of ``save_every``, and where the step is already saved.
+
+        Raises:
+          CheckpointError: if an earlier save failed, or there are checkpoints of later steps, which this one would
+            contradict.
+          ValueError: if a leaf is not a numeric array.
+        """
+        if step % self._save_every and not force:
+            return False
+        steps = list(self._manager.all_steps())
+        if step in steps:
+            return False
+        if steps and step < max(steps):
+            raise CheckpointError(
+                f"saving step {step}: {self._folder} already holds later steps {[s for s in steps if s > step]}. To "
+                "train on from an earlier step, move the later folders away first."
+            )
+        leaves = {path: _as_jax(path, leaf) for path, leaf in _named_leaves(state).items()}
+        sums = checksums.of_leaves(leaves)
+        table = {path: [leaf.dtype.name, list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(_nest(leaves)),
+            leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
+        )
+        self._call("saving", lambda: self._manager.save(step, args=items, force=True))
+        return True
+
+    def steps(self) -> list[int]:
+        """Steps whose checkpoint is finished, ascending; a save under way is not counted."""
+        return _finished_steps(self._folder)
+
+    def latest_step(self) -> int | None:
+        """The newest finished checkpoint's step, or None if there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
+        """Reads a checkpoint.
+
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct` (or arrays) like the saved one. Each leaf's sharding says
+            where it goes and need not be that of the run which saved; without one, the first local device.
+          step: the newest if None.
+
+        Returns:
+          The state, bit for bit as saved, in the structure of ``abstract_state``.
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint.
+          CheckpointError: if paths, shapes or dtypes differ (the message lists them), or if the checkpoint is damaged
+            (the message names its folder and the last whole one before it).
+        """
+        self.wait()
+        step = _choose_step(self._folder, step)
+        wanted = _named_leaves(abstract_state)
+        leaves = _restore(self._folder, step, lambda saved: (wanted, saved))
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves.values())
+
+    def wait(self) -> None:
+        """Waits until the save under way is finished; raises CheckpointError if it failed."""
+        self._call("saving", self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Waits for the save under way and ends the background threads."""
+        self._call("saving", self._manager.close)
+
+    def _call(self, doing: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # Orbax hands on whatever the storage raised in its thread
+            raise CheckpointError(f"{doing} a checkpoint to {self._folder} failed: {error}") from error
+
+
+def restore_params(
+    workdir: epath.PathLike,
+    abstract_params: PyTree = None,
+    which: str = "ema_params",
+    step: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> PyTree:
+    """Reads one field of the saved state, such as the averaged parameters, and nothing else.
+
+    Args:
+      workdir: folder of the run. Nothing is written there; the run may be going on.
+      abstract_params: as for `Checkpoints.restore`. If None, the field comes as nested dicts with the saved shapes.
+      which: the field.
+      step: the newest finished checkpoint if None.
+      sharding: of all arrays, if ``abstract_params`` is None; without one, the first local device.
+
+    Raises:
+      FileNotFoundError, CheckpointError: as `Checkpoints.restore`; CheckpointError also if there is no such field.
+    """
+    _quiet_orbax()
+    folder = _checkpoint_folder(workdir)
+    step = _choose_step(folder, step)
+    prefix = f"{which}/"
+
+    def select(saved):
+        fields = sorted({path.split("/")[0] for path in saved})
+        saved = {path: leaf for path, leaf in saved.items() if path.startswith(prefix)}
+        if not saved:
+            raise CheckpointError(f"{folder / str(step)} has no field {which!r}, only {', '.join(fields)}")
+        if abstract_params is not None:
+            return {prefix + path: leaf for path, leaf in _named_leaves(abstract_params).items()}, saved
+        return {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for path, leaf in saved.items()
+        }, saved
+
+    leaves = _restore(folder, step, select)
+    if abstract_params is not None:
+        return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves.values())
+    return _nest({path.removeprefix(prefix): leaf for path, leaf in leaves.items()})
+
+
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The newest finished checkpoint's step in a run's folder, or None."""
+    return max(_finished_steps(_checkpoint_folder(workdir)), default=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _checkpoint_folder(workdir: epath.PathLike) -> epath.Path:
+    folder = epath.Path(workdir) / _CHECKPOINT_FOLDER
+    # Orbax wants an absolute path.
+    return folder if "://" in str(folder) else folder.expanduser().resolve()
+
+
+def _finished_steps(folder: epath.Path) -> list[int]:
+    if not folder.exists():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+
+
+def _choose_step(folder: epath.Path, step: int | None) -> int:
+    steps = _finished_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"no finished checkpoint in {folder}")
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
+    return max(steps) if step is None else step
+
+
+Leaves = dict[str, jax.ShapeDtypeStruct]
+
+
+def _restore(folder: epath.Path, step: int, select: Callable[[Leaves], tuple[Leaves, Leaves]]) -> dict[str, jax.Array]:
+    """Arrays by path. ``select`` takes what is saved and gives what is wanted, and which part of the saved that is."""
+    step_folder = folder / str(step)
+    try:
+        saved, sums = _read_table(step_folder)
+    except Exception as error:  # whatever the storage, Orbax or the JSON parser raises: the table cannot be read
+        raise _damaged(folder, step, f"the list of its arrays cannot be read: {error}") from error
+    wanted, saved = select(saved)
+    _check_same(step_folder, saved, wanted)
+    try:
+        leaves = _read_arrays(step_folder, wanted)
+    except Exception as error:  # Orbax raises plain Exception where an array cannot be read
+        problem = _verify(step_folder)
+        if problem is not None:
+            raise _damaged(folder, step, problem) from error
+        raise CheckpointError(f"{step_folder} is whole but could not be restored: {error}") from error
+    bad = [path for path, checksum in checksums.of_leaves(leaves).items() if checksum != sums[path]]
+    if bad:
+        raise _damaged(folder, step, f"numbers have changed since saving in {_listed(bad, ', ')}")
+    return leaves
+
+
+def _damaged(folder: epath.Path, step: int, problem: str) -> CheckpointError:
+    """The error for a damaged checkpoint; reads the earlier ones to find the last whole one."""
+    bad = [step]
+    for earlier in sorted((s for s in _finished_steps(folder) if s < step), reverse=True):
+        if _verify(folder / str(earlier)) is None:
+            way_out = f"The last whole checkpoint before it is that of step {earlier}: {folder / str(earlier)}. "
+            way_out += f"To go on from step {earlier}, delete or move away "
+            way_out += ", ".join(str(folder / str(s)) for s in bad) + " and start again."
+            break
+        bad.append(earlier)
+    else:
+        way_out = f"There is no whole checkpoint before it: to start from step 0, delete or move away {folder}."
+    newer = [s for s in _finished_steps(folder) if s > step]
+    if newer:
+        way_out += f" (Newer checkpoints, not looked at: steps {', '.join(map(str, newer))}.)"
+    return CheckpointError(f"the checkpoint of step {step} is damaged: {folder / str(step)}: {problem}. {way_out}")
+
+
+def _verify(step_folder: epath.Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Reads all of it, by this process alone, on the host."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"verify_{jax.process_index()}",
+    )
+    try:
+        saved, sums = _read_table(step_folder, alone)
+        pieces, size = [{}], 0
+        for path, leaf in saved.items():
+            if size > _VERIFY_BYTES:
+                pieces, size = [*pieces, {}], 0
+            pieces[-1][path] = leaf
+            size += leaf.size * leaf.dtype.itemsize
+        for piece in pieces:
+            for path, checksum in checksums.of_leaves(_read_arrays(step_folder, piece, alone)).items():
+                if checksum != sums[path]:
+                    return f"numbers have changed since saving in {path}"
+    except Exception as error:  # as in _restore: any failure to read is the answer
+        return f"it cannot be read: {error}"
+    return None
+
+
+def _read_table(step_folder: epath.Path, options=None) -> tuple[Leaves, dict[str, str]]:
+    """Shapes and dtypes, and checksums, by path."""
+    options = options or ocp.options.MultiprocessingOptions()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=options) as reader:
+        content = reader.restore(step_folder / "leaves", args=ocp.args.JsonRestore())
+    table = content["leaves"]
+    if content["crc32"] != _crc32(table):
+        raise ValueError("it was changed after saving")
+    saved = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape, _) in table.items()}
+    return saved, {path: checksum for path, (_, _, checksum) in table.items()}
+
+
+def _crc32(table: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(table, sort_keys=True).encode())
+
+
+def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[str, Any]:
+    """The arrays with these paths: on their shardings, or as NumPy arrays where ``options`` say to read alone."""
+
+    def restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+        if options is not None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    args = ocp.args.PyTreeRestore(
+        item=_nest(wanted),
+        restore_args=_nest({path: restore_args(leaf) for path, leaf in wanted.items()}),
+        partial_restore=True,
+    )
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler, multiprocessing_options=options or ocp.options.MultiprocessingOptions()) as reader:
+        tree = reader.restore(step_folder / "state", args=args)
+    return {path: functools.reduce(lambda node, key: node[key], path.split("/"), tree) for path in wanted}
+
+
+def _check_same(step_folder: epath.Path, saved: Leaves, wanted: Leaves) -> None:
+    differences = []
+    for path in sorted(saved.keys() | wanted.keys()):
+        here, there = (_describe(leaves[path]) if path in leaves else None for leaves in (saved, wanted))
+        if there is None:
+            differences.append(f"{path}: in the checkpoint, {here}, but not asked for")
+        elif here is None:
+            differences.append(f"{path}: asked for, {there}, but not in the checkpoint")
+        elif here != there:
+            differences.append(f"{path}: {here} in the checkpoint, {there} asked for")
+    if differences:
+        listed = _listed(differences, "\n  ")
+        raise CheckpointError(f"{step_folder} does not fit the state to restore:\n  {listed}")
+
+
+def _describe(leaf) -> str:
+    return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _listed(lines: Sequence[str], separator: str) -> str:
+    more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+    return separator.join([*lines[:_MAX_LISTED], *more])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of leaves, and Orbax's surroundings
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path, "params/conv/kernel", in the tree's order."""
+    leaves = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if not keys or path.count("/") != len(keys) - 1 or path in leaves:
+            raise ValueError(f"a checkpoint's arrays need distinct names without '/', got {path!r}")
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise ValueError(f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays only")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ValueError(f"{path} is a {leaf.dtype}; a checkpoint holds numbers only: save jax.random.key_data")
+        leaves[path] = leaf
+    return leaves
+
+
+def _as_jax(path: str, leaf) -> jax.Array:
+    array = jnp.asarray(leaf)
+    if array.dtype != leaf.dtype:
+        raise ValueError(f"{path} is {leaf.dtype}, which JAX holds as {array.dtype}: convert it before saving")
+    return array
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[name] = leaf
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class _EveryNSteps(checkpoint_managers.PreservationPolicy):
+    """Keeps the first regular save at or after each multiple of ``every``."""
+
+    every: int
+    save_every: int
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        del context
+        return [
+            self.every > 0
+            and c.step >= self.every
+            and c.step % self.save_every == 0
+            and c.step % self.every < self.save_every
+            for c in checkpoints
+        ]
+
+
+class _QuietOrbax(logging.Filter):
+    """Drops Orbax's progress messages, several per save, from the log that absl prints."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or "/orbax/" not in record.pathname.replace("\\", "/")
+
+
+def _quiet_orbax() -> None:
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _QuietOrbax) for f in logger.filters):
+        logger.addFilter(_QuietOrbax())

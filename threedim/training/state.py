@@ -1,0 +1,163 @@
+"""Training state and the training step [7.2]. Schedules count examples, so they do not change with the batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from threedim import diffusion
+from threedim.cameras import Camera
+from threedim.models.xunet import XUNet
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+NEVER = jnp.iinfo(jnp.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training step needs besides the network and the diffusion process [7.2].
+
+    Attributes:
+      batch_size: pairs per step over all devices.
+      learning_rate: reached at the end of the warm-up, then constant.
+      warmup_examples: examples over which the learning rate rises linearly; 0 starts at full rate.
+      adam_b1, adam_b2: Adam's decay rates.
+      ema_half_life: examples after which a parameter's weight in the average has halved.
+      ema_rampup: the half-life is at most this fraction of the examples seen, so that early averages are not the
+        initial weights.
+      uncond_prob: probability that a pair is made unconditional.
+      seed: of the whole run.
+    """
+
+    batch_size: int
+    learning_rate: float
+    warmup_examples: int
+    adam_b1: float
+    adam_b2: float
+    ema_half_life: float
+    ema_rampup: float
+    uncond_prob: float
+    seed: int
+
+    def __post_init__(self):
+        for name, low in (("batch_size", 1), ("learning_rate", 0), ("warmup_examples", 0), ("ema_half_life", 1)):
+            if not getattr(self, name) >= low:
+                raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 <= self.uncond_prob < 1:
+            raise ValueError(f"train.uncond_prob must be in [0, 1), got {self.uncond_prob}")
+        if not 0 < self.ema_rampup:
+            raise ValueError(f"train.ema_rampup must be positive, got {self.ema_rampup}")
+
+    def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
+        """Learning rate of the step with this number, from 0."""
+        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        return self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
+
+    def ema_decay_at(self, step: jax.Array | int) -> jax.Array:
+        """Decay of the parameter average in the step with this number: 0.5 ** (batch / half-life)."""
+        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        half_life = jnp.minimum(self.ema_half_life, self.ema_rampup * examples)
+        return 0.5 ** (self.batch_size / half_life)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with the warm-up [7.2]."""
+        return optax.adam(self.learning_rate_at, b1=self.adam_b1, b2=self.adam_b2)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes: what a checkpoint holds."""
+
+    step: jax.Array
+    params: PyTree
+    ema_params: PyTree
+    opt_state: PyTree
+
+
+@flax.struct.dataclass
+class Metrics:
+    """Sums over the steps since the last log line, kept on the device."""
+
+    steps: jax.Array
+    loss: jax.Array
+    grad_norm: jax.Array
+    quartile_loss: jax.Array  # (4,) by t: [0, 1/4) is nearly clean, [3/4, 1) nearly noise
+    quartile_count: jax.Array  # (4,)
+    first_bad_step: jax.Array  # the first step with a loss or gradient that is not finite
+
+    @classmethod
+    def zeros(cls) -> Metrics:
+        """No steps yet. Every leaf has a buffer of its own, since a step is given all of them to overwrite."""
+        shapes = {"quartile_loss": (4,), "quartile_count": (4,)}
+        sums = {name: jnp.zeros(shapes.get(name, ())) for name in cls.__dataclass_fields__ if name != "first_bad_step"}
+        return cls(**sums, first_bad_step=jnp.asarray(NEVER, jnp.int32))
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """An independent key for each name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def batch_images(batch: Batch) -> tuple[jax.Array, Camera]:
+    """Pictures (batch, 2, height, width, 3) in [-1, 1] and cameras of a batch from the pipeline."""
+    return batch["image"].astype(jnp.float32) / 127.5 - 1.0, Camera(batch["R"], batch["t"], batch["K"])
+
+
+def init_state(network: XUNet, recipe: Recipe) -> TrainState:
+    """The state before the first step; a pure function of the seed."""
+    size = network.image_size
+    image = jnp.zeros((1, size, size, 3))
+    camera = Camera(jnp.eye(3)[None, None].repeat(2, 1), jnp.zeros((1, 2, 3)), jnp.eye(3)[None, None].repeat(2, 1))
+    key = named_key(jax.random.key(recipe.seed), "init")
+    variables = network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)
+    params = variables["params"]
+    # The average starts as a copy, not the same buffers: both are donated to the first step.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, recipe.optimizer().init(params))
+
+
+def make_train_step(
+    network: XUNet, process: diffusion.Process, recipe: Recipe
+) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
+    """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics."""
+    optimizer = recipe.optimizer()
+
+    def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(named_key(jax.random.key(recipe.seed), "train"), state.step)
+        images, camera = batch_images(batch)
+
+        def loss_fn(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+            def apply(x, z, logsnr, camera, cond_mask):
+                rngs = {"dropout": named_key(key, "dropout")}
+                return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=True, rngs=rngs)
+
+            return diffusion.loss(apply, images, camera, named_key(key, "loss"), process, recipe.uncond_prob)
+
+        (loss, example), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
+
+        grad_norm = optax.global_norm(grads)
+        quartile = jax.nn.one_hot(jnp.clip(4 * example["t"], 0, 3).astype(jnp.int32), 4)  # (batch, 4)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        metrics = Metrics(
+            steps=metrics.steps + 1,
+            loss=metrics.loss + loss,
+            grad_norm=metrics.grad_norm + grad_norm,
+            quartile_loss=metrics.quartile_loss + example["loss"] @ quartile,
+            quartile_count=metrics.quartile_count + quartile.sum(axis=0),
+            first_bad_step=jnp.minimum(metrics.first_bad_step, jnp.where(finite, NEVER, state.step)),
+        )
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
