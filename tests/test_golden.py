@@ -58,16 +58,16 @@ def golden_name(path: str, config: dict) -> str:
         "out/": "DenseGeneral_0/",
         "conv1/": "Conv_0/",
         "conv2/": "Conv_1/",
-        "norm1/norm/": "GroupNorm_0/GroupNorm_0/",
-        "norm2/norm/": "GroupNorm_1/GroupNorm_0/",
-        "norm/norm/": "GroupNorm_0/GroupNorm_0/",
+        "norm1/": "GroupNorm_0/GroupNorm_0/",
+        "norm2/": "GroupNorm_1/GroupNorm_0/",
+        "norm/": "GroupNorm_0/GroupNorm_0/",
         "film/dense/": "FiLM_0/Dense_0/",
         "shortcut/": "Dense_0/",
     }
     for ours, theirs in replacements.items():
         tail = re.sub(rf"(^|/){ours}", rf"\g<1>{theirs}", tail)
     if head == "GroupNorm_0":
-        tail = tail.replace("norm/", "GroupNorm_0/")
+        tail = f"GroupNorm_0/{tail}"
     return f"{head}/{tail}" if tail else head
 
 

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import weakref
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
 from threedim.data.records import ObjectDataset
+
+_MIN_SHUFFLED = 1024
+_open_streams = weakref.WeakSet()
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """An endless stream of batches; ``close()``, leaving its ``with`` block or the program's end stop its processes."""
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+        _open_streams.add(self)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            raise ValueError("this stream of batches is closed")
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends threads and worker processes; may be called again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+@atexit.register
+def _close_streams() -> None:
+    # Not left to Grain's own clean-up: it comes when modules are being taken down, and complains of missing names.
+    for batches in list(_open_streams):
+        batches.close()
 
 
 def train_batches(
@@ -21,10 +59,11 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Endless batches of pairs: two distinct views of one object, drawn uniformly [7.2].
 
-    Objects come in a new random order in every epoch, each once. Restarting at a step, or reading with another number
+    Objects come in a new random order in every epoch, each once (of fewer than 1024 objects, in an order over as many
+    epochs as make up 1024). Restarting at a step, or reading with another number
     of processes or workers, gives the same global stream: pair j of the global batch goes to process
     ``j % process_count``.
 
@@ -39,11 +78,10 @@ def train_batches(
 
     Returns:
       An iterator over dicts with B = batch_size / process_count and frame 0 the clean view, frame 1 the target:
-      ``image`` (B, 2, size, size, 3) uint8; ``R`` (B, 2, 3, 3), ``t`` (B, 2, 3), ``K`` (B, 2, 3, 3) float32. Its
-      ``close()`` ends threads and worker processes.
+      ``image`` (B, 2, size, size, 3) uint8; ``R`` (B, 2, 3, 3), ``t`` (B, 2, 3), ``K`` (B, 2, 3, 3) float32.
 
     Raises:
-      ValueError: if an object has fewer than two views, pictures are smaller than ``size``, or a number is out of range.
+      ValueError: if an object has fewer than two views, pictures are smaller than ``size``, or a number out of range.
     """
     if process_count < 1 or not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
@@ -52,7 +90,9 @@ def train_batches(
     if seed < 0 or start_step < 0 or num_workers < 0:
         raise ValueError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
     if not 0 < size <= dataset.image_size:
-        raise ValueError(f"pictures of {dataset.image_size} px cannot be averaged down to {size} px; choose a smaller one")
+        raise ValueError(
+            f"pictures of {dataset.image_size} px cannot be averaged down to {size} px; choose a smaller one"
+        )
     for index, name in enumerate(dataset.names):
         if dataset.num_views(index) < 2:
             raise ValueError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
@@ -60,15 +100,18 @@ def train_batches(
 
     # The order of these steps matters: random_map sees each pair's place in the global stream, whoever reads it, and
     # batching comes after the workers, so that their number cannot be seen in a batch.
+    # Grain's shuffle takes up to 2 ms an index for a few objects, and 0.03 ms from about a thousand on: so few objects
+    # are shuffled several epochs at a time.
+    epochs = -(-_MIN_SHUFFLED // len(dataset))
     pairs = (
-        grain.MapDataset.range(len(dataset))
+        grain.MapDataset.range(epochs * len(dataset))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_DrawPair(dataset, size))
         .slice(slice(start_step * batch_size + process_index, None, process_count))
     )
-    # One thread: several only take turns here, since most of the work holds the interpreter's lock.
+    # One thread, so that reading goes on while the device computes; more cores are used by processes.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size // process_count)
     iterator = pairs.to_iter_dataset(reading)
     if num_workers:
@@ -76,17 +119,18 @@ def train_batches(
         iterator = iterator.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer)
         )
-    return iter(iterator.batch(batch_size // process_count, drop_remainder=True))
+    return Batches(iter(iterator.batch(batch_size // process_count, drop_remainder=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _DrawPair(grain.transforms.RandomMap):
-    """From an object's number to a pair of its views; of the object, only these two are decoded."""
+    """From an object's number (modulo the number of objects) to a pair of its views; only these two are decoded."""
 
     dataset: ObjectDataset
     size: int
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        index %= len(self.dataset)
         num_views = self.dataset.num_views(index)
         first = rng.integers(num_views)
         # A second draw among the others, which skips the first: uniform over ordered pairs of distinct views.

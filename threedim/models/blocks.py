@@ -42,14 +42,32 @@ class GroupNorm(nn.Module):
     """Group normalization over each frame by itself: 32 groups, epsilon 1e-6 [7.1].
 
     A channel count that 32 does not divide gets as many groups as divide both.
+
+    Statistics are taken per channel first and then pooled over the channels of a group, and scale and shift are folded
+    into one multiply-add per number: no reshape splits the channel axis of the large array, which costs more than the
+    arithmetic on every backend.
     """
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        return nn.GroupNorm(num_groups=math.gcd(32, channels), epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        n, channels = x.shape[0], x.shape[-1]
+        groups = math.gcd(32, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def pool(moment: jax.Array) -> jax.Array:
+            """(n, channel) means of each channel to those of its group, once per channel."""
+            means = moment.reshape(n, groups, -1).mean(axis=-1)
+            return jnp.repeat(means, channels // groups, axis=-1)
+
+        x32 = x.astype(jnp.float32)
+        mean = pool(x32.mean(axis=(1, 2)))
+        variance = jnp.maximum(pool((x32 * x32).mean(axis=(1, 2))) - mean * mean, 0.0)
+        factor = scale * jax.lax.rsqrt(variance + 1e-6)
+        offset = bias - mean * factor
+        return (x32 * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)
 
 
 class FiLM(nn.Module):
@@ -65,6 +83,31 @@ class FiLM(nn.Module):
         emb = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="dense")(nn.swish(emb))
         scale, shift = jnp.split(emb, 2, axis=-1)
         return x * (1.0 + scale) + shift
+
+
+class PoseConv(nn.Module):
+    """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
+
+    It is linear, so the two summands go through apart: the encodings (batch, H, W, c) have no gradient to send back, and
+    the learned part (1, H, W, c) is the same for the whole batch. Together that saves a third of this layer's cost in
+    training without changing what it computes.
+    """
+
+    features: int
+    stride: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, encoding: jax.Array, learned: jax.Array) -> jax.Array:
+        shape = (3, 3, encoding.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+        def conv(x: jax.Array) -> jax.Array:
+            strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, strides, "SAME", dimension_numbers=layout)
+
+        return conv(jax.lax.stop_gradient(encoding)) + (conv(learned) + bias)
 
 
 class ResnetBlock(nn.Module):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from threedim import encodings
 from threedim.cameras import Camera
-from threedim.models.blocks import GroupNorm, ResnetBlock, XUNetBlock, fold_frames, take_frame
+from threedim.models.blocks import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, fold_frames, take_frame
 
 # Degrees of the NeRF encodings of ray origins and directions, and the channels that they make together [7.1].
 ORIGIN_DEGREES, DIRECTION_DEGREES = 15, 8
@@ -90,9 +90,7 @@ class XUNet(nn.Module):
         init = nn.initializers.normal(stddev=POSE_CHANNELS**-0.5)
         self.position_emb = self.param("position_emb", init, (self.image_size, self.image_size, POSE_CHANNELS))
         self.frame_emb = self.param("frame_emb", init, (2, POSE_CHANNELS))
-        self.pose_convs = [
-            nn.Conv(self.emb_ch, (3, 3), strides=(1 << level, 1 << level), dtype=self.dtype) for level in range(levels)
-        ]
+        self.pose_convs = [PoseConv(self.emb_ch, 1 << level, self.dtype) for level in range(levels)]
 
         def block(level: int) -> XUNetBlock:
             features = self.ch * self.ch_mult[level]
@@ -147,8 +145,8 @@ class XUNet(nn.Module):
             axis=-1,
         )
         pose = jnp.where(cond_mask[:, None, None, None], pose, 0.0)
-        pose = pose + self.position_emb + self.frame_emb[frame]
-        return tuple(conv(pose) for conv in self.pose_convs)
+        learned = (self.position_emb + self.frame_emb[frame])[None]
+        return tuple(conv(pose, learned) for conv in self.pose_convs)
 
     def embed_logsnr(self, logsnr: jax.Array) -> jax.Array:
         """Noise-level embedding, (batch,) to (batch, 1, 1, emb_ch)."""

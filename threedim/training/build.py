@@ -48,7 +48,7 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
     )
 
 
-def sample_settings(config: ml_collections.ConfigDict) -> Settings:
-    """How ``config.sample`` draws a view."""
+def sample_settings(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Settings:
+    """How ``config.sample`` draws a view, in ``num_steps`` steps if given."""
     s = config.sample
-    return Settings(s.num_steps, s.guidance_weight, s.fresh_uncond_noise)
+    return Settings(num_steps or s.num_steps, s.guidance_weight, s.fresh_uncond_noise)

@@ -4,6 +4,7 @@ A run's folder (workdir) holds::
 
     checkpoints/<step>/state    the arrays, in Orbax's format: a nested dict named like the state's fields
     checkpoints/<step>/leaves   JSON: shape, dtype and checksum of each array, by path ("ema_params/down_0/kernel")
+    checkpoints/<step>/files.json   size of each file of the two
 
 A checkpoint becomes visible under its final name only when all of it is written; a killed run leaves a folder with a
 temporary name, which is ignored and removed by the next run. Orbax casts a wrong dtype silently, and does not notice a
@@ -30,8 +31,11 @@ from orbax.checkpoint import checkpoint_managers
 from threedim.training import checksums
 
 PyTree = Any
+Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
 
 _CHECKPOINT_FOLDER = "checkpoints"
+_ITEMS = ("state", "leaves")
+_FILE_LIST = "files.json"
 _MAX_LISTED = 20
 # A checkpoint is verified in pieces of about this size, so that it need not fit into memory.
 _VERIFY_BYTES = 2**30
@@ -67,6 +71,7 @@ class Checkpoints:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         _quiet_orbax()
         self._save_every = save_every
+        self._saving = None
         self._folder = _checkpoint_folder(workdir)
         policies = [checkpoint_managers.LatestN(keep_last), _EveryNSteps(keep_every, save_every)]
         self._manager = ocp.CheckpointManager(
@@ -75,6 +80,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
             ),
         )
 
@@ -116,6 +122,8 @@ class Checkpoints:
         leaves = {path: _as_jax(path, leaf) for path, leaf in _named_leaves(state).items()}
         sums = checksums.of_leaves(leaves)
         table = {path: [leaf.dtype.name, list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
+        self.wait()
+        self._saving = step
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_nest(leaves)),
             leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
@@ -160,6 +168,18 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save under way and ends the background threads."""
         self._call("saving", self._manager.close)
+
+    def _list_files(self) -> None:
+        """Runs in Orbax's thread, on the primary process, when all is written but not yet visible."""
+        # On an object store the folder has its final name all along.
+        step_folder = self._folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+        step_folder = step_folder if step_folder.exists() else self._folder / str(self._saving)
+        sizes = {
+            str(path.relative_to(step_folder)): path.stat().length
+            for item in _ITEMS
+            for path in _files_below(step_folder / item)
+        }
+        (step_folder / _FILE_LIST).write_text(json.dumps(sizes, indent=0))
 
     def _call(self, doing: str, function: Callable[[], Any]) -> Any:
         try:
@@ -239,25 +259,22 @@ def _choose_step(folder: epath.Path, step: int | None) -> int:
     return max(steps) if step is None else step
 
 
-Leaves = dict[str, jax.ShapeDtypeStruct]
-
-
 def _restore(folder: epath.Path, step: int, select: Callable[[Leaves], tuple[Leaves, Leaves]]) -> dict[str, jax.Array]:
     """Arrays by path. ``select`` takes what is saved and gives what is wanted, and which part of the saved that is."""
     step_folder = folder / str(step)
-    try:
-        saved, sums = _read_table(step_folder)
-    except Exception as error:  # whatever the storage, Orbax or the JSON parser raises: the table cannot be read
-        raise _damaged(folder, step, f"the list of its arrays cannot be read: {error}") from error
+    problem = _check_files(step_folder)
+    table, problem = _attempt(_read_table, step_folder) if problem is None else (None, problem)
+    if problem is not None:
+        raise _damaged(folder, step, problem)
+    saved, sums = table
     wanted, saved = select(saved)
     _check_same(step_folder, saved, wanted)
-    try:
-        leaves = _read_arrays(step_folder, wanted)
-    except Exception as error:  # Orbax raises plain Exception where an array cannot be read
-        problem = _verify(step_folder)
-        if problem is not None:
-            raise _damaged(folder, step, problem) from error
-        raise CheckpointError(f"{step_folder} is whole but could not be restored: {error}") from error
+    leaves, problem = _attempt(_read_arrays, step_folder, wanted)
+    if problem is not None:
+        damage = _verify(step_folder)
+        if damage is not None:
+            raise _damaged(folder, step, damage)
+        raise CheckpointError(f"{step_folder} is whole but could not be restored: {problem}")
     bad = [path for path, checksum in checksums.of_leaves(leaves).items() if checksum != sums[path]]
     if bad:
         raise _damaged(folder, step, f"numbers have changed since saving in {_listed(bad, ', ')}")
@@ -289,21 +306,62 @@ def _verify(step_folder: epath.Path) -> str | None:
         active_processes={jax.process_index()},
         barrier_sync_key_prefix=f"verify_{jax.process_index()}",
     )
-    try:
-        saved, sums = _read_table(step_folder, alone)
-        pieces, size = [{}], 0
-        for path, leaf in saved.items():
-            if size > _VERIFY_BYTES:
-                pieces, size = [*pieces, {}], 0
-            pieces[-1][path] = leaf
-            size += leaf.size * leaf.dtype.itemsize
-        for piece in pieces:
-            for path, checksum in checksums.of_leaves(_read_arrays(step_folder, piece, alone)).items():
-                if checksum != sums[path]:
-                    return f"numbers have changed since saving in {path}"
-    except Exception as error:  # as in _restore: any failure to read is the answer
-        return f"it cannot be read: {error}"
+    problem = _check_files(step_folder)
+    table, problem = _attempt(_read_table, step_folder, alone) if problem is None else (None, problem)
+    if problem is not None:
+        return problem
+    saved, sums = table
+    pieces, size = [{}], 0
+    for path, leaf in saved.items():
+        if size > _VERIFY_BYTES:
+            pieces, size = [*pieces, {}], 0
+        pieces[-1][path] = leaf
+        size += leaf.size * leaf.dtype.itemsize
+    for piece in pieces:
+        leaves, problem = _attempt(_read_arrays, step_folder, piece, alone)
+        if problem is not None:
+            return problem
+        for path, checksum in checksums.of_leaves(leaves).items():
+            if checksum != sums[path]:
+                return f"numbers have changed since saving in {path}"
     return None
+
+
+def _files_below(folder: epath.Path) -> list[epath.Path]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        found += _files_below(path) if path.is_dir() else [path]
+    return found
+
+
+def _check_files(step_folder: epath.Path) -> str | None:
+    """Which file is missing or cut, or None; reads no arrays.
+
+    This comes before Orbax's reading because Orbax, where one array cannot be read, abandons its reads of the others,
+    and Python prints a page about each.
+    """
+    list_path = step_folder / _FILE_LIST
+    sizes, problem = _attempt(
+        lambda: {str(name): int(size) for name, size in json.loads(list_path.read_text()).items()}
+    )
+    if problem is not None:
+        return f"{_FILE_LIST}: {problem}"
+    for name, size in sizes.items():
+        path = step_folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().length != size:
+            return f"{name} has {path.stat().length} bytes instead of {size}"
+    return None
+
+
+def _attempt(read: Callable, *args) -> tuple[Any, str | None]:
+    """What ``read`` returns and None; or None and why it failed."""
+    try:
+        return read(*args), None
+    except Exception as error:  # Orbax raises plain Exception, and what the storage and the JSON parser raise
+        problem = str(error).split(" [tensorstore_spec")[0].split(". See full TensorStore")[0]
+        return None, f"it cannot be read: {problem or repr(error)}"
 
 
 def _read_table(step_folder: epath.Path, options=None) -> tuple[Leaves, dict[str, str]]:

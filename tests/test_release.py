@@ -1,0 +1,112 @@
+"""Unpacking the release's zips: whole or not at all, and never outside of the target."""
+
+import stat
+import zipfile
+
+import pytest
+from synthetic import make_objects
+
+from threedim.data import release, srn
+
+
+def zip_folder(folder, archive, extra=()):
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                opened.write(path, path.relative_to(folder.parent))
+        for name, content in extra:
+            opened.writestr(name, content)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with chairs_train.zip, nested as released."""
+    make_objects(tmp_path / "made/chairs_train/chairs_2.0_train", count=2)
+    (tmp_path / "source").mkdir()
+    zip_folder(
+        tmp_path / "made/chairs_train",
+        tmp_path / "source/chairs_train.zip",
+        [("__MACOSX/chairs_train/._x", b"resource fork")],
+    )
+    return tmp_path / "source"
+
+
+def link_entry():
+    entry = zipfile.ZipInfo("chairs_train/link")
+    entry.create_system = 3
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+def test_split_from_zip_is_unpacked_once(tmp_path, source):
+    folder = release.find_split(source, "chairs_train", tmp_path / "unpacked")
+    assert folder == tmp_path / "unpacked/chairs_train"
+    assert [path.name for path in srn.find_objects(folder)] == ["object_000", "object_001"]
+    assert len(srn.read_object(srn.find_objects(folder)[1]).pngs) == 4
+    assert sorted(path.name for path in folder.iterdir()) == [".unpacked_from", "chairs_train"]
+    (folder / "mark").write_text("")
+    assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == folder
+    assert (folder / "mark").exists()
+    assert [path.name for path in (tmp_path / "unpacked").iterdir()] == ["chairs_train"]
+
+
+def test_folder_goes_before_zip(tmp_path, source):
+    (source / "chairs_train").mkdir()
+    assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == source / "chairs_train"
+    assert not (tmp_path / "unpacked").exists()
+
+
+def test_folder_of_another_zip_is_refused(tmp_path, source):
+    release.find_split(source, "chairs_train", tmp_path / "unpacked")
+    zip_folder(tmp_path / "made/chairs_train", source / "chairs_train.zip", [("chairs_train/new.txt", b"new")])
+    with pytest.raises(FileExistsError, match="was not unpacked from"):
+        release.find_split(source, "chairs_train", tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("../outside.txt", "outside of the target"),
+        ("chairs_train/../../outside.txt", "outside of the target"),
+        ("/tmp/outside.txt", "outside of the target"),
+        ("..\\outside.txt", "outside of the target"),
+        ("C:\\outside.txt", "outside of the target"),
+        ("C:/outside.txt", "outside of the target"),
+        (link_entry(), "is a link"),
+    ],
+)
+def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entry, message):
+    folders = make_objects(tmp_path / "made/chairs_train", count=1)
+    zip_folder(folders[0].parent, tmp_path / "chairs_train.zip", [(entry, b"/etc/passwd")])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message) as raised:
+        release.unpack_zip(tmp_path / "chairs_train.zip", tmp_path / "unpacked/chairs_train")
+    assert str(tmp_path / "chairs_train.zip") in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_damaged_zips_leave_nothing(tmp_path, source):
+    archive = source / "chairs_train.zip"
+    data = bytearray(archive.read_bytes())
+    cases = {"web page": b"<html>Quota exceeded</html>", "truncated": bytes(data[: len(data) // 2])}
+    data[200] ^= 255  # Inside the first file.
+    cases["flipped bit"] = bytes(data)
+    for content in cases.values():
+        archive.write_bytes(content)
+        with pytest.raises(ValueError, match=r"chairs_train\.zip: not a whole zip file"):
+            release.unpack_zip(archive, tmp_path / "unpacked/chairs_train")
+        assert list((tmp_path / "unpacked").glob("*")) == []
+
+
+def test_empty_zip(tmp_path):
+    zip_folder(tmp_path / "nothing", tmp_path / "a.zip", [("__MACOSX/x", b"")])
+    with pytest.raises(ValueError, match="holds no file"):
+        release.unpack_zip(tmp_path / "a.zip", tmp_path / "a")
+
+
+def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        release.find_split(tmp_path / "SRN", "chairs_test", tmp_path / "unpacked")
+    for words in ("chairs_train.zip, chairs_val.zip, chairs_test.zip", "Google Drive", str(tmp_path / "SRN")):
+        assert words in str(raised.value)
+    assert "scene-representation-networks" in str(raised.value)

@@ -1,0 +1,142 @@
+"""From a configuration's data section to splits and records."""
+
+import ml_collections
+import numpy as np
+import pytest
+from synthetic import make_objects
+
+from threedim.data import records, sources, srn
+
+
+def data_config(tmp_path, **fields):
+    defaults = {
+        "dir": str(tmp_path / "data"),
+        "source": str(tmp_path / "SRN"),
+        "train_split": "cars_train",
+        "val_split": "",
+        "test_split": "cars_test",
+        "num_test_objects": 0,
+        "split_seed": 0,
+        "resplit_seed": -1,
+        "holdout_views": 0,
+        "on_bad": "raise",
+        "procedural": {
+            "kinds": ("chair", "car"),
+            "num_train_objects": 3,
+            "num_test_objects": 2,
+            "views": 3,
+            "test_views": 4,
+            "size": 16,
+            "samples": 1,
+            "seed": 0,
+        },
+    }
+    return ml_collections.ConfigDict(defaults | fields)
+
+
+@pytest.fixture
+def release(tmp_path):
+    for split, count in (("train", 6), ("val", 1), ("test", 3)):
+        make_objects(tmp_path / f"SRN/cars_{split}", count=count, views=4 if split == "train" else 6, prefix=split)
+
+
+def names(splits):
+    return {split: [folder.name for folder in folders] for split, folders in splits.items()}
+
+
+def all_names(splits):
+    return sorted(folder.name for folders in splits.values() for folder in folders)
+
+
+@pytest.mark.usefixtures("release")
+def test_released_splits(tmp_path):
+    found = names(sources.source_splits(data_config(tmp_path, val_split="cars_val")))
+    assert {split: len(folders) for split, folders in found.items()} == {"train": 6, "val": 1, "test": 3}
+    assert found["test"] == ["test_000", "test_001", "test_002"]
+    assert list(names(sources.source_splits(data_config(tmp_path, test_split="")))) == ["train"]
+
+
+@pytest.mark.usefixtures("release")
+def test_resplit_is_disjoint_complete_and_decided_by_the_seed(tmp_path):
+    released = sources.source_splits(data_config(tmp_path))
+    everything = all_names(released)
+    seen = set()
+    for seed in range(5):
+        new = sources.resplit(released, seed)
+        assert {split: len(folders) for split, folders in new.items()} == {"train": 6, "test": 3}
+        assert all_names(new) == everything
+        backwards = {split: folders[::-1] for split, folders in released.items()}
+        assert sources.resplit(backwards, seed) == new
+        assert sources.source_splits(data_config(tmp_path, resplit_seed=seed)) == new
+        seen.add(tuple(names(new)["test"]))
+    assert len(seen) > 1
+    # Objects of the released training set are tested on, and the other way round.
+    assert any(name.startswith("train") for test in seen for name in test)
+
+
+def test_resplit_needs_different_names(tmp_path):
+    train, test = make_objects(tmp_path / "a", count=2), make_objects(tmp_path / "b", count=1)
+    with pytest.raises(ValueError, match="have the same name"):
+        sources.resplit({"train": train, "test": test}, 0)
+
+
+def test_folder_of_objects(tmp_path):
+    folders = make_objects(tmp_path / "SRN", count=7)
+    plain = {"train_split": "", "test_split": ""}
+    held_out = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, **plain)))
+    assert (len(held_out["train"]), len(held_out["test"])) == (5, 2)
+    assert sorted(held_out["train"] + held_out["test"]) == [folder.name for folder in folders]
+    other = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, split_seed=3, **plain)))
+    assert other != held_out
+    assert names(sources.source_splits(data_config(tmp_path, **plain))) == {"train": [f.name for f in folders]}
+    with pytest.raises(ValueError, match="cannot hold out 7 of 7 objects"):
+        sources.source_splits(data_config(tmp_path, num_test_objects=7, **plain))
+    with pytest.raises(ValueError, match="must be '' too"):
+        sources.source_splits(data_config(tmp_path, train_split=""))
+
+
+def test_absent_source_says_what_to_do(tmp_path):
+    make_objects(tmp_path / "SRN", count=2)
+    with pytest.raises(FileNotFoundError, match=r"cars_train\.zip(.|\n)*train_split to ''"):
+        sources.prepare_from_config(data_config(tmp_path))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.usefixtures("release")
+def test_prepare_and_reuse(tmp_path, capsys):
+    config = data_config(tmp_path, holdout_views=1)
+    out_dir = sources.prepare_from_config(config)
+    assert "train: 6 objects, 24 views of 16 px; test: 3 objects, 18 views" in capsys.readouterr().out
+    assert [sources.open_from_config(config, split).num_views(0) for split in ("train", "holdout", "test")] == [3, 1, 6]
+    assert records.open_split(out_dir, "train").num_views(0) == 4
+    # Reused without the source, and whatever is only read when records are opened.
+    (tmp_path / "SRN").rename(tmp_path / "moved")
+    assert sources.prepare_from_config(data_config(tmp_path, holdout_views=2)) == out_dir
+    assert "reusing" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r'test_split: records have "cars_test", asked is ""'):
+        sources.prepare_from_config(data_config(tmp_path, test_split=""))
+    with pytest.raises(ValueError, match="resplit_seed: records have -1, asked is 0"):
+        sources.prepare_from_config(data_config(tmp_path, resplit_seed=0))
+
+
+@pytest.mark.usefixtures("release")
+def test_bad_object_stops_or_is_skipped(tmp_path):
+    (tmp_path / "SRN/cars_test/test_001/pose/000000.txt").write_text("nothing")
+    with pytest.raises(srn.BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
+        sources.prepare_from_config(data_config(tmp_path))
+    out_dir = sources.prepare_from_config(data_config(tmp_path, on_bad="skip"))
+    assert records.open_split(out_dir, "test").names == ["test_000", "test_002"]
+
+
+def test_procedural_objects(tmp_path):
+    config = data_config(tmp_path, source="")
+    sources.prepare_from_config(config)
+    train, test = (sources.open_from_config(config, split) for split in ("train", "test"))
+    assert [len(train), train.num_views(0), train.image_size] == [3, 3, 16]
+    assert [len(test), test.num_views(0)] == [2, 4]
+    assert not set(train.names) & set(test.names)
+    images, _ = train.views(0, [0, 1])
+    assert np.ptp(images) > 50
+    config.procedural.num_train_objects = 4
+    with pytest.raises(ValueError, match=r"procedural\.num_train_objects: records have 3, asked is 4"):
+        sources.prepare_from_config(config)

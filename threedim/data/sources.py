@@ -1,0 +1,163 @@
+"""From the data section of a configuration to records: which objects make up which split, and preparing them.
+
+Fields read here, all of ``config.data``:
+
+* ``dir``: folder for what is made: ``dir/records``, and ``dir/procedural`` or ``dir/unpacked`` before it.
+* ``source``: "" renders procedural shapes; else a folder with released splits (folders or zips), or with objects.
+* ``train_split``, ``val_split``, ``test_split``: folders or zips in ``source``, such as "cars_train". With
+  ``train_split`` "", ``source`` is itself a folder of objects, and ``num_test_objects`` of them are held out, drawn by
+  ``split_seed``. An empty ``val_split`` or ``test_split`` is left out.
+* ``resplit_seed``: -1 keeps the released splits; else they are merged, shuffled and split anew with this seed, which
+  for chairs makes the paper's chairs* [3].
+* ``holdout_views``: views of every training object that training does not see, spread evenly; applied when the records
+  are opened, so changing it converts nothing again.
+* ``on_bad``: "raise" or "skip", for objects that break the format.
+* ``procedural``: ``kinds``, ``num_train_objects``, ``num_test_objects``, ``views``, ``test_views``, ``size``,
+  ``samples``, ``seed``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from threedim.data import convert, records, release, srn
+
+
+def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
+    """Renders, unpacks and converts whatever is not there yet, and says what the records hold.
+
+    Records made before with the same settings are reused, without looking at the source again. In a run of several
+    processes that share a disk, one of them calls this first.
+
+    Returns:
+      The folder of the records, for `records.open_split`.
+
+    Raises:
+      FileNotFoundError: if the source lacks a split; says what to download and where to put it.
+      srn.BadObjectError: at the first bad object, with ``on_bad`` "raise".
+      ValueError: if the settings contradict each other, or the folder holds records of other settings.
+    """
+    out_dir = epath.Path(data.dir) / "records"
+    description = _description(data)
+    info = convert.find_prepared(out_dir, description, on_bad=data.on_bad)
+    if info is None:
+        convert.prepare(source_splits(data), out_dir, on_bad=data.on_bad, description=description)
+    else:
+        print(f"reusing {out_dir} (delete it to convert again): {info.summary()}")
+    return out_dir
+
+
+def open_from_config(data: ml_collections.ConfigDict, split: str) -> records.ObjectDataset:
+    """Opens a prepared split.
+
+    "train" has only the views that training may see, "holdout" the other views of the same objects
+    (`records.split_views`); "val" and "test" are other objects with all their views.
+
+    Raises:
+      FileNotFoundError: if nothing was prepared.
+      ValueError: if there is no such split, or ``holdout_views`` leaves nothing for it.
+    """
+    out_dir = epath.Path(data.dir) / "records"
+    if split == "holdout":
+        return records.open_split(out_dir, "train").only_held_out(data.holdout_views)
+    dataset = records.open_split(out_dir, split)
+    return dataset.without_held_out(data.holdout_views) if split == "train" else dataset
+
+
+def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
+    """Object folders of the splits "train", "val" and "test"; renders or unpacks them where they are not there yet.
+
+    Raises:
+      As `prepare_from_config`.
+    """
+    if not data.source:
+        splits = _procedural_splits(data)
+    elif not data.train_split:
+        if data.val_split or data.test_split:
+            raise ValueError("config.data.train_split is '', so val_split and test_split must be '' too")
+        splits = hold_out_objects(srn.find_objects(data.source), data.num_test_objects, data.split_seed)
+    else:
+        named = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
+        unpack_to = epath.Path(data.dir) / "unpacked"
+        splits = {
+            split: srn.find_objects(release.find_split(data.source, folder, unpack_to))
+            for split, folder in named.items()
+            if folder
+        }
+    return splits if data.resplit_seed < 0 else resplit(splits, data.resplit_seed)
+
+
+def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, list[epath.Path]]:
+    """Merges the splits, shuffles, and splits again into parts of the same sizes: chairs* for released chairs [3].
+
+    Objects keep the views that they have: of released chairs, 50 on a sphere or 251 on a spiral, in every new split.
+    The result depends on the set of folder names and the seed, not on the order in which folders are listed.
+
+    Raises:
+      ValueError: if two objects have the same name.
+    """
+    merged = sorted((folder for folders in splits.values() for folder in folders), key=lambda folder: folder.name)
+    for one, other in itertools.pairwise(merged):
+        if one.name == other.name:
+            raise ValueError(f"cannot merge splits: {one} and {other} have the same name")
+    order = np.random.default_rng(seed).permutation(len(merged))
+    new, start = {}, 0
+    for name, folders in splits.items():
+        new[name] = sorted(merged[index] for index in order[start : start + len(folders)])
+        start += len(folders)
+    return new
+
+
+def hold_out_objects(folders: Sequence[epath.Path], num_test: int, seed: int) -> dict[str, list[epath.Path]]:
+    """Splits objects at random into "train" and, if any are asked for, "test".
+
+    Raises:
+      ValueError: if no object would be left to train on.
+    """
+    if not 0 <= num_test < len(folders):
+        raise ValueError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
+    splits = {"train": list(folders[num_test:]), "test": list(folders[:num_test])}
+    splits = resplit(splits, seed)
+    return splits if num_test else {"train": splits["train"]}
+
+
+def _procedural_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
+    # Here, because meshes and ray casting are of no use to a training run that reads finished records.
+    from threedim.data import render
+
+    p = data.procedural
+    splits = {}
+    for split, num_objects, views in (
+        ("train", p.num_train_objects, p.views),
+        ("test", p.num_test_objects, p.test_views),
+    ):
+        if num_objects == 0:
+            continue
+        out = epath.Path(data.dir) / "procedural" / split
+        report = render.render_procedural(
+            out,
+            split,
+            kinds=tuple(p.kinds),
+            num_objects=num_objects,
+            views=views,
+            size=p.size,
+            samples=p.samples,
+            seed=p.seed,
+        )
+        # By the report, not by what lies in the folder: an earlier run may have rendered more.
+        splits[split] = [out / name for name in sorted(report.rendered + report.kept)]
+    return splits
+
+
+def _description(data: ml_collections.ConfigDict) -> dict:
+    """The fields that decide what the records hold."""
+    if not data.source:
+        return {"source": "", "procedural": data.procedural.to_dict(), "resplit_seed": data.resplit_seed}
+    fields = ["source", "train_split", "resplit_seed"]
+    fields += ["val_split", "test_split"] if data.train_split else ["num_test_objects", "split_seed"]
+    return {field: data[field] for field in fields}

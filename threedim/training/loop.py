@@ -1,0 +1,242 @@
+"""The training loop. There is one; a variant enters by config or as another function."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+from threedim.data import pipeline, sources
+from threedim.data.records import ObjectDataset
+from threedim.training import build, run_info, sharding
+from threedim.training.checkpoints import Checkpoints
+from threedim.training.logging import MetricWriter, progress
+from threedim.training.preview import Preview
+from threedim.training.state import NEVER, Metrics, Recipe, TrainState, init_state, make_train_step
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or its gradient is not finite; the message names the step and the last good checkpoint."""
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second acts as usual."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
+    """Trains to ``config.train.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
+
+    On Ctrl-C or SIGTERM it saves and returns; called again, it goes on as if nothing had been. Batches, noise and
+    dropout are functions of the seed and the step alone.
+
+    Args:
+      config: as in configs/base.py.
+      workdir: folder of the run, local or gs://.
+      allow_change: goes on although architecture, seed, batch size or data differ from the run's beginning.
+
+    Returns:
+      The last state.
+
+    Raises:
+      NonFiniteError: if the loss or its gradient stops being finite. Nothing after the last good step is saved.
+      ValueError: if settings contradict each other, the devices, or the run in ``workdir``.
+      CheckpointError: if the newest checkpoint is damaged.
+    """
+    workdir = epath.Path(workdir)
+    t = config.train
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    if recipe.batch_size % mesh.size:
+        raise ValueError(f"train.batch_size {recipe.batch_size} does not divide over {mesh.size} devices")
+    for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
+        if t[name] < 1:
+            raise ValueError(f"train.{name} must be at least 1, got {t[name]}")
+
+    records = sources.prepare_from_config(config.data)
+    dataset = sources.open_from_config(config.data, "train")
+    lead = jax.process_index() == 0
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every))
+        latest = checkpoints.latest_step()
+        if latest is None:
+            if lead:
+                run_info.write_run_info(workdir, config, dataset.fingerprint)
+        else:
+            for line in run_info.check_run_info(workdir, config, dataset.fingerprint, allow_change, write=lead):
+                logging.info("changed since the run began: %s", line)
+
+        shapes = jax.eval_shape(lambda: init_state(network, recipe))
+        shardings = sharding.state_shardings(mesh, shapes)
+        if latest is None:
+            state, start = jax.jit(lambda: init_state(network, recipe), out_shardings=shardings)(), 0
+        else:
+            abstract = jax.tree.map(
+                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
+            )
+            state, start = checkpoints.restore(abstract, latest), latest
+            print(f"resuming from step {start} in {workdir}")
+        if start >= t.num_steps:
+            print(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
+            return state
+
+        stop = stack.enter_context(StopSignal())
+        batches = pipeline.train_batches(
+            dataset,
+            batch_size=recipe.batch_size,
+            size=network.image_size,
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=t.num_workers,
+        )
+        stack.callback(batches.close)
+        preview = _preview(config, records) if t.sample_every else None
+        writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
+
+        whole = sharding.replicated(mesh)
+        step_fn = jax.jit(
+            make_train_step(network, process, recipe),
+            in_shardings=(shardings, whole, sharding.batch_sharding(mesh)),
+            out_shardings=(shardings, whole),
+            donate_argnums=(0, 1),
+        )
+        window = _Window(mesh, recipe)
+        first = sharding.put_batch(next(batches), mesh)
+        began = time.perf_counter()
+        step_fn = step_fn.lower(state, window.metrics, first).compile()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+        print(
+            f"{parameters:,} parameters; {len(dataset)} objects; {recipe.batch_size} pairs a step over {mesh.size} "
+            f"{jax.default_backend()} device(s); compiled in {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+
+        def check_finite(step: int) -> None:
+            bad = int(window.metrics.first_bad_step)
+            if bad != NEVER:
+                good = checkpoints.latest_step()
+                raise NonFiniteError(
+                    f"the loss or its gradient is not finite at step {bad + 1} (found at step {step}); "
+                    + (f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved")
+                    + f" in {workdir}. Lower train.learning_rate or lengthen train.warmup_examples."
+                )
+
+        bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
+        step, batch = start, first
+        window.begin()
+        while True:
+            state, window.metrics = step_fn(state, window.metrics, batch)
+            step += 1
+            last = step == t.num_steps or stop.received is not None
+            if not last:
+                # While the device computes: the host reads the next batch.
+                with window.waiting():
+                    batch = sharding.put_batch(next(batches), mesh)
+            if step % t.log_every == 0 or last:
+                check_finite(step)
+                scalars = window.scalars(step)
+                writer.scalars(step, scalars)
+                bar.set(step, loss=scalars["loss"], examples_per_second=scalars["examples_per_second"])
+                window = _Window(mesh, recipe)
+                window.begin()
+            else:
+                bar.set(step)
+            if step % t.checkpoint_every == 0 or last:
+                check_finite(step)
+                checkpoints.save(step, state)
+            if preview is not None and (step % t.sample_every == 0 or step == t.num_steps):
+                with window.paused():
+                    writer.images(step, {"held_out": preview.draw(state.ema_params)})
+            if last:
+                break
+        checkpoints.wait()
+        if stop.received is not None and step < t.num_steps:
+            bar.close()
+            print(f"{stop.received.name}: saved step {step} in {workdir}; the same command goes on from there")
+        return state
+
+
+def _preview(config: ml_collections.ConfigDict, records: epath.Path) -> Preview | None:
+    """Held-out objects to draw now and then: of the test split, or held-out views of the training objects."""
+    split = sources.preview_split(config.data)
+    if split is None:
+        return None
+    dataset: ObjectDataset = sources.open_from_config(config.data, split)
+    return Preview(
+        build.network(config),
+        build.process(config),
+        build.sample_settings(config, num_steps=config.train.sample_steps),
+        dataset,
+        rows=config.train.sample_objects,
+        seed=config.seed,
+    )
+
+
+class _Window:
+    """Metrics and times since the last log line."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, recipe: Recipe):
+        self.metrics = jax.device_put(Metrics.zeros(), sharding.replicated(mesh))
+        self._recipe = recipe
+        self._waited = 0.0
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Time spent here is time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time spent here does not count."""
+        start = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - start
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """What is logged. Waits for the device."""
+        m = jax.tree.map(np.asarray, jax.device_get(self.metrics))
+        seconds = time.perf_counter() - self._began
+        quartiles = {
+            f"loss_by_noise/quartile_{i + 1}": float(m.quartile_loss[i] / m.quartile_count[i])
+            for i in range(4)
+            if m.quartile_count[i]
+        }
+        return {
+            "loss": float(m.loss / m.steps),
+            **quartiles,
+            "grad_norm": float(m.grad_norm / m.steps),
+            "learning_rate": float(self._recipe.learning_rate_at(step - 1)),
+            "ema_decay": float(self._recipe.ema_decay_at(step - 1)),
+            "examples_per_second": float(m.steps) * self._recipe.batch_size / seconds,
+            "data_wait_fraction": self._waited / seconds,
+        }
