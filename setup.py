@@ -7,7 +7,7 @@ import setuptools
 setuptools.setup(
     name="threedim",
     version="0.1.0",
-    description="3DiM (Novel View Synthesis with Diffusion Models) in JAX/Flax: from one picture, the object from any camera",
+    description="3DiM in JAX/Flax: from one picture of an object, its views from any other camera",
     long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

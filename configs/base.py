@@ -12,6 +12,28 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.seed = 0  # of initialization, noise, dropout and the order of the data
 
+    # The data [3].
+    d = c.data = ml_collections.ConfigDict()
+    d.dir = "data/default"  # folder for what is made from the source: rendered or unpacked objects, and records
+    d.source = ""  # folder with SRN splits (folders or zips), or with objects; "" renders procedural shapes
+    d.train_split = ""  # folders or zips in source, such as "cars_train"; "": source is itself a folder of objects
+    d.val_split = ""
+    d.test_split = ""
+    d.resplit_seed = -1  # -1: the released splits; else merge, shuffle with this seed, split anew (chairs*)
+    d.num_test_objects = 0  # of a folder of objects: held out at random
+    d.split_seed = 0  # chooses them
+    d.holdout_views = 0  # views of every training object that training does not see
+    d.on_bad = "raise"  # "raise" at the first bad object, or "skip" it and list it
+    p = d.procedural = ml_collections.ConfigDict()
+    p.kinds = ("chair", "car")
+    p.num_train_objects = 1000
+    p.num_test_objects = 50
+    p.views = 50  # per training object
+    p.test_views = 251
+    p.size = 64  # pixels
+    p.samples = 16  # rays per pixel
+    p.seed = 0
+
     # The X-UNet [6, 7.1].
     m = c.model = ml_collections.ConfigDict()
     m.image_size = 128  # height and width in pixels; pictures of another size are resized to it
@@ -62,14 +84,15 @@ def get_config() -> ml_collections.ConfigDict:
     s.num_steps = 250  # denoising steps per view; the paper takes 256
     s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
     s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
-    s.split = "test"  # "train" or "test": where the objects come from
+    s.split = "test"  # "test", "val" or "train" objects; "holdout": held-out cameras of training objects
     s.num_objects = 4  # the first of that split; 0 takes all
     s.object = ""  # a folder in SRN format to take instead
-    s.input_views = (0,)  # numbers of the given views; the paper gives view 64 of SRN's test objects
+    s.input_views = (0,)  # numbers of the given views, () gives all; the paper gives view 64 of SRN's test objects
     s.cameras = "object"  # "object": the object's other cameras; "orbit": a circle around it
     s.num_views = 8  # views to draw: the first ones of the object's, or the orbit's; 0 takes all the object's
     s.orbit_elevation = 20.0  # degrees above the horizon
     s.orbit_radius = 0.0  # distance to the origin in the data's units; 0 takes that of the first input view
     s.batch_size = 8  # objects drawn at once
+    s.out = ""  # output folder; "" is samples/step_N in the workdir
     s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
     return c

@@ -1,6 +1,9 @@
 """The stream of training pairs: a pure function of (seed, step), uniform, and matched with its cameras."""
 
 import collections
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -178,6 +181,17 @@ def test_arguments_are_checked(dataset, options, message):
 def test_a_pair_needs_two_views(dataset):
     with pytest.raises(ValueError, match="object object_000 has 1 view"):
         take(1, dataset.only_held_out(1))
+
+
+def test_workers_outlive_ctrl_c(dataset):
+    expected = take(40, dataset)
+    with pipeline.train_batches(dataset, batch_size=8, size=16, seed=3, num_workers=1) as batches:
+        taken = [next(batches)]
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGINT)
+        taken += [next(batches) for _ in range(39)]
+    assert_same(taken, expected)
+    assert not multiprocessing.active_children()
 
 
 def test_closing(dataset):

@@ -86,12 +86,10 @@ def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
     return alpha * x + sigma * eps
 
 
-def posterior(
-    z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def posterior(z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of q(z_s | z_t, x̂) for ``logsnr_s > logsnr_t``, with the lower variance [2.2].
 
-    ``z`` and ``x_hat`` are (batch, ...), the noise levels (batch,) or scalars. The variance broadcasts against the mean.
+    ``z`` and ``x_hat`` are (batch, ...), the noise levels (batch,) or scalars. The variance broadcasts.
     """
     alpha_t, _ = alpha_sigma(logsnr_t, z.ndim if logsnr_t.ndim else 0)
     alpha_s, sigma_s = alpha_sigma(logsnr_s, z.ndim if logsnr_s.ndim else 0)

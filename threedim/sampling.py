@@ -1,11 +1,11 @@
 """Sampling by stochastic conditioning [2.2, 7.3].
 
-A view is drawn by ``num_steps`` denoising steps, and at *every* step the network sees another of the views known so far,
-drawn uniformly. A finished view joins the known ones. So views drawn one after another agree with each other, though
-the network only ever sees a pair.
+A view is drawn by ``num_steps`` denoising steps, and at *every* step the network sees another of the views known so
+far, drawn uniformly. A finished view joins the known ones. So views drawn one after another agree with each other,
+though the network only ever sees a pair.
 
-A known set is a fixed-capacity array plus a count: one compiled function draws every view of a rollout. It holds what the
-network computes from a clean view alone, which is the same at every step.
+A known set is a fixed-capacity array plus a count: one compiled function draws every view of a rollout. It holds what
+the network computes from a clean view alone, which is the same at every step.
 
 What joins the known set is rounded to 8 bits, as it is written to disk: a rollout that goes on from its own PNG files
 equals one that was never interrupted.

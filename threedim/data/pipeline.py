@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import signal
 import weakref
 from collections.abc import Iterator
 
@@ -117,7 +118,8 @@ def train_batches(
     if num_workers:
         buffer = max(2, 2 * batch_size // (process_count * num_workers))
         iterator = iterator.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer)
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer),
+            worker_init_fn=_ignore_interrupts,
         )
     return Batches(iter(iterator.batch(batch_size // process_count, drop_remainder=True)))
 
@@ -137,6 +139,12 @@ class _DrawPair(grain.transforms.RandomMap):
         second = rng.integers(num_views - 1)
         image, camera = self.dataset.views(index, [first, second + (second >= first)], self.size)
         return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
+
+
+def _ignore_interrupts(worker_index: int, worker_count: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process decides when to stop, and closes the workers.
+    del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parse_flags() -> None:

@@ -88,9 +88,9 @@ class FiLM(nn.Module):
 class PoseConv(nn.Module):
     """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
 
-    It is linear, so the two summands go through apart: the encodings (batch, H, W, c) have no gradient to send back, and
-    the learned part (1, H, W, c) is the same for the whole batch. Together that saves a third of this layer's cost in
-    training without changing what it computes.
+    It is linear, so the two summands go through apart: the encodings (batch, H, W, c) have no gradient to send back,
+    and the learned part (1, H, W, c) is the same for the whole batch. Together that saves a third of this layer's cost
+    in training without changing what it computes.
     """
 
     features: int
@@ -188,7 +188,7 @@ class AttentionBlock(nn.Module):
 
 
 class XUNetBlock(nn.Module):
-    """A residual block and, where ``attention`` is set, self- and then cross-attention between the frames [2.3, 7.1]."""
+    """A residual block and, where ``attention`` is set, self- and then cross-attention [2.3, 7.1]."""
 
     features: int
     attention: bool

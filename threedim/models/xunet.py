@@ -6,8 +6,8 @@ so the network is written in two parts whose composition is the whole:
 * ``encode_view`` takes one frame through the levels above the first one with attention;
 * ``denoise`` takes both frames through the levels with attention, and frame 1 alone back up to the picture.
 
-What nobody reads is thus never computed (frame 0's way up above the last attention level), and a sampler keeps what does
-not change between its steps: each known view's features, and the target camera's pose embeddings.
+What nobody reads is thus never computed (frame 0's way up above the last attention level), and a sampler keeps what
+does not change between its steps: each known view's features, and the target camera's pose embeddings.
 """
 
 from __future__ import annotations

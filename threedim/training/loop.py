@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from threedim.data import pipeline, sources
-from threedim.data.records import ObjectDataset
+from threedim.data.records import read_info
 from threedim.training import build, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
 from threedim.training.logging import MetricWriter, progress
@@ -183,10 +183,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
 def _preview(config: ml_collections.ConfigDict, records: epath.Path) -> Preview | None:
     """Held-out objects to draw now and then: of the test split, or held-out views of the training objects."""
-    split = sources.preview_split(config.data)
-    if split is None:
+    if config.data.holdout_views:
+        split = "holdout"
+    elif "test" in read_info(records).splits:
+        split = "test"
+    else:
         return None
-    dataset: ObjectDataset = sources.open_from_config(config.data, split)
+    dataset = sources.open_from_config(config.data, split)
     return Preview(
         build.network(config),
         build.process(config),

@@ -54,7 +54,7 @@ class Recipe:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.uncond_prob < 1:
             raise ValueError(f"train.uncond_prob must be in [0, 1), got {self.uncond_prob}")
-        if not 0 < self.ema_rampup:
+        if not self.ema_rampup > 0:
             raise ValueError(f"train.ema_rampup must be positive, got {self.ema_rampup}")
 
     def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
@@ -112,17 +112,25 @@ def batch_images(batch: Batch) -> tuple[jax.Array, Camera]:
     return batch["image"].astype(jnp.float32) / 127.5 - 1.0, Camera(batch["R"], batch["t"], batch["K"])
 
 
-def init_state(network: XUNet, recipe: Recipe) -> TrainState:
-    """The state before the first step; a pure function of the seed."""
+def init_params(network: XUNet, key: jax.Array) -> PyTree:
+    """Fresh parameters of the network."""
     size = network.image_size
     image = jnp.zeros((1, size, size, 3))
     camera = Camera(jnp.eye(3)[None, None].repeat(2, 1), jnp.zeros((1, 2, 3)), jnp.eye(3)[None, None].repeat(2, 1))
-    key = named_key(jax.random.key(recipe.seed), "init")
-    variables = network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)
-    params = variables["params"]
+    return network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)["params"]
+
+
+def init_state(network: XUNet, recipe: Recipe) -> TrainState:
+    """The state before the first step; a pure function of the seed."""
+    params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
     # The average starts as a copy, not the same buffers: both are donated to the first step.
     ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, recipe.optimizer().init(params))
+
+
+def abstract_params(network: XUNet) -> PyTree:
+    """Shapes and dtypes of the network's parameters."""
+    return jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
 
 
 def make_train_step(
