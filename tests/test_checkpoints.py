@@ -16,7 +16,7 @@ import optax
 import pytest
 from orbax.checkpoint._src.path import atomicity
 
-from threedim.training import checkpoints, checksums, run_info
+from threedim.training import checkpoints, leaves, run_info
 from threedim.training.checkpoints import CheckpointError, Checkpoints
 from threedim.training.state import TrainState
 
@@ -471,19 +471,19 @@ def test_damage_is_found_when_reading_params(run_copy):
 def test_checksum_is_the_same_by_numpy_and_by_jax_and_sees_every_change(dtype):
     rng = np.random.default_rng(0)
     x = np.asarray(jnp.asarray(rng.normal(size=(5, 4, 3)) * 3, dtype))
-    value = int(checksums._checksum(x, np))
-    assert int(checksums._device_checksum(jnp.asarray(x))) == value
+    value = int(leaves._checksum(x, np))
+    assert int(leaves._device_checksum(jnp.asarray(x))) == value
     for index in np.ndindex(x.shape):
         changed = x.copy()
         flipped = changed.view(np.uint8).reshape(*x.shape, -1)[index]
         flipped[0] ^= 1
-        assert int(checksums._checksum(changed, np)) != value
+        assert int(leaves._checksum(changed, np)) != value
 
 
 def test_checksum_sees_numbers_that_change_places():
     x = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
     for other in (np.moveaxis(x, 0, 1).copy(), x[::-1].copy(), x[..., [1, 0, 2]]):
-        assert int(checksums._checksum(other, np)) != int(checksums._checksum(x, np))
+        assert int(leaves._checksum(other, np)) != int(leaves._checksum(x, np))
 
 
 # The settings beside the checkpoints

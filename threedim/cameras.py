@@ -54,7 +54,7 @@ class Camera:
     def __post_init__(self):
         for name, shape in (("R", (3, 3)), ("t", (3,)), ("K", (3, 3))):
             value = getattr(self, name)
-            if not isinstance(value, (np.ndarray, jax.Array)):
+            if not isinstance(value, jax.Array):
                 value = np.asarray(value, np.float32)
                 object.__setattr__(self, name, value)
             if value.shape[value.ndim - len(shape) :] != shape:
@@ -212,7 +212,8 @@ def intrinsics(focal: float, size: int | tuple[int, int], center: tuple[float, f
 def look_at(position, target, K, up=(0.0, 0.0, 1.0)) -> Camera:
     """Cameras at ``position`` (..., 3) looking at ``target`` (3,) or (..., 3), with ``up`` upwards in the image.
 
-    Looking straight along ``up`` has no defined roll; then the image's upward direction is taken along the world's y.
+    Looking straight along ``up`` has no defined roll; then the image's upward direction is taken along the world's y
+    (its z, if ``up`` is nearer to y).
 
     Raises:
       ValueError: where position and target coincide.
@@ -225,7 +226,7 @@ def look_at(position, target, K, up=(0.0, 0.0, 1.0)) -> Camera:
     forward = forward / distance
     up = np.asarray(up, np.float64) / np.linalg.norm(up)
     aligned = np.abs(np.sum(forward * up, axis=-1, keepdims=True)) > 1 - 1e-9
-    up = np.where(aligned, [0.0, 1.0, 0.0], up)
+    up = np.where(aligned, [0.0, 1.0, 0.0] if abs(up[1]) < 0.9 else [0.0, 0.0, 1.0], up)
     right = np.cross(forward, up)
     right = right / np.linalg.norm(right, axis=-1, keepdims=True)
     down = np.cross(forward, right)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import signal
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from absl import flags
 from threedim.data.records import ObjectDataset
 
 _MIN_SHUFFLED = 1024
+# Batches read ahead, by each worker.
+_AHEAD = 2
 _open_streams = weakref.WeakSet()
 
 
@@ -99,29 +102,33 @@ def train_batches(
             raise ValueError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
     _parse_flags()
 
-    # The order of these steps matters: random_map sees each pair's place in the global stream, whoever reads it, and
-    # batching comes after the workers, so that their number cannot be seen in a batch.
     # Grain's shuffle takes up to 2 ms an index for a few objects, and 0.03 ms from about a thousand on: so few objects
     # are shuffled several epochs at a time.
     epochs = -(-_MIN_SHUFFLED // len(dataset))
-    pairs = (
+    # The order of these steps matters: random_map sees each pair's place in the global stream, whoever reads it.
+    # Batches are made while there still is random access: a batch is then a function of its number, and workers take
+    # turns by whole batches. Batching an iterator would depend on the workers, or pass every pair on by itself.
+    batches = (
         grain.MapDataset.range(epochs * len(dataset))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_DrawPair(dataset, size))
         .slice(slice(start_step * batch_size + process_index, None, process_count))
+        .batch(batch_size // process_count, drop_remainder=True)
     )
     # One thread, so that reading goes on while the device computes; more cores are used by processes.
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * batch_size // process_count)
-    iterator = pairs.to_iter_dataset(reading)
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
     if num_workers:
-        buffer = max(2, 2 * batch_size // (process_count * num_workers))
-        iterator = iterator.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=buffer),
+        # Through pipes: shared memory is 64 MB in a container by default, and stays behind when a process is killed.
+        stream = grain.experimental.WithOptionsIterDataset(
+            stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        )
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD),
             worker_init_fn=_ignore_interrupts,
         )
-    return Batches(iter(iterator.batch(batch_size // process_count, drop_remainder=True)))
+    return Batches(iter(stream))
 
 
 @dataclasses.dataclass(frozen=True)

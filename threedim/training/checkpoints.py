@@ -18,7 +18,7 @@ import functools
 import json
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from threedim.training import checksums
+from threedim.training import leaves as leaves_lib
 
 PyTree = Any
 Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
@@ -119,13 +119,13 @@ class Checkpoints:
                 f"saving step {step}: {self._folder} already holds later steps {[s for s in steps if s > step]}. To "
                 "train on from an earlier step, move the later folders away first."
             )
-        leaves = {path: _as_jax(path, leaf) for path, leaf in _named_leaves(state).items()}
-        sums = checksums.of_leaves(leaves)
+        leaves = {path: leaves_lib.as_jax(path, leaf) for path, leaf in leaves_lib.by_path(state).items()}
+        sums = leaves_lib.checksums(leaves)
         table = {path: [leaf.dtype.name, list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
         self.wait()
         self._saving = step
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(_nest(leaves)),
+            state=ocp.args.PyTreeSave(leaves_lib.nest(leaves)),
             leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
         )
         self._call("saving", lambda: self._manager.save(step, args=items, force=True))
@@ -157,7 +157,7 @@ class Checkpoints:
         """
         self.wait()
         step = _choose_step(self._folder, step)
-        wanted = _named_leaves(abstract_state)
+        wanted = leaves_lib.by_path(abstract_state)
         leaves = _restore(self._folder, step, lambda saved: (wanted, saved))
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves.values())
 
@@ -218,7 +218,7 @@ def restore_params(
         if not saved:
             raise CheckpointError(f"{folder / str(step)} has no field {which!r}, only {', '.join(fields)}")
         if abstract_params is not None:
-            return {prefix + path: leaf for path, leaf in _named_leaves(abstract_params).items()}, saved
+            return {prefix + path: leaf for path, leaf in leaves_lib.by_path(abstract_params).items()}, saved
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for path, leaf in saved.items()
         }, saved
@@ -226,7 +226,7 @@ def restore_params(
     leaves = _restore(folder, step, select)
     if abstract_params is not None:
         return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves.values())
-    return _nest({path.removeprefix(prefix): leaf for path, leaf in leaves.items()})
+    return leaves_lib.nest({path.removeprefix(prefix): leaf for path, leaf in leaves.items()})
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -275,7 +275,7 @@ def _restore(folder: epath.Path, step: int, select: Callable[[Leaves], tuple[Lea
         if damage is not None:
             raise _damaged(folder, step, damage)
         raise CheckpointError(f"{step_folder} is whole but could not be restored: {problem}")
-    bad = [path for path, checksum in checksums.of_leaves(leaves).items() if checksum != sums[path]]
+    bad = [path for path, checksum in leaves_lib.checksums(leaves).items() if checksum != sums[path]]
     if bad:
         raise _damaged(folder, step, f"numbers have changed since saving in {_listed(bad, ', ')}")
     return leaves
@@ -321,7 +321,7 @@ def _verify(step_folder: epath.Path) -> str | None:
         leaves, problem = _attempt(_read_arrays, step_folder, piece, alone)
         if problem is not None:
             return problem
-        for path, checksum in checksums.of_leaves(leaves).items():
+        for path, checksum in leaves_lib.checksums(leaves).items():
             if checksum != sums[path]:
                 return f"numbers have changed since saving in {path}"
     return None
@@ -390,8 +390,8 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     args = ocp.args.PyTreeRestore(
-        item=_nest(wanted),
-        restore_args=_nest({path: restore_args(leaf) for path, leaf in wanted.items()}),
+        item=leaves_lib.nest(wanted),
+        restore_args=leaves_lib.nest({path: restore_args(leaf) for path, leaf in wanted.items()}),
         partial_restore=True,
     )
     handler = ocp.PyTreeCheckpointHandler()
@@ -425,37 +425,7 @@ def _listed(lines: Sequence[str], separator: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names of leaves, and Orbax's surroundings
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path, "params/conv/kernel", in the tree's order."""
-    leaves = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        if not keys or path.count("/") != len(keys) - 1 or path in leaves:
-            raise ValueError(f"a checkpoint's arrays need distinct names without '/', got {path!r}")
-        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise ValueError(f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays only")
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise ValueError(f"{path} is a {leaf.dtype}; a checkpoint holds numbers only: save jax.random.key_data")
-        leaves[path] = leaf
-    return leaves
-
-
-def _as_jax(path: str, leaf) -> jax.Array:
-    array = jnp.asarray(leaf)
-    if array.dtype != leaf.dtype:
-        raise ValueError(f"{path} is {leaf.dtype}, which JAX holds as {array.dtype}: convert it before saving")
-    return array
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[name] = leaf
-    return tree
+# Orbax's surroundings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
 
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         quartile = jax.nn.one_hot(jnp.clip(4 * example["t"], 0, 3).astype(jnp.int32), 4)  # (batch, 4)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         metrics = Metrics(

@@ -1,0 +1,264 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import jax_cameras
+
+from threedim import diffusion
+from threedim.diffusion import Process, alpha_sigma, logsnr_schedule, posterior, q_sample
+
+LOGSNRS = [
+    (-20.0, -14.1),
+    (-20.0, 20.0),
+    (-9.3, -9.29),
+    (-3.0, 0.5),
+    (0.0, 4.0),
+    (4.0, 4.01),
+    (9.0, 20.0),
+    (19.5, 20.0),
+]
+KEY = jax.random.key(0)
+
+
+def alpha_sigma_64(logsnr):
+    """From the definitions alpha^2 + sigma^2 = 1 and alpha^2 / sigma^2 = exp(logsnr)."""
+    snr = np.exp(np.float64(logsnr))
+    return np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# --- schedule and forward process ---
+
+
+def test_schedule_is_that_of_the_paper():
+    t = np.linspace(0, 1, 101)
+    b = np.arctan(np.exp(-20 / 2))
+    a = np.arctan(np.exp(20 / 2)) - b
+    expected = -2 * np.log(np.tan(a * t + b))
+    logsnr = logsnr_schedule(jnp.asarray(t, jnp.float32))
+    # In float32 the tangent has no more than three digits where its argument nears pi/2.
+    np.testing.assert_allclose(logsnr, expected, atol=4e-3)
+    np.testing.assert_allclose(logsnr[:90], expected[:90], atol=2e-5)
+    assert np.all(np.diff(logsnr) < 0)
+    np.testing.assert_allclose([logsnr[0], logsnr[50], logsnr[-1]], [20, 0, -20], atol=4e-3)
+
+
+def test_schedule_takes_other_ends():
+    logsnr = Process(logsnr_min=-6.0, logsnr_max=12.0).logsnr(jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(logsnr, [12, -6], atol=1e-4)
+
+
+def test_forward_process():
+    x, eps = normal(3, 2, 2, 3), normal(3, 2, 2, 3, seed=1)
+    logsnr = np.array([-20.0, 0.3, 20.0], np.float32)
+    z = q_sample(jnp.asarray(x), jnp.asarray(eps), jnp.asarray(logsnr))
+    for i in range(3):
+        alpha, sigma = alpha_sigma_64(logsnr[i])
+        np.testing.assert_allclose(z[i], alpha * x[i] + sigma * eps[i], rtol=1e-5, atol=1e-6)
+
+
+def test_signal_and_noise_scales():
+    logsnr = np.linspace(-20, 20, 9, dtype=np.float32)
+    alpha, sigma = alpha_sigma(jnp.asarray(logsnr), 3)
+    assert alpha.shape == sigma.shape == (9, 1, 1)
+    expected = alpha_sigma_64(logsnr)
+    np.testing.assert_allclose(alpha[:, 0, 0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(sigma[:, 0, 0], expected[1], rtol=1e-5)
+
+
+# --- posterior ---
+
+
+def slow_posterior(z, x, logsnr_t, logsnr_s):
+    """q(z_s | z_t, x) is proportional to q(z_t | z_s) q(z_s | x): a product of two Gaussians in z_s."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma_64(logsnr_t), alpha_sigma_64(logsnr_s)
+    ratio = alpha_t / alpha_s  # z_t = ratio z_s + noise
+    variance_ts = sigma_t**2 - ratio**2 * sigma_s**2
+    precision = ratio**2 / variance_ts + 1 / sigma_s**2
+    mean = (ratio * z / variance_ts + alpha_s * x / sigma_s**2) / precision
+    return mean, 1 / precision
+
+
+@pytest.mark.parametrize(("logsnr_t", "logsnr_s"), LOGSNRS)
+@pytest.mark.parametrize("scalar", [True, False])
+def test_posterior_is_the_gaussian_conditional(logsnr_t, logsnr_s, scalar):
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 3, 3, 2)).astype(np.float32)
+    alpha, sigma = alpha_sigma_64(logsnr_t)
+    z = (alpha * x + sigma * normal(4, 3, 3, 2)).astype(np.float32)
+    shape = () if scalar else (4,)
+    levels = [jnp.full(shape, level, jnp.float32) for level in (logsnr_t, logsnr_s)]
+    mean, variance = posterior(jnp.asarray(z), jnp.asarray(x), *levels)
+    logsnr_t, logsnr_s = (float(np.float32(level)) for level in (logsnr_t, logsnr_s))
+    expected_mean, expected_variance = slow_posterior(z, x, logsnr_t, logsnr_s)
+    np.testing.assert_allclose(mean, expected_mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.broadcast_to(variance, z.shape), np.full(z.shape, expected_variance), rtol=1e-4)
+
+
+def test_posterior_takes_one_noise_level_per_example():
+    x, z = normal(8, 2, 2, 1), normal(8, 2, 2, 1, seed=1)
+    logsnr_t, logsnr_s = np.array(LOGSNRS, np.float32).T
+    mean, variance = posterior(*(jnp.asarray(a) for a in (z, x, logsnr_t, logsnr_s)))
+    for i in range(8):
+        expected_mean, expected_variance = slow_posterior(z[i], x[i], logsnr_t[i], logsnr_s[i])
+        np.testing.assert_allclose(mean[i], expected_mean, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(variance[i].item(), expected_variance, rtol=1e-3)
+
+
+# --- what the network puts out ---
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("logsnr", [-7.0, -1.0, 0.0, 3.0, 12.0])
+def test_x_and_eps_come_back_from_the_target(prediction, logsnr):
+    process = Process(prediction)
+    x, eps = jnp.asarray(normal(2, 2, 2, 3)), jnp.asarray(normal(2, 2, 2, 3, seed=1))
+    logsnr = jnp.full((2,), logsnr)
+    z, output = q_sample(x, eps, logsnr), process.target(x, eps, logsnr)
+    np.testing.assert_allclose(process.predict_x(output, z, logsnr), x, atol=5e-5)
+    np.testing.assert_allclose(process.predict_eps(output, z, logsnr), eps, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_predicted_x_and_eps_make_up_z(prediction):
+    """For any output, not the true one alone: z = alpha x_hat + sigma eps_hat."""
+    process = Process(prediction)
+    output, z = normal(3, 2, 2, 3), normal(3, 2, 2, 3, seed=1)
+    logsnr = np.array([-6.0, 0.2, 9.0], np.float32)
+    arguments = [jnp.asarray(a) for a in (output, z, logsnr)]
+    x_hat, eps_hat = process.predict_x(*arguments), process.predict_eps(*arguments)
+    for i in range(3):
+        alpha, sigma = alpha_sigma_64(logsnr[i])
+        np.testing.assert_allclose(alpha * x_hat[i] + sigma * eps_hat[i], z[i], atol=1e-5)
+
+
+def test_v_is_alpha_eps_minus_sigma_x():
+    x, eps = normal(1, 2, 2, 3), normal(1, 2, 2, 3, seed=1)
+    alpha, sigma = alpha_sigma_64(1.5)
+    v = Process("v").target(jnp.asarray(x), jnp.asarray(eps), jnp.asarray([1.5]))
+    np.testing.assert_allclose(v, alpha * eps - sigma * x, atol=1e-6)
+    np.testing.assert_array_equal(Process("eps").target(jnp.asarray(x), jnp.asarray(eps), jnp.asarray([1.5])), eps)
+
+
+def test_process_refuses_nonsense():
+    with pytest.raises(ValueError, match="prediction must be"):
+        Process("x0")
+    with pytest.raises(ValueError, match="must be below"):
+        Process(logsnr_min=3.0, logsnr_max=3.0)
+    with pytest.raises(ValueError, match="must be below"):
+        Process(logsnr_min=float("nan"))
+
+
+# --- loss ---
+
+
+BATCH, PROCESS = 4096, Process(uncond_logsnr=-13.0)
+
+
+@jax.jit
+def network_inputs(key, uncond_prob):
+    """What the loss gives to the network, and the pictures it came from."""
+    images = jnp.asarray(np.random.default_rng(5).uniform(-1, 1, (BATCH, 2, 2, 2, 3)), jnp.float32)
+    seen = {}
+
+    def network(x, z, logsnr, camera, cond_mask):
+        seen.update(x=x, z=z, logsnr=logsnr, camera=camera, cond_mask=cond_mask)
+        return jnp.zeros_like(z)
+
+    total, example = diffusion.loss(network, images, jax_cameras(BATCH, 2), key, PROCESS, uncond_prob)
+    alpha, sigma = alpha_sigma(seen["logsnr"][:, 1], 4)
+    eps = (seen["z"] - alpha * images[:, 1]) / sigma  # worth reading where t is not near 0
+    return seen | {"images": images, "total": total, "eps": eps, **example}
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offset):
+    images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (16, 2, 4, 4, 3)), jnp.float32)
+
+    def network(x, z, logsnr, camera, cond_mask):
+        alpha, sigma = alpha_sigma(logsnr[:, 1], 4)
+        eps = (z - alpha * images[:, 1]) / sigma
+        exact = eps if prediction == "eps" else alpha * eps - sigma * images[:, 1]
+        # By example, so that an average over the wrong axes shows.
+        return exact + offset * jnp.arange(16)[:, None, None, None] / 16
+
+    # A schedule that stops short of clean: dividing by a sigma near zero would cost the digits.
+    process = Process(prediction, logsnr_max=8.0)
+    total, example = jax.jit(lambda key: diffusion.loss(network, images, jax_cameras(16, 2), key, process, 0.5))(KEY)
+    expected = (offset * np.arange(16) / 16) ** 2
+    np.testing.assert_allclose(example["loss"], expected, atol=1e-4)
+    np.testing.assert_allclose(total, expected.mean(), atol=1e-4)
+
+
+def test_loss_of_zeros_is_the_power_of_the_noise():
+    seen = network_inputs(KEY, 0.1)
+    np.testing.assert_allclose(seen["total"], 1, atol=0.02)
+    assert seen["loss"].shape == seen["t"].shape == (BATCH,)
+    np.testing.assert_allclose(seen["loss"].mean(), seen["total"], rtol=1e-5)
+
+
+def test_network_sees_the_clean_view_and_the_noisy_target():
+    seen = network_inputs(KEY, 0.0)
+    assert np.all(seen["cond_mask"])
+    np.testing.assert_array_equal(seen["x"], seen["images"][:, 0])
+    np.testing.assert_array_equal(seen["logsnr"][:, 0], 20.0)
+    np.testing.assert_allclose(seen["logsnr"][:, 1], logsnr_schedule(seen["t"]), atol=4e-3)
+    expected = jax_cameras(BATCH, 2)
+    np.testing.assert_array_equal(seen["camera"].t, expected.t)
+    eps = np.asarray(seen["eps"])[np.asarray(seen["t"]) > 0.1]
+    # Noise of mean 0 and variance 1, no two examples alike.
+    np.testing.assert_allclose(eps.mean(), 0, atol=0.02)
+    np.testing.assert_allclose(eps.std(), 1, atol=0.02)
+    assert len(np.unique(eps[:, 0, 0, 0])) > 0.99 * len(eps)
+
+
+def test_time_is_uniform():
+    t = np.asarray(network_inputs(KEY, 0.1)["t"])
+    counts = np.histogram(t, bins=16, range=(0, 1))[0]
+    assert counts.sum() == BATCH
+    # Chi-square with 15 degrees of freedom: 37.7 is passed once in a thousand.
+    assert np.sum((counts - 256) ** 2 / 256) < 37.7
+
+
+@pytest.mark.parametrize("uncond_prob", [0.1, 0.6])
+def test_unconditional_pairs(uncond_prob):
+    seen = network_inputs(KEY, uncond_prob)
+    dropped = ~np.asarray(seen["cond_mask"])
+    deviation = np.sqrt(uncond_prob * (1 - uncond_prob) / BATCH)
+    assert abs(dropped.mean() - uncond_prob) < 4 * deviation
+
+    x, images = np.asarray(seen["x"]), np.asarray(seen["images"])
+    np.testing.assert_array_equal(x[~dropped], images[~dropped, 0])
+    noise = x[dropped]
+    np.testing.assert_allclose(noise.mean(), 0, atol=0.06)
+    np.testing.assert_allclose(noise.std(), 1, atol=0.06)
+    assert np.abs(noise).max() > 3  # Gaussian, not uniform
+    # Neither the clean view nor the target's noise is left in it.
+    for other in (images[dropped, 0], images[dropped, 1], np.asarray(seen["z"])[dropped]):
+        assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.06
+
+    np.testing.assert_array_equal(seen["logsnr"][dropped, 0], -13.0)
+    np.testing.assert_array_equal(seen["logsnr"][~dropped, 0], 20.0)
+    # The target frame is as noisy as ever.
+    np.testing.assert_allclose(seen["logsnr"][:, 1], PROCESS.logsnr(seen["t"]), atol=4e-3)
+    # Dropping does not depend on the noise level.
+    assert abs(np.asarray(seen["t"])[dropped].mean() - 0.5) < 0.06
+
+
+def test_noise_of_the_dropped_view_is_not_that_of_the_target():
+    """The same key for both would tell the network the answer."""
+    seen = network_inputs(KEY, 0.9)
+    chosen = ~np.asarray(seen["cond_mask"]) & (np.asarray(seen["t"]) > 0.1)
+    assert chosen.sum() > 2000
+    eps, noise = (np.asarray(seen[name])[chosen].ravel() for name in ("eps", "x"))
+    assert abs(np.corrcoef(eps, noise)[0, 1]) < 0.03
+
+
+def test_the_key_decides_every_draw():
+    first, again, other = (network_inputs(jax.random.key(seed), 0.5) for seed in (1, 1, 2))
+    for name in ("x", "z", "logsnr", "cond_mask", "t"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name]), name

@@ -1,0 +1,237 @@
+import io
+import json
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from threedim.training import logging as logging_lib
+from threedim.training.logging import MetricWriter, progress
+
+
+def read_lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(workdir) -> list[event_pb2.Event]:
+    """TensorBoard's files in the order of their making: length (8 bytes), its CRC (4), event, its CRC (4)."""
+    events = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def read_scalars(workdir) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in read_events(workdir):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_scalars_are_in_both_files(tmp_path):
+    with MetricWriter(tmp_path / "run") as writer:
+        writer.scalars(1, {"loss": 0.5, "loss_by_noise/quartile_1": jnp.float32(0.25)})
+        # At once, not only at the end.
+        assert read_lines(tmp_path / "run")[0]["loss"] == 0.5
+        writer.scalars(2, {"loss": np.float64(0.125), "n": 3})
+    first, second = read_lines(tmp_path / "run")
+    assert list(first) == ["step", "time", "loss", "loss_by_noise/quartile_1"]
+    assert (first["step"], first["loss"], first["loss_by_noise/quartile_1"]) == (1, 0.5, 0.25)
+    assert second["step"] == 2
+    assert second["n"] == 3.0
+    assert second["time"] >= first["time"] > 1.6e9
+    assert read_scalars(tmp_path / "run") == {
+        "loss": [(1, 0.5), (2, 0.125)],
+        "loss_by_noise/quartile_1": [(1, 0.25)],
+        "n": [(2, 3.0)],
+    }
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.scalars(1, {"a": float("nan"), "b": float("inf"), "c": 1.0})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    content = json.loads(line, parse_constant=refuse)
+    assert (content["a"], content["b"], content["c"]) == (None, None, 1.0)
+    assert np.isnan(read_scalars(tmp_path)["a"][0][1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"x": np.zeros(3)}, r"cannot log 'x': \(3,\)"), ({"step": 1.0}, "'step': the name is taken")],
+)
+def test_what_is_not_a_scalar_is_refused(tmp_path, values, message):
+    with MetricWriter(tmp_path) as writer, pytest.raises(ValueError, match=message):
+        writer.scalars(1, values)
+    assert read_lines(tmp_path) == []
+
+
+def test_pictures_are_in_both_places(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    with MetricWriter(tmp_path) as writer:
+        writer.images(12, {"held_out": picture, "gray": picture[..., :1]})
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "held_out_0000012.png")), picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "gray_0000012.png")), picture[..., 0])
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    (value,) = [v for e in read_events(tmp_path) if e.step == 12 for v in e.summary.value if v.tag == "held_out"]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string))), picture)
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "message"),
+    [
+        ("a/b", np.zeros((2, 2, 3), np.uint8), "it names a file"),
+        ("..", np.zeros((2, 2, 3), np.uint8), "it names a file"),
+        ("a", np.zeros((2, 2, 3), np.float32), r"got float32 \(2, 2, 3\)"),
+        ("a", np.zeros((2, 2), np.uint8), r"got uint8 \(2, 2\)"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(tmp_path, name, picture, message):
+    with MetricWriter(tmp_path) as writer, pytest.raises(ValueError, match=message):
+        writer.images(1, {name: picture})
+
+
+def test_resuming_leaves_no_step_twice(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        for step in (1, 2, 3, 4):
+            writer.scalars(step, {"loss": step / 10})
+    with MetricWriter(tmp_path, start_step=2) as writer:
+        assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
+        for step in (3, 4, 5):
+            writer.scalars(step, {"loss": step / 100})
+    lines = read_lines(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["loss"] for line in lines] == [0.1, 0.2, 0.03, 0.04, 0.05]
+    # TensorBoard hides what stands before a start event from its step on.
+    starts = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
+    assert starts == [0, 3]
+
+
+def test_starting_anew_drops_everything(tmp_path):
+    for _ in range(2):
+        with MetricWriter(tmp_path) as writer:
+            writer.scalars(0, {"loss": 1.0})
+            writer.scalars(1, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [0, 1]
+
+
+def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
+    with MetricWriter(tmp_path, start_step=2) as writer:
+        writer.scalars(3, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
+    # Whole but for its end of line.
+    path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}')
+    with MetricWriter(tmp_path, start_step=2) as writer:
+        writer.scalars(3, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "[1, 2]", '{"loss": 1}'])
+def test_a_broken_line_is_named(tmp_path, bad):
+    content = f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n'
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
+        MetricWriter(tmp_path, start_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text() == content
+
+
+def test_disabled_writes_nothing(tmp_path):
+    with MetricWriter(tmp_path / "run", enabled=False) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        writer.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_closing_twice_and_writing_after_it(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.scalars(1, {"loss": 1.0})
+    writer.close()
+    writer.close()
+    writer.scalars(2, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [1]
+
+
+def test_object_stores_get_the_whole_file_now_and_then(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n')
+    monkeypatch.setattr(logging_lib.files, "is_remote", lambda path: True)
+    with MetricWriter(tmp_path, start_step=1) as writer:
+        writer.scalars(2, {"loss": 1.0})
+        assert [line["step"] for line in read_lines(tmp_path)] == [1], "not due yet"
+        monkeypatch.setattr(logging_lib, "_REMOTE_INTERVAL", -1.0)
+        writer.scalars(3, {"loss": 1.0})
+        assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3]
+        monkeypatch.setattr(logging_lib, "_REMOTE_INTERVAL", 1e9)
+        writer.scalars(4, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3, 4]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_in_a_log_file_is_plain_lines():
+    log = io.StringIO()
+    with progress(1200, initial=200, desc="train", interval=1e9, file=log) as bar:
+        assert bar.initial == 200
+        bar.set(201, loss=0.123456, examples_per_second=99.5)
+        for step in range(202, 1200):
+            bar.set(step)
+        bar.set(1200, loss=0.1)
+    lines = log.getvalue().splitlines()
+    assert "\r" not in log.getvalue()
+    assert len(lines) == 2, "the first and the last"
+    assert lines[0].startswith("train 201/1,200 (17 %), loss 0.1235, examples_per_second 99.5, 00:00 elapsed, ")
+    assert lines[0].endswith(" left")
+    assert lines[1].startswith("train 1,200/1,200 (100 %), loss 0.1, examples_per_second 99.5, ")
+    assert lines[1].endswith("00:00 left")
+
+
+def test_progress_lines_come_at_intervals(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(logging_lib.time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    with progress(100, desc="train", interval=30.0, file=log) as bar:
+        for step in range(1, 51):
+            now[0] += 2.0
+            bar.set(step)
+    lines = log.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/100", "16/100", "31/100", "46/100", "50/100"]
+    # 46 in 92 s: 54 more take 108 s.
+    assert lines[3] == "train 46/100 (46 %), 01:32 elapsed, 01:48 left"
+
+
+def test_progress_on_a_terminal_is_a_bar():
+    terminal = Terminal()
+    with progress(10, initial=4, desc="train", file=terminal) as bar:
+        bar.set(7, loss=0.5)
+        bar.set(10)
+        bar.close()
+    assert "train: 100%" in terminal.getvalue()
+    assert "10/10" in terminal.getvalue()
+    assert "loss=0.5" in terminal.getvalue()
+
+
+def test_progress_disabled_and_empty():
+    log = io.StringIO()
+    with progress(10, enabled=False, file=log) as bar:
+        bar.set(5, loss=1.0)
+    assert log.getvalue() == ""
+    with progress(0, desc="views", file=log):
+        pass
+    assert log.getvalue().startswith("views 0/0 (0 %)")

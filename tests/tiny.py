@@ -1,0 +1,56 @@
+"""A network small enough to compile in seconds, with numbers in it, and something to feed it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from threedim.cameras import Camera, intrinsics, look_at
+from threedim.models.xunet import XUNet
+from threedim.training.state import abstract_params
+
+SIZE = 8
+NETWORK = XUNet(
+    image_size=SIZE, ch=32, ch_mult=(1, 2), emb_ch=16, num_res_blocks=1, attn_resolutions=(4,), attn_heads=2
+)
+# Without this the optimizer of the CPU compiler takes longer than all the tests that use a compiled network.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def fill(shapes, seed=0):
+    """Parameters of these shapes, none of them zero: a fresh network's last convolutions would hide everything."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        scale = 0.3 if len(shape.shape) < 2 else np.prod(shape.shape[:-1]) ** -0.5
+        return jnp.asarray(rng.normal(size=shape.shape) * scale + (path[-1] == "scale"), shape.dtype)
+
+    return traverse_util.path_aware_map(leaf, shapes)
+
+
+def random_params(network=NETWORK, seed=0):
+    """Parameters of a network, none of them zero."""
+    return fill(abstract_params(network), seed)
+
+
+def random_cameras(*axes, seed=0, size=SIZE):
+    """NumPy cameras around the origin that look nearly at it, each its own focal length."""
+    rng = np.random.default_rng(seed)
+    position = rng.normal(size=(*axes, 3)) + np.array([0.1, 0.2, 0.0])
+    position *= rng.uniform(1.2, 2.0, (*axes, 1)) / np.linalg.norm(position, axis=-1, keepdims=True)
+    K = np.tile(intrinsics(1.0, size), (*axes, 1, 1))
+    K[..., 0, 0] = rng.uniform(0.8, 1.4, axes) * size
+    K[..., 1, 1] = rng.uniform(0.8, 1.4, axes) * size
+    return look_at(position, rng.uniform(-0.2, 0.2, (*axes, 3)), K)
+
+
+def jax_cameras(*axes, seed=0, size=SIZE) -> Camera:
+    """The same as JAX arrays."""
+    return jax.tree.map(jnp.asarray, random_cameras(*axes, seed=seed, size=size))
+
+
+def random_batch(batch, size=SIZE, seed=0):
+    """A batch as the pipeline gives it."""
+    camera = random_cameras(batch, 2, seed=seed, size=size)
+    image = np.random.default_rng(seed).integers(0, 256, (batch, 2, size, size, 3), np.uint8)
+    return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
