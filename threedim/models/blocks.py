@@ -85,6 +85,21 @@ class FiLM(nn.Module):
         return x * (1.0 + scale) + shift
 
 
+def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
+    """The end of a residual branch: ``(h + h_in) / sqrt(2)`` [7.1].
+
+    XLA's CPU compiler copies cheap elementwise work into each of its readers. Along residual branches the copies pile
+    up: each block's gradient is computed anew from the end of the network, a quarter of all time. It leaves divisions
+    alone, so there the constant is one that it cannot see through and turn into a product.
+    """
+
+    def divide(h: jax.Array, h_in: jax.Array) -> jax.Array:
+        opaque_zero = jax.lax.stop_gradient(h.ravel()[0]) * 0.0
+        return (h + h_in) / (opaque_zero + math.sqrt(2.0))
+
+    return jax.lax.platform_dependent(h, h_in, cpu=divide, default=lambda h, h_in: (h + h_in) * math.sqrt(0.5))
+
+
 class PoseConv(nn.Module):
     """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
 
@@ -139,7 +154,7 @@ class ResnetBlock(nn.Module):
         h = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
         if channels != features:
             h_in = nn.Dense(features, dtype=self.dtype, name="shortcut")(h_in)
-        return (h + h_in) * math.sqrt(0.5)
+        return merge_residual(h, h_in)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -150,8 +165,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         fastest; the caller keeps heads apart from dim.
     """
     logits = jnp.einsum("bhqd,bhkd->bhqk", q * (1.0 / math.sqrt(q.shape[-1])), k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    # Normalized after the product, where there are fewer numbers to divide.
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
 class AttentionBlock(nn.Module):
@@ -184,7 +201,7 @@ class AttentionBlock(nn.Module):
             k, v = (jnp.flip(y.reshape(n // 2, 2, *y.shape[1:]), axis=1).reshape(y.shape) for y in (k, v))
         h = attend(q, k, v).transpose(0, 2, 1, 3).reshape(h_in.shape)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
-        return (h + h_in) * math.sqrt(0.5)
+        return merge_residual(h, h_in)
 
 
 class XUNetBlock(nn.Module):

@@ -80,7 +80,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     lead = jax.process_index() == 0
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every, save_every=t.checkpoint_every)
+        )
         latest = checkpoints.latest_step()
         if latest is None:
             if lead:
@@ -168,7 +170,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 bar.set(step)
             if step % t.checkpoint_every == 0 or last:
                 check_finite(step)
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, force=last)
             if preview is not None and (step % t.sample_every == 0 or step == t.num_steps):
                 with window.paused():
                     writer.images(step, {"held_out": preview.draw(state.ema_params)})

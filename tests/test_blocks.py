@@ -1,0 +1,346 @@
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import FAST_COMPILE, fill
+
+from threedim.models.blocks import (
+    AttentionBlock,
+    FiLM,
+    GroupNorm,
+    PoseConv,
+    ResnetBlock,
+    XUNetBlock,
+    attend,
+    downsample,
+    fold_frames,
+    take_frame,
+    upsample,
+)
+
+KEY = jax.random.key(0)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def filled(module, *args, seed=0, **kwargs):
+    """Parameters without zeros for a module."""
+    args = [jnp.asarray(a) for a in args]
+    return fill(jax.eval_shape(lambda: module.init(KEY, *args, **kwargs))["params"], seed)
+
+
+def apply(module, params, *args, **kwargs):
+    run = jax.jit(
+        lambda params, *args: module.apply({"params": params}, *args, **kwargs), compiler_options=FAST_COMPILE
+    )
+    return run(params, *(jnp.asarray(a) for a in args))
+
+
+def leaves(params):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+
+# --- slow and obvious ---
+
+
+def slow_swish(x):
+    return x / (1 + np.exp(-x))
+
+
+def slow_group_norm(x, scale, bias, groups):
+    x = np.asarray(x, np.float64)
+    out, per_group = np.empty_like(x), x.shape[-1] // groups
+    for frame in range(x.shape[0]):
+        for group in range(groups):
+            channels = slice(group * per_group, (group + 1) * per_group)
+            numbers = x[frame, ..., channels]
+            normalized = (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-6)
+            out[frame, ..., channels] = normalized * scale[channels] + bias[channels]
+    return out
+
+
+def slow_conv(x, kernel, bias):
+    """3x3, zero-padded, at every pixel."""
+    n, h, w, _ = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((n, h, w, kernel.shape[-1]))
+    for i in range(h):
+        for j in range(w):
+            out[:, i, j] = np.einsum("nabc,abcd->nd", padded[:, i : i + 3, j : j + 3], kernel) + bias
+    return out
+
+
+def slow_downsample(x):
+    out = np.empty((x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
+    for i, j in np.ndindex(out.shape[1:3]):
+        out[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2))
+    return out
+
+
+def slow_upsample(x):
+    out = np.empty((x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]))
+    for i, j in np.ndindex(out.shape[1:3]):
+        out[:, i, j] = x[:, i // 2, j // 2]
+    return out
+
+
+def slow_film(x, emb, dense):
+    both = slow_swish(emb) @ dense["kernel"] + dense["bias"]
+    return x * (1 + both[..., : x.shape[-1]]) + both[..., x.shape[-1] :]
+
+
+def slow_resnet(h_in, emb, p, resample, groups):
+    h = slow_swish(slow_group_norm(h_in, **p["norm1"], groups=groups[0]))
+    if resample is not None:
+        resize = {"down": slow_downsample, "up": slow_upsample}[resample]
+        h, h_in = resize(h), resize(h_in)
+    h = slow_conv(h, **p["conv1"])
+    h = slow_film(slow_group_norm(h, **p["norm2"], groups=groups[1]), emb, p["film"]["dense"])
+    h = slow_conv(slow_swish(h), **p["conv2"])
+    if "shortcut" in p:
+        h_in = h_in @ p["shortcut"]["kernel"] + p["shortcut"]["bias"]
+    return (h + h_in) / np.sqrt(2)
+
+
+def slow_attention(x, p, heads, kind, groups):
+    """Pixel by pixel; frames of an example are neighbors in the first axis."""
+    n, height, width, channels = x.shape
+    h = slow_group_norm(x, **p["norm"], groups=groups).reshape(n, height * width, channels)
+    q, k, v = (h @ p[name]["kernel"] + p[name]["bias"] for name in ("query", "key", "value"))
+    dim, out = channels // heads, np.empty_like(h)
+    for frame in range(n):
+        other = frame if kind == "self" else (frame + 1 if frame % 2 == 0 else frame - 1)
+        for head in range(heads):
+            one = slice(head * dim, (head + 1) * dim)
+            for pixel in range(height * width):
+                logits = np.array([q[frame, pixel, one] @ key[one] for key in k[other]]) / np.sqrt(dim)
+                weights = np.exp(logits - logits.max())
+                out[frame, pixel, one] = (weights / weights.sum()) @ v[other, :, one]
+    out = (out @ p["out"]["kernel"] + p["out"]["bias"]).reshape(x.shape)
+    return (out + x) / np.sqrt(2)
+
+
+# --- frames and resolution ---
+
+
+def test_frames_fold_with_the_frame_index_fastest():
+    frame0, frame1 = normal(3, 2, 2, 1), normal(3, 2, 2, 1, seed=1)
+    folded = fold_frames(jnp.asarray(frame0), jnp.asarray(frame1))
+    expected = [frame for example in range(3) for frame in (frame0[example], frame1[example])]
+    np.testing.assert_array_equal(folded, expected)
+    np.testing.assert_array_equal(take_frame(folded, 0), frame0)
+    np.testing.assert_array_equal(take_frame(folded, 1), frame1)
+    np.testing.assert_array_equal(fold_frames(jnp.arange(2), jnp.arange(2, 4)), [0, 2, 1, 3])
+
+
+def test_resampling():
+    x = normal(2, 4, 6, 3)
+    np.testing.assert_allclose(downsample(jnp.asarray(x)), slow_downsample(x), atol=1e-6)
+    np.testing.assert_array_equal(upsample(jnp.asarray(x)), slow_upsample(x).astype(np.float32))
+
+
+# --- normalization and conditioning ---
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(32, 32), (64, 32), (48, 16), (12, 4), (7, 1)])
+def test_group_norm(channels, groups):
+    """32 groups; fewer where 32 does not divide the channels, but as many as divide both."""
+    x = 3 * normal(4, 3, 5, channels) + 2
+    params = filled(GroupNorm(), x)
+    expected = slow_group_norm(x, **leaves(params), groups=groups)
+    np.testing.assert_allclose(apply(GroupNorm(), params, x), expected, atol=2e-5)
+
+
+def test_group_norm_takes_each_frame_by_itself():
+    x = normal(4, 3, 3, 64)
+    params = filled(GroupNorm(), x)
+    run = jax.jit(lambda x: GroupNorm().apply({"params": params}, x))
+    changed = x.copy()
+    changed[1] = 10 * normal(3, 3, 64, seed=7)
+    np.testing.assert_array_equal(np.delete(run(changed), 1, axis=0), np.delete(run(x), 1, axis=0))
+
+
+def test_group_norm_epsilon_is_the_papers():
+    x = 1e-3 * normal(1, 4, 4, 32)  # variance as large as epsilon
+    params = filled(GroupNorm(), x)
+    np.testing.assert_allclose(
+        apply(GroupNorm(), params, x), slow_group_norm(x, **leaves(params), groups=32), atol=1e-4
+    )
+
+
+def test_group_norm_keeps_its_statistics_in_float32():
+    x = jnp.asarray(30 + normal(2, 8, 8, 64), jnp.bfloat16)
+    module = GroupNorm(dtype=jnp.bfloat16)
+    params = filled(module, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y = apply(module, params, x)
+    assert y.dtype == jnp.bfloat16
+    expected = slow_group_norm(np.asarray(x, np.float64), **leaves(params), groups=32)
+    # What is left is the rounding of the result.
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0.005, atol=1e-3)
+
+
+def test_film():
+    x, emb = normal(2, 3, 4, 5), normal(2, 3, 4, 6, seed=1)
+    params = filled(FiLM(), x, emb)
+    expected = slow_film(x, emb, leaves(params)["dense"])
+    np.testing.assert_allclose(apply(FiLM(), params, x, emb), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_pose_conv_is_a_convolution_of_the_sum(stride):
+    encoding, learned = jnp.asarray(normal(3, 8, 8, 6)), jnp.asarray(normal(1, 8, 8, 6, seed=1))
+    ours, plain = PoseConv(5, stride), nn.Conv(5, (3, 3), strides=stride)
+    params = filled(ours, encoding, learned)
+    weights = jnp.asarray(normal(3, 8 // stride, 8 // stride, 5, seed=2))
+
+    def total(params, learned, run):
+        y = run(params, learned)
+        return jnp.sum(weights * y + y**2), y
+
+    grad = functools.partial(jax.grad(total, argnums=(0, 1), has_aux=True), params, learned)
+    grads, y = jax.jit(lambda: grad(lambda p, learned: ours.apply({"params": p}, encoding, learned)))()
+    expected_grads, expected = jax.jit(
+        lambda: grad(lambda p, learned: plain.apply({"params": p}, encoding + learned))
+    )()
+    assert y.shape == (3, 8 // stride, 8 // stride, 5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert jax.tree.structure(grads) == jax.tree.structure(expected_grads)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-4)
+
+
+# --- residual block ---
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "resample"),
+    [(32, 32, None), (32, 64, None), (32, None, "down"), (16, None, "up"), (64, 32, "down")],
+)
+def test_resnet_block(channels, features, resample):
+    size = {"down": 2, "up": 8, None: 4}[resample]
+    h, emb = normal(2, 4, 4, channels), normal(2, size, size, 8, seed=1)
+    module = ResnetBlock(features, resample, dropout=0.5)
+    params = filled(module, h, emb, train=False)
+    assert ("shortcut" in params) == (features not in (None, channels))
+    groups = [math.gcd(32, channels), math.gcd(32, features or channels)]
+    expected = slow_resnet(h, emb, leaves(params), resample, groups)
+    np.testing.assert_allclose(apply(module, params, h, emb, train=False), expected, atol=5e-5)
+
+
+def test_resnet_block_takes_one_embedding_per_pixel():
+    """A FiLM whose pixels are transposed would pass with an embedding that is the same everywhere."""
+    h, emb = normal(1, 4, 4, 32), normal(1, 4, 4, 8, seed=1)
+    module = ResnetBlock()
+    params = filled(module, h, emb, train=False)
+    changed = emb.copy()
+    changed[0, 0, 3] += 5
+    difference = np.abs(apply(module, params, h, changed, train=False) - apply(module, params, h, emb, train=False))
+    reached = difference.max(axis=(0, 3)) > 1e-6
+    np.testing.assert_array_equal(reached, [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_dropout_comes_before_the_last_convolution_and_in_training_only():
+    h, emb = normal(2, 4, 4, 32), normal(2, 4, 4, 8, seed=1)
+    module = ResnetBlock(dropout=0.5)
+    params = filled(module, h, emb, train=False)
+    # The last convolution passes its input through, what comes before it is 1, and the block's input is 0.
+    kernel = np.zeros((3, 3, 32, 32), np.float32)
+    kernel[1, 1] = np.eye(32)
+    params["conv2"] = {"kernel": kernel, "bias": np.zeros(32, np.float32)}
+    ones = jnp.full(64, 1.2784645)  # swish(1.2784645) = 1
+    params["film"]["dense"] = {"kernel": np.zeros((8, 64)), "bias": ones.at[:32].set(-1.0)}
+    kept = apply(module, params, 0 * h, emb, train=False)
+    np.testing.assert_allclose(kept, np.sqrt(0.5), atol=1e-5)
+    run = jax.jit(lambda key: module.apply({"params": params}, 0 * h, emb, train=True, rngs={"dropout": key}))
+    dropped = [np.asarray(run(jax.random.key(seed))) for seed in range(2)]
+    for y in dropped:
+        np.testing.assert_allclose(np.unique(np.round(y, 4)), [0, np.round(2 * np.sqrt(0.5), 4)], atol=1e-4)
+        assert 0.4 < np.mean(y == 0) < 0.6
+    assert not np.array_equal(*dropped)
+
+
+# --- attention ---
+
+
+def test_attention_kernel():
+    q, k, v = (normal(2, 3, 5, 4, seed=seed) for seed in range(3))
+    expected = np.empty((2, 3, 5, 4))
+    for b, h, i in np.ndindex(2, 3, 5):
+        weights = np.exp([q[b, h, i] @ k[b, h, j] / 2 for j in range(5)])
+        expected[b, h, i] = weights @ v[b, h] / weights.sum()
+    np.testing.assert_allclose(attend(*(jnp.asarray(a) for a in (q, k, v))), expected, atol=1e-5)
+
+
+def test_attention_softmax_is_float32():
+    q, k, v = (jnp.asarray(8 * normal(1, 1, 16, 64, seed=seed), jnp.bfloat16) for seed in range(3))
+    text = str(jax.make_jaxpr(attend)(q, k, v))
+    assert "f32[1,1,16,16] = exp" in text
+    assert "bf16[1,1,16,16] = exp" not in text
+    assert attend(q, k, v).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+@pytest.mark.parametrize(("channels", "heads"), [(8, 2), (64, 4)])
+def test_attention_block(kind, channels, heads):
+    x = normal(4, 2, 3, channels)
+    module = AttentionBlock(kind, heads)
+    params = filled(module, x)
+    expected = slow_attention(x, leaves(params), heads, kind, math.gcd(32, channels))
+    np.testing.assert_allclose(apply(module, params, x), expected, atol=3e-5)
+
+
+def test_attention_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="8 channels do not divide into 3"):
+        AttentionBlock("self", 3).init(KEY, jnp.zeros((2, 2, 2, 8)))
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_block_is_residual_then_self_then_cross(attention):
+    h, emb = normal(4, 2, 2, 8), normal(4, 2, 2, 4, seed=1)
+    module = XUNetBlock(16, attention, heads=2)
+    params = filled(module, h, emb, train=False)
+    p = leaves(params)
+    expected = slow_resnet(h, emb, p["res"], None, (8, 16))
+    if attention:
+        expected = slow_attention(expected, p["attn_self"], 2, "self", 16)
+        expected = slow_attention(expected, p["attn_cross"], 2, "cross", 16)
+    else:
+        assert p.keys() == {"res"}
+    np.testing.assert_allclose(apply(module, params, h, emb, train=False), expected, atol=5e-5)
+
+
+# --- a fresh network ---
+
+
+def test_a_fresh_block_passes_its_input_through():
+    h, emb = jnp.asarray(normal(2, 4, 4, 8)), jnp.asarray(normal(2, 4, 4, 4, seed=1))
+    module = XUNetBlock(8, True, 2)
+    y, variables = jax.jit(lambda: module.init_with_output(KEY, h, emb, train=False), compiler_options=FAST_COMPILE)()
+    np.testing.assert_allclose(y, h * np.sqrt(0.5) ** 3, atol=1e-6)
+    params = variables["params"]
+    for part in (params["res"]["norm1"], params["attn_self"]["norm"]):
+        assert np.all(part["scale"] == 1)
+        assert np.all(part["bias"] == 0)
+    # Zero are the last layer of each part and the biases, nothing else.
+    kernels = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params) if leaf.ndim > 1}
+    zero = {name for name, kernel in kernels.items() if np.all(kernel == 0)}
+    assert zero == {f"['{part}']['kernel']" for part in ("res']['conv2", "attn_self']['out", "attn_cross']['out")}
+
+
+def test_bfloat16_blocks_keep_float32_parameters():
+    h, emb = normal(4, 4, 4, 32), normal(4, 4, 4, 8, seed=1)
+    exact, rounded = (XUNetBlock(32, True, 2, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    params = filled(rounded, h, emb, train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y = apply(rounded, params, h.astype(jnp.bfloat16), emb, train=False)
+    assert y.dtype == jnp.bfloat16
+    expected = np.asarray(apply(exact, params, h, emb, train=False))
+    error = np.asarray(y, np.float32) - expected
+    assert np.sqrt(np.mean(error**2)) < 0.02 * expected.std()

@@ -1,0 +1,515 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import FAST_COMPILE, NETWORK, jax_cameras, random_cameras, random_params
+
+from threedim import sampling
+from threedim.cameras import Camera
+from threedim.diffusion import Process, alpha_sigma
+from threedim.models.xunet import XUNetDenoiser
+from threedim.sampling import KnownViews, Settings, choose_view, sample_view, sample_view_jit, sample_views
+
+SHAPE = (2, 2, 3)
+EYE = np.eye(3, dtype=np.float32)
+
+
+def keys(batch, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def pictures(*axes, shape=SHAPE, seed=0):
+    """Pictures in [-1, 1], in steps of 8 bits."""
+    levels = np.random.default_rng(seed).integers(0, 256, (*axes, *shape))
+    return (levels / 127.5 - 1).astype(np.float32)
+
+
+def numbered_cameras(batch, first, count):
+    """Cameras that say who they are: number ``i`` sits at (i, object, 0)."""
+    t = np.zeros((batch, count, 3), np.float32)
+    t[..., 0] = np.arange(first, first + count)
+    t[..., 1] = np.arange(batch)[:, None]
+    eye = np.broadcast_to(EYE, (batch, count, 3, 3))
+    return Camera(eye, t, eye)
+
+
+def rounded(picture):
+    """As a file on the disk has it."""
+    return np.round((np.asarray(picture, np.float64) + 1) * 127.5) / 127.5 - 1
+
+
+# --- denoisers to try the sampler with ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Painter:
+    """Knows the true picture: that of the target camera, or with ``copy`` the clean view. Says so in eps or v."""
+
+    process: Process
+    copy: bool = False
+
+    def encode_view(self, params, x, logsnr, camera, cond_mask):
+        return x
+
+    def embed_camera(self, params, camera, cond_mask):
+        return truth(params, camera.t)
+
+    def denoise(self, params, z, logsnr, target, view):
+        alpha, sigma = alpha_sigma(logsnr, 4)
+        x = view if self.copy else target
+        return self.process.target(x, (z - alpha * x) / sigma, logsnr)
+
+
+def truth(params, t):
+    """A picture for every camera: (..., 3) centers to (..., *SHAPE)."""
+    return 0.9 * jnp.sin(jnp.einsum("hwck,...k->...hwc", params, t))
+
+
+def slow_encode(x, logsnr, t, cond):
+    return 0.7 * x + (0.02 * logsnr + 0.5 * cond * t.sum(-1))[..., None, None, None]
+
+
+def slow_embed(t, cond):
+    return (cond * (0.3 * t[..., 0] - 0.2 * t[..., 1]) + 0.1)[..., None, None, None]
+
+
+def slow_denoise(z, logsnr, target, view):
+    return 0.8 * z + 0.5 * view + target + 0.01 * logsnr[..., None, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Every input changes the output. The formulas serve NumPy in the oracle below, too."""
+
+    def encode_view(self, params, x, logsnr, camera, cond_mask):
+        return slow_encode(x, logsnr, camera.t, cond_mask)
+
+    def embed_camera(self, params, camera, cond_mask):
+        return slow_embed(camera.t, cond_mask)
+
+    def denoise(self, params, z, logsnr, target, view):
+        return slow_denoise(z, logsnr, target, view)
+
+
+RECORDS = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder:
+    """Writes down what each call to ``denoise`` is told, one record per step."""
+
+    tag: str = ""
+
+    def encode_view(self, params, x, logsnr, camera, cond_mask):
+        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0], "logsnr": logsnr, "cond": cond_mask}
+
+    def embed_camera(self, params, camera, cond_mask):
+        return {"number": camera.t[:, 0], "object": camera.t[:, 1], "cond": cond_mask}
+
+    def denoise(self, params, z, logsnr, target, view):
+        record = {"z": z, "logsnr": logsnr, "target": target, "view": view}
+        jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
+        return 0.3 * z
+
+
+TRACES = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced(Linear):
+    """Counts how often it is compiled."""
+
+    def denoise(self, params, z, logsnr, target, view):
+        TRACES.append(z.shape)
+        return super().denoise(params, z, logsnr, target, view)
+
+
+def recorded(batch, inputs, views, settings, process=Process("v"), seed=0):  # noqa: B008 - frozen
+    """Records of a rollout as (view, step, ...), and the views."""
+    RECORDS.clear()
+    result = sample_views(
+        Recorder(),
+        None,
+        pictures(batch, inputs),
+        numbered_cameras(batch, 0, inputs),
+        numbered_cameras(batch, inputs, views),
+        keys(batch, seed),
+        process=process,
+        settings=settings,
+    )
+    jax.effects_barrier()
+    assert len(RECORDS) == views * settings.num_steps
+    return jax.tree.map(lambda *r: np.stack(r).reshape(views, settings.num_steps, *r[0].shape), *RECORDS), result
+
+
+# --- the whole sampler, slowly ---
+
+
+def slow_sample_views(output, images, cameras, targets, key, process, settings, joined):
+    """Float64 loops over objects, views and steps, with the same noise draws.
+
+    ``output(x, logsnr_x, camera_x, z, logsnr, camera, cond)`` is the plain network on one pair. ``joined`` are the
+    pictures that join the known views (objects, views, ...): the fast sampler's own, so that a last bit does not decide
+    how one is rounded to 8 bits.
+    """
+    shape, draw = images.shape[2:], lambda k, shape: np.asarray(jax.random.normal(k, shape), np.float64)
+    # The float32 levels, since the schedule itself has but few digits near t = 1.
+    logsnrs = np.asarray(process.logsnr(jnp.linspace(1.0, 0.0, settings.num_steps + 1)), np.float64)
+    result = np.empty((*targets.t.shape[:2], *shape))
+    w = settings.guidance_weight
+    for o, j in np.ndindex(result.shape[:2]):
+        known = [(images[o, i], cameras[o, i]) for i in range(images.shape[1])]
+        known += [(rounded(joined[o, i]), targets[o, i]) for i in range(j)]
+        key_start, key_uncond, key_steps = (
+            jax.random.fold_in(jax.random.fold_in(key[o], j), stream) for stream in range(3)
+        )
+        z, noise_frame = draw(key_start, shape), draw(key_uncond, shape)
+        for i in range(settings.num_steps):
+            key_step = jax.random.fold_in(key_steps, i)
+            x, camera_x = known[int(jax.random.randint(jax.random.fold_in(key_step, 0), (), 0, len(known)))]
+            if settings.fresh_uncond_noise:
+                noise_frame = draw(jax.random.fold_in(key_step, 2), shape)
+            lt, ls = logsnrs[i], logsnrs[i + 1]
+            alpha, sigma = np.sqrt(1 / (1 + np.exp(-lt))), np.sqrt(1 / (1 + np.exp(lt)))
+
+            def eps_hat(y, z=z, alpha=alpha, sigma=sigma):
+                return y if process.prediction == "eps" else alpha * y + sigma * z
+
+            eps = eps_hat(output(x, process.logsnr_max, camera_x, z, lt, targets[o, j], True))
+            if w > 0:
+                y = output(noise_frame, process.uncond_logsnr, camera_x, z, lt, targets[o, j], False)
+                eps = (1 + w) * eps - w * eps_hat(y)
+            x_hat = np.clip((z - sigma * eps) / alpha, -1, 1)
+            alpha_s, sigma_s = np.sqrt(1 / (1 + np.exp(-ls))), np.sqrt(1 / (1 + np.exp(ls)))
+            r = np.exp(lt - ls)
+            z = alpha_s * (r * z / alpha + (1 - r) * x_hat)
+            if i + 1 < settings.num_steps:
+                z = z + sigma_s * np.sqrt(1 - r) * draw(jax.random.fold_in(key_step, 1), shape)
+        result[o, j] = np.clip(z, -1, 1)
+    return result
+
+
+def linear_output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
+    view = slow_encode(np.asarray(x, np.float64), np.float64(logsnr_x), np.asarray(camera_x.t, np.float64), cond)
+    target = slow_embed(np.asarray(camera.t, np.float64), cond)
+    return slow_denoise(z, np.float64(logsnr), target, view)
+
+
+@pytest.mark.parametrize(
+    ("process", "settings"),
+    [
+        (Process(), Settings(7, 1.5)),
+        (Process(), Settings(7, 0.0)),
+        (Process("v", uncond_logsnr=20.0), Settings(6, 3.0, fresh_uncond_noise=True)),
+        # A schedule that ends noisy: there, noise in the last step would show.
+        (Process("v", logsnr_min=-6.0, logsnr_max=1.0, uncond_logsnr=-6.0), Settings(5, 0.5)),
+        (Process("v", logsnr_max=1.0), Settings(1, 0.0)),
+    ],
+)
+def test_sampler_equals_slow_loops(process, settings):
+    images, cameras, targets = pictures(2, 2), random_cameras(2, 2), random_cameras(2, 2, seed=1)
+    fast = sample_views(Linear(), None, images, cameras, targets, keys(2), process=process, settings=settings)
+    slow = slow_sample_views(linear_output, images, cameras, targets, keys(2), process, settings, fast)
+    assert fast.shape == (2, 2, *SHAPE)
+    assert fast.dtype == jnp.float32
+    assert 0.05 < np.mean(np.abs(slow) < 0.999)  # not all of it clipped
+    np.testing.assert_allclose(fast, slow, atol=2e-4)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_cached_rollout_of_the_network_equals_the_plain_network(fresh, monkeypatch):
+    """Two views from one: features kept and both branches in one batch, against ``XUNet.__call__`` on every pair."""
+    network = NETWORK.clone(num_res_blocks=0)
+    params = random_params(network)
+    process, settings = Process("v"), Settings(4, 2.0, fresh)
+    static = ("denoiser", "shape", "process", "settings")
+    fast_compile = jax.jit(sample_view, static_argnames=static, compiler_options=FAST_COMPILE)
+    monkeypatch.setattr(sampling, "sample_view_jit", fast_compile)
+    images, cameras, targets = pictures(2, 1, shape=(8, 8, 3)), random_cameras(2, 1), random_cameras(2, 2, seed=1)
+    fast = sample_views(
+        XUNetDenoiser(network), params, images, cameras, targets, keys(2), process=process, settings=settings
+    )
+
+    plain = plain_network(network)
+
+    def output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
+        pair = jax.tree.map(lambda leaf: leaf[None], Camera.stack([camera_x, camera]))
+        x, z = (np.asarray(a, np.float32)[None] for a in (x, z))
+        logsnr = np.asarray([[logsnr_x, logsnr]], np.float32)
+        return np.asarray(plain(params, x, z, logsnr, pair, np.asarray([cond]))[0], np.float64)
+
+    slow = slow_sample_views(output, images, cameras, targets, keys(2), process, settings, fast)
+    assert 0.5 < np.mean(np.abs(slow) < 0.999)
+    np.testing.assert_allclose(fast, slow, atol=5e-4)
+
+
+@functools.cache
+def plain_network(network):
+    run = lambda params, *args: network.apply({"params": params}, *args, train=False)  # noqa: E731
+    return jax.jit(run, compiler_options=FAST_COMPILE)
+
+
+# --- what it draws ---
+
+
+@pytest.mark.parametrize(
+    ("process", "settings"),
+    [(Process(), Settings(16, 0.0)), (Process(), Settings(9, 3.0)), (Process("v"), Settings(16))],
+)
+def test_with_the_true_eps_the_sampler_returns_the_true_picture(process, settings):
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(*SHAPE, 3)), jnp.float32)
+    targets = random_cameras(2, 3)
+    views = sample_views(
+        Painter(process),
+        params,
+        pictures(2, 1),
+        random_cameras(2, 1, seed=1),
+        targets,
+        keys(2),
+        process=process,
+        settings=settings,
+    )
+    np.testing.assert_allclose(views, truth(params, targets.t), atol=2e-4)
+
+
+def test_guidance_of_zero_leaves_the_unconditional_branch_out():
+    TRACES.clear()
+    arguments = (Traced(), None, pictures(3, 1), random_cameras(3, 1), random_cameras(3, 1, seed=1), keys(3))
+    sample_views(*arguments, process=Process(), settings=Settings(2, 0.0))
+    assert set(TRACES) == {(3, *SHAPE)}
+    TRACES.clear()
+    sample_views(*arguments, process=Process(), settings=Settings(2, 0.1))
+    assert set(TRACES) == {(6, *SHAPE)}
+
+
+def test_a_rollout_compiles_once():
+    TRACES.clear()
+    compiled, after_view = sample_view_jit._cache_size(), []
+    sample_views(
+        Traced(),
+        None,
+        pictures(2, 3),
+        random_cameras(2, 3),
+        random_cameras(2, 5, seed=1),
+        keys(2),
+        process=Process(),
+        settings=Settings(3, 1.0),
+        on_view=lambda index, picture: after_view.append((index, picture.shape, len(TRACES))),
+    )
+    assert sample_view_jit._cache_size() == compiled + 1
+    assert TRACES
+    assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
+
+
+def test_on_view_gets_the_views_in_order():
+    seen = []
+    views = sample_views(
+        Linear(),
+        None,
+        pictures(2, 1),
+        random_cameras(2, 1),
+        random_cameras(2, 3, seed=1),
+        keys(2),
+        process=Process("v"),
+        settings=Settings(3, 1.0),
+        on_view=lambda index, picture: seen.append((index, picture)),
+    )
+    assert [index for index, _ in seen] == [0, 1, 2]
+    np.testing.assert_array_equal(np.stack([picture for _, picture in seen], axis=1), views)
+    assert np.all(np.abs(views) <= 1)
+
+
+# --- stochastic conditioning ---
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_choice_of_view_is_uniform(count):
+    draws = 4096
+    index = np.asarray(jax.jit(choose_view)(keys(draws, seed=count), jnp.full(draws, count, jnp.int32)))
+    observed = np.bincount(index, minlength=count)
+    assert len(observed) == count
+    # 0.999 quantiles of chi-square with count - 1 degrees of freedom.
+    limit = {1: 0.0, 2: 10.8, 3: 13.8, 7: 22.5}[count]
+    assert np.sum((observed - draws / count) ** 2 / (draws / count)) <= limit
+
+
+def test_each_example_has_its_own_count():
+    count = jnp.asarray([1, 2, 5] * 200, jnp.int32)
+    index = np.asarray(choose_view(keys(600), count)).reshape(200, 3)
+    assert list(index.max(axis=0)) == [0, 1, 4]
+    assert np.all(index >= 0)
+
+
+def test_every_step_draws_another_view_of_those_known_so_far():
+    batch, inputs, views, steps = 3, 2, 3, 48
+    records, _ = recorded(batch, inputs, views, Settings(steps, 0.0))
+    chosen = records["view"]["number"].astype(int)  # (view, step, object)
+    for j in range(views):
+        known = inputs + j
+        for o in range(batch):
+            assert set(chosen[j, :, o]) == set(range(known))
+        observed = np.bincount(chosen[j].ravel(), minlength=known)
+        expected = steps * batch / known
+        assert np.sum((observed - expected) ** 2 / expected) < {2: 10.8, 3: 13.8, 4: 16.3}[known]
+    # Objects and views choose independently of each other.
+    assert not np.array_equal(chosen[0, :, 0], chosen[0, :, 1])
+    assert not np.array_equal(chosen[0, :, 0] % 2, chosen[1, :, 0] % 2)
+
+
+def test_what_is_not_known_is_never_read():
+    process = Process()
+    views = pictures(3, 5)
+    count = np.array([1, 3, 5])
+    poisoned = np.where((np.arange(5) < count[:, None])[..., None, None, None], views, np.nan)
+    known = KnownViews(jnp.asarray(poisoned), jnp.asarray(count, jnp.int32))
+    painter = Painter(process, copy=True)
+    arguments = (painter, None, known, jax_cameras(3), keys(3))
+    result = sample_view_jit(*arguments, shape=SHAPE, process=process, settings=Settings(20, 0.0))
+    assert np.all(np.isfinite(result))
+    # The only view that the first object knows is what it paints.
+    np.testing.assert_allclose(result[0], views[0, 0], atol=1e-3)
+    # And the last step's choice is what the others end up with.
+    for o in range(3):
+        assert np.abs(views[o, : count[o]] - result[o]).max(axis=(1, 2, 3)).min() < 1e-3
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_the_network_is_told(fresh):
+    batch, inputs, views, steps = 2, 2, 3, 5
+    process = Process("v", uncond_logsnr=-17.0)
+    records, result = recorded(batch, inputs, views, Settings(steps, 2.0, fresh), process)
+    assert records["z"].shape == (views, steps, 2 * batch, *SHAPE)
+
+    def branch(leaf, conditional):
+        return leaf.reshape(views, steps, batch, 2, *leaf.shape[3:])[:, :, :, int(conditional)]
+
+    # Both branches denoise the same z, at the noise levels of equal steps in t.
+    np.testing.assert_array_equal(branch(records["z"], True), branch(records["z"], False))
+    levels = process.logsnr(jnp.linspace(1, 0, steps + 1))[:-1]
+    np.testing.assert_allclose(
+        records["logsnr"], np.broadcast_to(levels[:, None], (views, steps, 2 * batch)), rtol=1e-5
+    )
+
+    # The conditional branch: the target's camera, and a known view with its own picture, clean.
+    target, view = (jax.tree.map(lambda leaf: branch(leaf, True), records[name]) for name in ("target", "view"))
+    assert np.all(target["cond"])
+    assert np.all(view["cond"])
+    np.testing.assert_array_equal(
+        target["number"], np.arange(inputs, inputs + views)[:, None, None] + np.zeros((1, 5, 2))
+    )
+    np.testing.assert_array_equal(target["object"], np.arange(batch) + np.zeros((views, steps, 1)))
+    np.testing.assert_array_equal(view["logsnr"], process.logsnr_max)
+    everything = np.concatenate([pictures(batch, inputs), rounded(result)], axis=1)
+    for j, i, o in np.ndindex(views, steps, batch):
+        number = int(view["number"][j, i, o])
+        assert number < inputs + j
+        np.testing.assert_allclose(view["pixel"][j, i, o], everything[o, number, 0, 0, 0], atol=1e-6)
+
+    # The unconditional one: no pose, and noise for a view, at the noise level set for it.
+    target, view = (jax.tree.map(lambda leaf: branch(leaf, False), records[name]) for name in ("target", "view"))
+    assert not np.any(target["cond"])
+    assert not np.any(view["cond"])
+    np.testing.assert_array_equal(view["logsnr"], np.float32(-17.0))
+    noise = view["pixel"].transpose(0, 2, 1).reshape(views * batch, steps)
+    assert [len(np.unique(row)) for row in noise] == [steps if fresh else 1] * (views * batch)
+    assert len(np.unique(noise[:, 0])) == views * batch
+    # It is not what the view itself starts from.
+    start = branch(records["z"], True)[:, 0, :, 0, 0, 0].ravel()
+    assert not np.any(np.isin(noise, start))
+
+
+def test_views_join_in_8_bits():
+    records, result = recorded(2, 1, 3, Settings(30, 0.0))
+    assert np.abs(rounded(result) - result).max() > 1e-4  # what is returned is not rounded
+    levels = (records["view"]["pixel"] + 1) * 127.5
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+
+
+# --- seeds, company, interruption ---
+
+ROLLOUT = {"process": Process("v"), "settings": Settings(4, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    """Inputs for three objects and their views."""
+    arguments = (Linear(), None, pictures(3, 2), random_cameras(3, 2), random_cameras(3, 4, seed=1))
+    return arguments, sample_views(*arguments, keys(3), **ROLLOUT)
+
+
+def test_the_seed_decides_bit_for_bit(rollout):
+    arguments, expected = rollout
+    np.testing.assert_array_equal(sample_views(*arguments, keys(3), **ROLLOUT), expected)
+    other = sample_views(*arguments, keys(3, seed=1), **ROLLOUT)
+    assert np.all(np.abs(other - expected).max(axis=(2, 3, 4)) > 1e-3)
+    # Views of one rollout start from different noise, too, and so do objects.
+    flat = np.asarray(expected).reshape(12, -1)
+    assert len(np.unique(flat[:, 0])) == 12
+
+
+def test_an_object_does_not_notice_its_company(rollout):
+    (denoiser, params, images, cameras, targets), expected = rollout
+    alone = sample_views(denoiser, params, images[1:2], cameras[1:2], targets[1:2], keys(3)[1:2], **ROLLOUT)
+    np.testing.assert_allclose(alone[0], expected[1], atol=1e-5)
+    order = np.array([2, 0, 1])
+    permuted = sample_views(denoiser, params, images[order], cameras[order], targets[order], keys(3)[order], **ROLLOUT)
+    np.testing.assert_allclose(permuted, expected[order], atol=1e-5)
+
+
+def test_later_targets_do_not_change_earlier_views(rollout):
+    (denoiser, params, images, cameras, targets), expected = rollout
+    fewer = sample_views(denoiser, params, images, cameras, targets[:, :2], keys(3), **ROLLOUT)
+    np.testing.assert_allclose(fewer, expected[:, :2], atol=1e-5)
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4])
+@pytest.mark.parametrize("from_files", [False, True])
+def test_an_interrupted_rollout_goes_on_as_if_nothing_had_happened(rollout, done, from_files):
+    arguments, expected = rollout
+    drawn = expected[:, :done]
+    if from_files:
+        drawn = np.asarray(rounded(drawn), np.float32)
+    seen = []
+    views = sample_views(*arguments, keys(3), **ROLLOUT, drawn=drawn, on_view=lambda i, _: seen.append(i))
+    assert seen == list(range(done, 4))
+    np.testing.assert_array_equal(views[:, done:], expected[:, done:])
+    np.testing.assert_array_equal(views[:, :done], drawn)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": pictures(2, 0), "cameras": numbered_cameras(2, 0, 0)},
+        {"cameras": numbered_cameras(2, 0, 2)},
+        {"cameras": numbered_cameras(3, 0, 1)},
+        {"targets": numbered_cameras(1, 0, 2)},
+        {"key": (3,)},
+        {"key": ()},
+    ],
+)
+def test_inputs_that_do_not_fit_together_are_refused(changes):
+    fields = {"images": pictures(2, 1), "cameras": numbered_cameras(2, 0, 1), "targets": numbered_cameras(2, 1, 2)}
+    fields = fields | {"key": (2,)} | changes
+    fields["key"] = jax.random.split(jax.random.key(0), fields["key"])
+    with pytest.raises(ValueError, match="sample_views: images .* must share the batch axis"):
+        sample_views(Linear(), None, **fields, process=Process(), settings=Settings(1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"guidance_weight": -0.1}, "guidance_weight must be finite and not negative, got -0.1"),
+        ({"guidance_weight": float("nan")}, "guidance_weight"),
+        ({"guidance_weight": float("inf")}, "guidance_weight"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, match):
+    with pytest.raises(ValueError, match=match):
+        Settings(**fields)

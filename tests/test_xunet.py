@@ -1,0 +1,239 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from tiny import FAST_COMPILE, NETWORK, SIZE, jax_cameras, random_params
+
+from threedim.cameras import Camera
+from threedim.models.xunet import POSE_CHANNELS, XUNet, XUNetDenoiser
+from threedim.training.state import abstract_params, init_params
+
+BATCH = 2
+
+
+def inputs(seed=0, batch=BATCH, size=SIZE):
+    """x, z, logsnr, camera, cond_mask."""
+    rng = np.random.default_rng(seed)
+    x, z = (jnp.asarray(rng.normal(size=(batch, size, size, 3)), jnp.float32) for _ in range(2))
+    logsnr = jnp.asarray(np.stack([np.full(batch, 20.0), rng.uniform(-10, 10, batch)], axis=1), jnp.float32)
+    return x, z, logsnr, jax_cameras(batch, 2, seed=seed, size=size), jnp.asarray([True, False] * (batch // 2))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params()
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The whole network, compiled once for BATCH pairs."""
+    run = lambda params, *args: NETWORK.apply({"params": params}, *args, train=False)  # noqa: E731
+    return jax.jit(run, compiler_options=FAST_COMPILE)
+
+
+def test_the_call_is_the_composition_of_its_parts(network, params):
+    x, z, logsnr, camera, cond_mask = inputs()
+    denoiser = XUNetDenoiser(NETWORK)
+
+    @jax.jit
+    def known(params, x, logsnr, camera, target, cond_mask):
+        """What a sampler keeps, in a program of its own."""
+        features = denoiser.encode_view(params, x, logsnr, camera, cond_mask)
+        return features, denoiser.embed_camera(params, target, cond_mask)
+
+    view, target = known(params, x, logsnr[:, 0], camera[:, 0], camera[:, 1], cond_mask)
+    y = jax.jit(denoiser.denoise, compiler_options=FAST_COMPILE)(params, z, logsnr[:, 1], target, view)
+    expected = network(params, x, z, logsnr, camera, cond_mask)
+    assert expected.shape == z.shape
+    assert expected.dtype == jnp.float32
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+def test_everything_that_should_matter_does(network, params):
+    x, z, logsnr, camera, _ = inputs()
+    cond_mask = jnp.ones(BATCH, bool)
+    expected = network(params, x, z, logsnr, camera, cond_mask)
+    other = jax_cameras(BATCH, 2, seed=9)
+
+    def swap(frame):
+        return jax.tree.map(lambda a, b: a.at[:, frame].set(b[:, frame]), camera, other)
+
+    for changed in (
+        (x + 0.3, z, logsnr, camera, cond_mask),
+        (x, z + 0.3, logsnr, camera, cond_mask),
+        (x, z, logsnr.at[:, 0].add(-9), camera, cond_mask),
+        (x, z, logsnr.at[:, 1].add(1), camera, cond_mask),
+        (x, z, logsnr, swap(0), cond_mask),
+        (x, z, logsnr, swap(1), cond_mask),
+        (x, z, logsnr, camera, ~cond_mask),
+    ):
+        assert np.all(np.abs(network(params, *changed) - expected).max(axis=(1, 2, 3)) > 1e-3)
+
+
+def test_the_clean_view_comes_in_by_cross_attention_alone(network, params):
+    def silence(path, leaf):
+        return jnp.zeros_like(leaf) if path[1:3] == ("attn_cross", "out") else leaf
+
+    x, z, logsnr, camera, _ = inputs()
+    cond_mask = jnp.ones(BATCH, bool)
+    silent = traverse_util.path_aware_map(silence, params)
+    expected = network(silent, x, z, logsnr, camera, cond_mask)
+    x2, _, _, camera2, _ = inputs(seed=1)
+    mixed = jax.tree.map(lambda a, b: a.at[:, 0].set(b[:, 0]), camera, camera2)
+    np.testing.assert_array_equal(network(silent, x2, z, logsnr.at[:, 0].set(-20.0), mixed, cond_mask), expected)
+    assert np.abs(network(silent, x, z + 0.1, logsnr, camera, cond_mask) - expected).max() > 1e-3
+
+
+def test_an_unconditional_pair_knows_no_camera(network, params):
+    x, z, logsnr, camera, cond_mask = inputs()
+    expected = network(params, x, z, logsnr, camera, cond_mask)
+    y = network(params, x, z, logsnr, jax_cameras(BATCH, 2, seed=9), cond_mask)
+    np.testing.assert_array_equal(y[1], expected[1])
+    assert np.abs(y[0] - expected[0]).max() > 1e-3
+    # The learned embeddings stay.
+    changed = params | {"frame_emb": params["frame_emb"] + 0.5}
+    assert np.abs(network(changed, x, z, logsnr, camera, cond_mask)[1] - expected[1]).max() > 1e-3
+
+
+def test_pairs_of_a_batch_do_not_mix(network, params):
+    arguments = inputs()
+    expected = network(params, *arguments)
+    swapped = jax.tree.map(lambda leaf: leaf[::-1], arguments)
+    np.testing.assert_allclose(network(params, *swapped)[::-1], expected, atol=1e-5)
+    # The second pair is another one; the first must not notice.
+    mixed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), arguments, inputs(seed=3))
+    np.testing.assert_array_equal(network(params, *mixed)[0], expected[0])
+
+
+def test_noise_levels_beyond_the_schedule_are_clipped(network, params):
+    x, z, logsnr, camera, cond_mask = inputs()
+    a, b = (network(params, x, z, logsnr.at[:, 1].set(level), camera, cond_mask) for level in (-20.0, -50.0))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16(network, params):
+    rounded = NETWORK.clone(dtype=jnp.bfloat16)
+    shapes = abstract_params(rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, params)
+    run = jax.jit(lambda *args: rounded.apply({"params": params}, *args, train=False), compiler_options=FAST_COMPILE)
+    y, expected = run(*inputs()), np.asarray(network(params, *inputs()))
+    assert y.dtype == jnp.float32
+    error = np.sqrt(np.mean((y - expected) ** 2)) / expected.std()
+    assert 1e-4 < error < 0.05
+
+
+def test_bfloat16_encodes_rays_in_float32():
+    """2^14 times a coordinate, rounded to 8 bits, would be noise."""
+    seen = []
+
+    def record(next_function, args, kwargs, context):
+        if context.method_name == "__call__" and type(context.module).__name__ == "PoseConv":
+            seen.extend(args)
+        return next_function(*args, **kwargs)
+
+    network = NETWORK.clone(dtype=jnp.bfloat16)
+    with nn.intercept_methods(record):
+        denoiser = XUNetDenoiser(network)
+        jax.eval_shape(denoiser.embed_camera, abstract_params(network), jax_cameras(BATCH), jnp.ones(BATCH, bool))
+    assert {leaf.dtype for leaf in seen} == {jnp.dtype("float32")}
+    assert {leaf.shape for leaf in seen} == {(BATCH, SIZE, SIZE, POSE_CHANNELS), (1, SIZE, SIZE, POSE_CHANNELS)}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_dropout_is_in_every_residual_block_and_in_training_only(train):
+    seen = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            seen.append((context.module.rate, context.module.deterministic))
+        return next_function(*args, **kwargs)
+
+    network = NETWORK.clone(dropout=0.25)
+    shapes = abstract_params(network)
+    rngs = {"dropout": jax.random.key(0)}
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda p, *args: network.apply({"params": p}, *args, train=train, rngs=rngs), shapes, *inputs())
+    # Down: level 0 of both frames apart (a block and a downsampling each), level 1 of both; middle; up.
+    assert len(seen) == 2 * 2 + 1 + 1 + 2 + 1 + 2
+    assert set(seen) == {(0.25, not train)}
+
+
+def test_fresh_network_puts_out_zero(network, params):
+    """Compiled alone, the last layer's initialization takes no time."""
+    names = ("conv_out", "position_emb", "frame_emb")
+    fresh = jax.jit(lambda: init_params(NETWORK, jax.random.key(0)))
+    init = jax.jit(lambda: {name: leaf for name, leaf in fresh().items() if name in names})()
+    assert np.all(init["conv_out"]["kernel"] == 0)
+    np.testing.assert_array_equal(network(params | {"conv_out": init["conv_out"]}, *inputs()), 0.0)
+    # Learned embeddings: normal, standard deviation 1/sqrt(144) [7.1].
+    assert init["position_emb"].shape == (SIZE, SIZE, 144)
+    assert init["frame_emb"].shape == (2, 144)
+    np.testing.assert_allclose(np.std(init["position_emb"]), 1 / 12, rtol=0.03)
+    np.testing.assert_allclose(np.std(init["frame_emb"]), 1 / 12, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "meet"),
+    [
+        ({"ch_mult": (1,), "attn_resolutions": (8,)}, 0),
+        ({"ch_mult": (1, 2), "attn_resolutions": (8, 4)}, 0),
+        ({"ch_mult": (1, 2, 2), "attn_resolutions": (4,), "num_res_blocks": 2}, 1),
+        ({"ch_mult": [1, 2, 2, 4], "attn_resolutions": [1, 16], "ch": 8}, 3),
+    ],
+)
+def test_other_shapes_of_network(fields, meet):
+    network = NETWORK.clone(**fields)
+    args = inputs()
+    shapes = abstract_params(network)
+    y = jax.eval_shape(lambda p, *args: network.apply({"params": p}, *args, train=False), shapes, *args)
+    assert y.shape == (BATCH, SIZE, SIZE, 3)
+    denoiser = XUNetDenoiser(network)
+    view = jax.eval_shape(denoiser.encode_view, shapes, args[0], args[2][:, 0], args[3][:, 0], args[4])
+    levels = len(fields["ch_mult"])
+    assert view.h.shape[:3] == (BATCH, SIZE >> meet, SIZE >> meet)
+    assert [emb.shape for emb in view.emb] == [
+        (BATCH, SIZE >> level, SIZE >> level, NETWORK.emb_ch) for level in range(meet, levels)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"image_size": 10, "ch_mult": (1, 1, 1)}, "image_size 10 is not divisible by 4"),
+        ({"image_size": 7, "ch_mult": (1, 2)}, "not divisible by 2"),
+        ({"attn_resolutions": (16, 2)}, r"never meet.*\(16, 2\).*\(8, 4\)"),
+        ({"attn_resolutions": ()}, "never meet"),
+        ({"attn_heads": 3}, "64 channels do not divide into 3"),
+    ],
+)
+def test_impossible_networks_are_refused(fields, match):
+    with pytest.raises(ValueError, match=match):
+        abstract_params(NETWORK.clone(**fields))
+
+
+def test_counted_cost_of_the_papers_network():
+    """What is computed twice or read by nobody is left out. Plain: 9.42 and 3.14 TFLOP a pair.
+
+    The learned part of the pose embeddings is the same for a whole batch, so that a pair's share is counted in one.
+    """
+    network, batch = XUNet(), 4
+    shapes = abstract_params(network)
+    eye = jnp.tile(jnp.eye(3), (batch, 2, 1, 1))
+    camera, cond_mask = Camera(eye, jnp.zeros((batch, 2, 3)), eye), jnp.ones(batch, bool)
+    image, logsnr = jax.ShapeDtypeStruct((batch, 128, 128, 3), jnp.float32), jnp.zeros((batch, 2))
+
+    def total(params, x, z):
+        return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=False).sum()
+
+    def teraflops(function, *args):
+        return jax.jit(function).lower(*args).cost_analysis()["flops"] / batch / 1e12
+
+    assert teraflops(jax.grad(total), shapes, image, image) <= 7.07
+    denoiser = XUNetDenoiser(network)
+    view = jax.eval_shape(denoiser.encode_view, shapes, image, logsnr[:, 0], camera[:, 0], cond_mask)
+    target = jax.eval_shape(denoiser.embed_camera, shapes, camera[:, 1], cond_mask)
+    assert teraflops(denoiser.denoise, shapes, image, logsnr[:, 1], target, view) <= 1.92
