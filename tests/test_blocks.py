@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import FAST_COMPILE, fill
+from tiny import fill
 
 from threedim.models.blocks import (
     AttentionBlock,
@@ -36,9 +36,7 @@ def filled(module, *args, seed=0, **kwargs):
 
 
 def apply(module, params, *args, **kwargs):
-    run = jax.jit(
-        lambda params, *args: module.apply({"params": params}, *args, **kwargs), compiler_options=FAST_COMPILE
-    )
+    run = jax.jit(lambda params, *args: module.apply({"params": params}, *args, **kwargs))
     return run(params, *(jnp.asarray(a) for a in args))
 
 
@@ -322,7 +320,7 @@ def test_block_is_residual_then_self_then_cross(attention):
 def test_a_fresh_block_passes_its_input_through():
     h, emb = jnp.asarray(normal(2, 4, 4, 8)), jnp.asarray(normal(2, 4, 4, 4, seed=1))
     module = XUNetBlock(8, True, 2)
-    y, variables = jax.jit(lambda: module.init_with_output(KEY, h, emb, train=False), compiler_options=FAST_COMPILE)()
+    y, variables = jax.jit(lambda: module.init_with_output(KEY, h, emb, train=False))()
     np.testing.assert_allclose(y, h * np.sqrt(0.5) ** 3, atol=1e-6)
     params = variables["params"]
     for part in (params["res"]["norm1"], params["attn_self"]["norm"]):

@@ -5,13 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import FAST_COMPILE, NETWORK, jax_cameras, random_cameras, random_params
+from tiny import NETWORK, jax_cameras, random_cameras, random_params
 
-from threedim import sampling
 from threedim.cameras import Camera
 from threedim.diffusion import Process, alpha_sigma
 from threedim.models.xunet import XUNetDenoiser
-from threedim.sampling import KnownViews, Settings, choose_view, sample_view, sample_view_jit, sample_views
+from threedim.sampling import KnownViews, Settings, choose_view, sample_view_jit, sample_views
 
 SHAPE = (2, 2, 3)
 EYE = np.eye(3, dtype=np.float32)
@@ -55,7 +54,7 @@ class Painter:
         return x
 
     def embed_camera(self, params, camera, cond_mask):
-        return truth(params, camera.t)
+        return None if self.copy else truth(params, camera.t)
 
     def denoise(self, params, z, logsnr, target, view):
         alpha, sigma = alpha_sigma(logsnr, 4)
@@ -215,19 +214,16 @@ def test_sampler_equals_slow_loops(process, settings):
     slow = slow_sample_views(linear_output, images, cameras, targets, keys(2), process, settings, fast)
     assert fast.shape == (2, 2, *SHAPE)
     assert fast.dtype == jnp.float32
-    assert 0.05 < np.mean(np.abs(slow) < 0.999)  # not all of it clipped
+    assert np.mean(np.abs(slow) < 0.999) > 0.05  # not all of it clipped
     np.testing.assert_allclose(fast, slow, atol=2e-4)
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_cached_rollout_of_the_network_equals_the_plain_network(fresh, monkeypatch):
+def test_cached_rollout_of_the_network_equals_the_plain_network(fresh):
     """Two views from one: features kept and both branches in one batch, against ``XUNet.__call__`` on every pair."""
     network = NETWORK.clone(num_res_blocks=0)
     params = random_params(network)
     process, settings = Process("v"), Settings(4, 2.0, fresh)
-    static = ("denoiser", "shape", "process", "settings")
-    fast_compile = jax.jit(sample_view, static_argnames=static, compiler_options=FAST_COMPILE)
-    monkeypatch.setattr(sampling, "sample_view_jit", fast_compile)
     images, cameras, targets = pictures(2, 1, shape=(8, 8, 3)), random_cameras(2, 1), random_cameras(2, 2, seed=1)
     fast = sample_views(
         XUNetDenoiser(network), params, images, cameras, targets, keys(2), process=process, settings=settings
@@ -242,14 +238,14 @@ def test_cached_rollout_of_the_network_equals_the_plain_network(fresh, monkeypat
         return np.asarray(plain(params, x, z, logsnr, pair, np.asarray([cond]))[0], np.float64)
 
     slow = slow_sample_views(output, images, cameras, targets, keys(2), process, settings, fast)
-    assert 0.5 < np.mean(np.abs(slow) < 0.999)
+    assert np.mean(np.abs(slow) < 0.999) > 0.5
     np.testing.assert_allclose(fast, slow, atol=5e-4)
 
 
 @functools.cache
 def plain_network(network):
     run = lambda params, *args: network.apply({"params": params}, *args, train=False)  # noqa: E731
-    return jax.jit(run, compiler_options=FAST_COMPILE)
+    return jax.jit(run)
 
 
 # --- what it draws ---
@@ -275,17 +271,8 @@ def test_with_the_true_eps_the_sampler_returns_the_true_picture(process, setting
     np.testing.assert_allclose(views, truth(params, targets.t), atol=2e-4)
 
 
-def test_guidance_of_zero_leaves_the_unconditional_branch_out():
-    TRACES.clear()
-    arguments = (Traced(), None, pictures(3, 1), random_cameras(3, 1), random_cameras(3, 1, seed=1), keys(3))
-    sample_views(*arguments, process=Process(), settings=Settings(2, 0.0))
-    assert set(TRACES) == {(3, *SHAPE)}
-    TRACES.clear()
-    sample_views(*arguments, process=Process(), settings=Settings(2, 0.1))
-    assert set(TRACES) == {(6, *SHAPE)}
-
-
-def test_a_rollout_compiles_once():
+@pytest.mark.parametrize(("guidance_weight", "branches"), [(0.0, 1), (0.1, 2)])
+def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight, branches):
     TRACES.clear()
     compiled, after_view = sample_view_jit._cache_size(), []
     sample_views(
@@ -296,30 +283,12 @@ def test_a_rollout_compiles_once():
         random_cameras(2, 5, seed=1),
         keys(2),
         process=Process(),
-        settings=Settings(3, 1.0),
+        settings=Settings(3, guidance_weight),
         on_view=lambda index, picture: after_view.append((index, picture.shape, len(TRACES))),
     )
     assert sample_view_jit._cache_size() == compiled + 1
-    assert TRACES
+    assert set(TRACES) == {(2 * branches, *SHAPE)}
     assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
-
-
-def test_on_view_gets_the_views_in_order():
-    seen = []
-    views = sample_views(
-        Linear(),
-        None,
-        pictures(2, 1),
-        random_cameras(2, 1),
-        random_cameras(2, 3, seed=1),
-        keys(2),
-        process=Process("v"),
-        settings=Settings(3, 1.0),
-        on_view=lambda index, picture: seen.append((index, picture)),
-    )
-    assert [index for index, _ in seen] == [0, 1, 2]
-    np.testing.assert_array_equal(np.stack([picture for _, picture in seen], axis=1), views)
-    assert np.all(np.abs(views) <= 1)
 
 
 # --- stochastic conditioning ---
@@ -403,6 +372,7 @@ def test_what_the_network_is_told(fresh):
     np.testing.assert_array_equal(target["object"], np.arange(batch) + np.zeros((views, steps, 1)))
     np.testing.assert_array_equal(view["logsnr"], process.logsnr_max)
     everything = np.concatenate([pictures(batch, inputs), rounded(result)], axis=1)
+    assert np.abs(rounded(result) - result).max() > 1e-4  # what joins is rounded, what is returned is not
     for j, i, o in np.ndindex(views, steps, batch):
         number = int(view["number"][j, i, o])
         assert number < inputs + j
@@ -421,13 +391,6 @@ def test_what_the_network_is_told(fresh):
     assert not np.any(np.isin(noise, start))
 
 
-def test_views_join_in_8_bits():
-    records, result = recorded(2, 1, 3, Settings(30, 0.0))
-    assert np.abs(rounded(result) - result).max() > 1e-4  # what is returned is not rounded
-    levels = (records["view"]["pixel"] + 1) * 127.5
-    np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-
-
 # --- seeds, company, interruption ---
 
 ROLLOUT = {"process": Process("v"), "settings": Settings(4, 1.0)}
@@ -442,12 +405,15 @@ def rollout():
 
 def test_the_seed_decides_bit_for_bit(rollout):
     arguments, expected = rollout
-    np.testing.assert_array_equal(sample_views(*arguments, keys(3), **ROLLOUT), expected)
+    seen = []
+    again = sample_views(*arguments, keys(3), **ROLLOUT, on_view=lambda index, view: seen.append((index, view)))
+    np.testing.assert_array_equal(again, expected)
+    assert [index for index, _ in seen] == [0, 1, 2, 3]
+    np.testing.assert_array_equal(np.stack([view for _, view in seen], axis=1), expected)
     other = sample_views(*arguments, keys(3, seed=1), **ROLLOUT)
     assert np.all(np.abs(other - expected).max(axis=(2, 3, 4)) > 1e-3)
     # Views of one rollout start from different noise, too, and so do objects.
-    flat = np.asarray(expected).reshape(12, -1)
-    assert len(np.unique(flat[:, 0])) == 12
+    assert len(np.unique(np.asarray(expected).reshape(12, -1), axis=0)) == 12
 
 
 def test_an_object_does_not_notice_its_company(rollout):
@@ -457,12 +423,6 @@ def test_an_object_does_not_notice_its_company(rollout):
     order = np.array([2, 0, 1])
     permuted = sample_views(denoiser, params, images[order], cameras[order], targets[order], keys(3)[order], **ROLLOUT)
     np.testing.assert_allclose(permuted, expected[order], atol=1e-5)
-
-
-def test_later_targets_do_not_change_earlier_views(rollout):
-    (denoiser, params, images, cameras, targets), expected = rollout
-    fewer = sample_views(denoiser, params, images, cameras, targets[:, :2], keys(3), **ROLLOUT)
-    np.testing.assert_allclose(fewer, expected[:, :2], atol=1e-5)
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
@@ -497,7 +457,7 @@ def test_inputs_that_do_not_fit_together_are_refused(changes):
     fields = {"images": pictures(2, 1), "cameras": numbered_cameras(2, 0, 1), "targets": numbered_cameras(2, 1, 2)}
     fields = fields | {"key": (2,)} | changes
     fields["key"] = jax.random.split(jax.random.key(0), fields["key"])
-    with pytest.raises(ValueError, match="sample_views: images .* must share the batch axis"):
+    with pytest.raises(ValueError, match=r"sample_views: images .* must share the batch axis"):
         sample_views(Linear(), None, **fields, process=Process(), settings=Settings(1))
 
 

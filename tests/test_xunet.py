@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import FAST_COMPILE, NETWORK, SIZE, jax_cameras, random_params
+from tiny import NETWORK, SIZE, jax_cameras, random_params
 
 from threedim.cameras import Camera
 from threedim.models.xunet import POSE_CHANNELS, XUNet, XUNetDenoiser
@@ -30,7 +30,7 @@ def params():
 def network():
     """The whole network, compiled once for BATCH pairs."""
     run = lambda params, *args: NETWORK.apply({"params": params}, *args, train=False)  # noqa: E731
-    return jax.jit(run, compiler_options=FAST_COMPILE)
+    return jax.jit(run)
 
 
 def test_the_call_is_the_composition_of_its_parts(network, params):
@@ -44,7 +44,7 @@ def test_the_call_is_the_composition_of_its_parts(network, params):
         return features, denoiser.embed_camera(params, target, cond_mask)
 
     view, target = known(params, x, logsnr[:, 0], camera[:, 0], camera[:, 1], cond_mask)
-    y = jax.jit(denoiser.denoise, compiler_options=FAST_COMPILE)(params, z, logsnr[:, 1], target, view)
+    y = jax.jit(denoiser.denoise)(params, z, logsnr[:, 1], target, view)
     expected = network(params, x, z, logsnr, camera, cond_mask)
     assert expected.shape == z.shape
     assert expected.dtype == jnp.float32
@@ -119,7 +119,7 @@ def test_bfloat16(network, params):
     shapes = abstract_params(rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, params)
-    run = jax.jit(lambda *args: rounded.apply({"params": params}, *args, train=False), compiler_options=FAST_COMPILE)
+    run = jax.jit(lambda *args: rounded.apply({"params": params}, *args, train=False))
     y, expected = run(*inputs()), np.asarray(network(params, *inputs()))
     assert y.dtype == jnp.float32
     error = np.sqrt(np.mean((y - expected) ** 2)) / expected.std()

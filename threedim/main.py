@@ -12,9 +12,11 @@ Any field of the configuration can be set: --config.train.batch_size=64. See con
 
 from __future__ import annotations
 
+import runpy
 import sys
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
@@ -35,6 +37,8 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/threedim/xla", "Folder that keeps compiled programs between runs; empty for none."
 )
 flags.mark_flags_as_required(["config", "mode"])
+# Libraries tell much at the level of information, across the progress bar. --verbosity=0 brings it back.
+flags.FLAGS.set_default("verbosity", logging.WARNING)
 
 
 def main(argv: list[str]) -> None:
@@ -60,9 +64,40 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but an unknown field or a missing configuration is said without a traceback."""
+    try:
+        arguments = app.parse_flags_with_usage(argv)
+        _CONFIG.value.keys()  # a file that could not be read raises when it is looked at
+    except (AttributeError, KeyError, OSError):
+        problem = _what_is_wrong(argv)
+        if problem is None:
+            raise
+        sys.exit(f"error: {problem}")
+    return arguments
+
+
+def _what_is_wrong(argv: list[str]) -> str | None:
+    """Which --config.a.b names no field and which fields there are, or that the file is not there."""
+    values = dict(argument.lstrip("-").split("=", 1) for argument in argv if "=" in argument)
+    path = epath.Path(values.get("config", "").split(":")[0])
+    if not path.is_file():
+        known = ", ".join(str(file) for file in sorted(epath.Path("configs").glob("*.py")) if file.stem[0] != "_")
+        return f"--config={path}: no such file" + (f"; there are {known}" if known else "")
+    config = runpy.run_path(str(path))["get_config"](*values["config"].split(":")[1:])
+    for name in values:
+        node, place = config, "config"
+        for part in name.split(".")[1:] if name.startswith("config.") else []:
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                known = ", ".join(sorted(node)) if isinstance(node, ml_collections.ConfigDict) else "none"
+                return f"--{name}: {place} has no field {part!r}; its fields are: {known}"
+            node, place = node[part], f"{place}.{part}"
+    return None
+
+
 def run() -> None:
-    """Entry point that parses flags; what is wrong with them is said without a traceback."""
-    app.run(main)
+    """Entry point."""
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from etils import epath
 
 from threedim.data import pipeline, sources
@@ -89,7 +88,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 run_info.write_run_info(workdir, config, dataset.fingerprint)
         else:
             for line in run_info.check_run_info(workdir, config, dataset.fingerprint, allow_change, write=lead):
-                logging.info("changed since the run began: %s", line)
+                print(f"changed since the run began: {line}")
 
         shapes = jax.eval_shape(lambda: init_state(network, recipe))
         shardings = sharding.state_shardings(mesh, shapes)
