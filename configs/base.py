@@ -93,6 +93,6 @@ def get_config() -> ml_collections.ConfigDict:
     s.orbit_elevation = 20.0  # degrees above the horizon
     s.orbit_radius = 0.0  # distance to the origin in the data's units; 0 takes that of the first input view
     s.batch_size = 8  # objects drawn at once
-    s.out = ""  # output folder; "" is samples/step_N in the workdir
+    s.out = ""  # output folder; "" is views/step_N in the workdir
     s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
     return c

@@ -126,7 +126,7 @@ class Traced(Linear):
         return super().denoise(params, z, logsnr, target, view)
 
 
-def recorded(batch, inputs, views, settings, process=Process("v"), seed=0):  # noqa: B008 - frozen
+def recorded(batch, inputs, views, settings, process=Process("v"), seed=0):
     """Records of a rollout as (view, step, ...), and the views."""
     RECORDS.clear()
     result = sample_views(

@@ -74,16 +74,14 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     s = config.sample
     if s.batch_size < 1:
         raise ValueError(f"sample.batch_size must be at least 1, got {s.batch_size}")
-    step = checkpoints.latest_step(workdir) if s.checkpoint_step is None else s.checkpoint_step
-    if step is None:
-        raise FileNotFoundError(f"no checkpoint in {workdir}: train first, or name the run's --workdir")
+    step = _checkpoint_step(config, workdir)
     trained, _ = run_info.read_run_info(workdir)
     _check_same_model(trained, config, workdir)
     network, process, settings = build.network(config), build.process(config), build.sample_settings(config)
     tasks = make_tasks(config)
     params = checkpoints.restore_params(workdir, abstract_params(network), step=step)
 
-    out = epath.Path(s.out or workdir / "samples" / f"step_{step:07d}")
+    out = output_folder(config, workdir)
     _claim(out, {"checkpoint_step": step, **_plain(s)}, tasks)
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     if not todo:
@@ -119,8 +117,24 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
             )
             for task, pictures in zip(batch, images.to_uint8(np.asarray(drawn)), strict=False):
                 _write(out, task, pictures, network.image_size)
-    print(f"views in SRN format: {out / 'views'}\ncontact sheets:      {out / 'sheets'}\nGIFs: {out / 'gifs':>30}")
+    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
+        print(f"{what + ':':21}{out / folder}")
     return out
+
+
+def output_folder(config: ml_collections.ConfigDict, workdir: epath.Path) -> epath.Path:
+    """Where ``sample`` writes: ``config.sample.out``, or a folder in the workdir named by the checkpoint's step."""
+    if config.sample.out:
+        return epath.Path(config.sample.out)
+    return workdir / "views" / f"step_{_checkpoint_step(config, workdir):07d}"
+
+
+def _checkpoint_step(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
+    step = config.sample.checkpoint_step
+    step = checkpoints.latest_step(workdir) if step is None else step
+    if step is None:
+        raise FileNotFoundError(f"no checkpoint in {workdir}: train first, or name the run's --workdir")
+    return step
 
 
 def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:

@@ -1,0 +1,140 @@
+"""Runs on eight CPU devices, started by test_sharding.py: prints what the sharding functions made there as JSON.
+
+The number of devices is settled when JAX starts, hence a process of its own.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import NETWORK, SIZE, fill, random_batch
+
+from threedim.diffusion import Process
+from threedim.training import sharding
+from threedim.training.state import Metrics, Recipe, TrainState, abstract_params, make_train_step
+
+RECIPE = Recipe(8, 1e-3, 0, 0.9, 0.99, 100.0, 1.0, 0.25, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Two layers with kernels large enough to be split; compiles in no time."""
+
+    image_size: int = SIZE
+
+    def init(self, key, *args, train):
+        width = 3 * SIZE**2
+        return {"params": {"in": jnp.zeros((2 * width, 512)), "out": jnp.zeros((512, width)), "bias": jnp.zeros(width)}}
+
+    def apply(self, variables, x, z, logsnr, camera, cond_mask, *, train, rngs):
+        p, flat = variables["params"], jnp.concatenate([x, z], axis=-1).reshape(len(z), -1)
+        h = jnp.tanh(flat @ p["in"] + logsnr[:, 1:] + camera.t[:, 0, :1])
+        h = jnp.where(jax.random.bernoulli(rngs["dropout"], 0.9, h.shape), h / 0.9, 0.0)
+        return (h @ p["out"] + p["bias"]).reshape(z.shape)
+
+
+def describe(mesh, shape):
+    """The partition of an array of this shape, and the shape of one device's share."""
+    where = sharding.state_shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return [str(tuple(where.spec)), list(where.shard_shape(shape))]
+
+
+def train(network, data, fsdp):
+    """Two steps as the loop does them, or on one device without a mesh for ``fsdp`` 0."""
+    start = jax.tree.map(np.asarray, fill(abstract_params(network)))
+    params, ema_params = (jax.tree.map(jnp.asarray, start) for _ in range(2))
+    state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, RECIPE.optimizer().init(params))
+    batches, metrics = [random_batch(8, seed=seed) for seed in range(2)], Metrics.zeros()
+    step = make_train_step(network, Process("v"), RECIPE)
+    if fsdp:
+        mesh = sharding.make_mesh(data, fsdp)
+        where, whole = sharding.state_shardings(mesh, state), sharding.replicated(mesh)
+        state, metrics = jax.device_put(state, where), jax.device_put(metrics, whole)
+        batches = [sharding.put_batch(batch, mesh) for batch in batches]
+        step = jax.jit(
+            step,
+            in_shardings=(where, whole, sharding.batch_sharding(mesh)),
+            out_shardings=(where, whole),
+            donate_argnums=(0, 1),
+        )
+    else:
+        step = jax.jit(step)
+    losses = []
+    for batch in batches:
+        before = float(metrics.loss)
+        state, metrics = step(state, metrics, batch)
+        losses.append(float(metrics.loss) - before)
+    kernels = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= sharding.MIN_SPLIT_SIZE]
+    split = sum(leaf.addressable_shards[0].data.size < leaf.size for leaf in kernels)
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(b) - a).max(), start, state.params)
+    total = float(sum(np.abs(np.asarray(leaf)).sum() for leaf in jax.tree.leaves(state.ema_params)))
+    return {
+        "losses": losses,
+        "grad_norm": float(metrics.grad_norm),
+        "ema": total,
+        "split": [split, len(kernels)],
+        "moved": float(min(jax.tree.leaves(moved))),
+    }
+
+
+def steps(network):
+    return {f"{data}x{fsdp}": train(network, data, fsdp) for data, fsdp in ((0, 0), (8, 1), (2, 4))}
+
+
+def layout():
+    """Meshes, splits and batches."""
+    meshes, errors = {}, {}
+    for data, fsdp in (
+        (-1, 1),
+        (8, 1),
+        (-1, 4),
+        (2, 4),
+        (1, 8),
+        (3, 2),
+        (4, 4),
+        (-1, 3),
+        (-1, 0),
+        (0, 8),
+        (-2, 4),
+        (-1, 16),
+    ):
+        try:
+            meshes[f"{data}x{fsdp}"] = dict(sharding.make_mesh(data, fsdp).shape)
+        except ValueError as error:
+            errors[f"{data}x{fsdp}"] = str(error)
+    mesh = sharding.make_mesh(2, 4)
+    shapes = {
+        "kernel": (3, 3, 256, 512),
+        "tall": (1024, 64),
+        "odd_last": (4096, 17),
+        "odd": (65_537, 3),
+        "small": (255, 257),
+        "scalar": (),
+    }
+    batch = sharding.put_batch({"a": np.arange(16).reshape(16, 1), "b": np.arange(32).reshape(16, 2)}, mesh)
+    shards = {
+        name: [shard.data.ravel().tolist() for shard in value.addressable_shards] for name, value in batch.items()
+    }
+    whole = sharding.replicated(mesh)
+    return {
+        "devices": jax.device_count(),
+        "meshes": meshes,
+        "errors": errors,
+        "splits": {name: describe(mesh, shape) for name, shape in shapes.items()},
+        "splits_of_one": {name: describe(sharding.make_mesh(8, 1), shape) for name, shape in shapes.items()},
+        "batch": {name: np.asarray(value).ravel().tolist() for name, value in batch.items()},
+        "shards": shards,
+        "replicated": list(whole.shard_shape((16, 2))),
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "network":
+        sharding.MIN_SPLIT_SIZE = 1024  # nothing in this small network would be split
+        answer = steps(NETWORK.clone(num_res_blocks=0))
+    else:
+        answer = layout() | {"steps": steps(Dense())}
+    print(json.dumps(answer))

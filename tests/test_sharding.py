@@ -1,0 +1,101 @@
+"""Sharding on eight CPU devices, in a process of their own (see sharded.py)."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from threedim.training import sharding
+
+HERE = pathlib.Path(__file__).parent
+
+
+def on_eight_devices(what):
+    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": paths,
+    }
+    done = subprocess.run(
+        [sys.executable, HERE / "sharded.py", what], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return on_eight_devices("layout")
+
+
+def test_meshes_cover_the_devices(eight):
+    assert eight["devices"] == 8
+    assert eight["meshes"] == {
+        "-1x1": {"data": 8, "fsdp": 1},
+        "8x1": {"data": 8, "fsdp": 1},
+        "-1x4": {"data": 2, "fsdp": 4},
+        "2x4": {"data": 2, "fsdp": 4},
+        "1x8": {"data": 1, "fsdp": 8},
+    }
+
+
+@pytest.mark.parametrize("name", ["3x2", "4x4", "-1x3", "-1x0", "0x8", "-2x4", "-1x16"])
+def test_meshes_that_do_not_cover_the_devices_are_refused(eight, name):
+    data, fsdp = name.split("x")
+    assert eight["errors"][name].startswith(f"config.mesh data={data}, fsdp={fsdp} does not cover 8 cpu device(s)")
+    assert eight["errors"].keys().isdisjoint(eight["meshes"])
+
+
+def test_large_arrays_are_split_along_their_longest_axis_that_divides(eight):
+    assert eight["splits"] == {
+        "kernel": ["(None, None, None, 'fsdp')", [3, 3, 256, 128]],
+        "tall": ["('fsdp',)", [256, 64]],
+        "odd_last": ["('fsdp',)", [1024, 17]],
+        "odd": ["()", [65_537, 3]],
+        "small": ["()", [255, 257]],
+        "scalar": ["()", []],
+    }
+    assert {spec for spec, _ in eight["splits_of_one"].values()} == {"()"}
+
+
+def test_a_batch_is_split_over_all_devices_in_order(eight):
+    assert eight["batch"] == {"a": list(range(16)), "b": list(range(32))}
+    assert eight["shards"]["a"] == [[2 * device, 2 * device + 1] for device in range(8)]
+    assert eight["shards"]["b"] == [list(range(4 * device, 4 * device + 4)) for device in range(8)]
+    assert eight["replicated"] == [16, 2]
+
+
+def check_steps(steps):
+    one = steps["0x0"]
+    assert one["moved"] > 1e-4
+    assert abs(one["losses"][0] - one["losses"][1]) > 1e-4
+    for name in ("8x1", "2x4"):
+        np.testing.assert_allclose(steps[name]["losses"], one["losses"], rtol=1e-5)
+        np.testing.assert_allclose(steps[name]["grad_norm"], one["grad_norm"], rtol=1e-4)
+        np.testing.assert_allclose(steps[name]["ema"], one["ema"], rtol=1e-5)
+    # Parameters, their average and Adam's two moments: split over "fsdp" and nowhere else.
+    assert steps["8x1"]["split"][0] == 0
+    split, large = steps["2x4"]["split"]
+    assert split == large >= 4
+
+
+def test_training_steps_are_the_same_on_every_mesh(eight):
+    check_steps(eight["steps"])
+
+
+@pytest.mark.slow
+def test_training_steps_of_the_network_are_the_same_on_every_mesh():
+    check_steps(on_eight_devices("network"))
+
+
+def test_one_process_on_one_device():
+    mesh = sharding.make_mesh(-1, 1)
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1}
+    batch = sharding.put_batch({"image": np.arange(6).reshape(2, 3)}, mesh)
+    np.testing.assert_array_equal(batch["image"], [[0, 1, 2], [3, 4, 5]])

@@ -1,0 +1,304 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import NETWORK, SIZE, random_batch, random_params
+
+from threedim import diffusion
+from threedim.cameras import Camera
+from threedim.diffusion import Process
+from threedim.training.state import (
+    NEVER,
+    Metrics,
+    Recipe,
+    TrainState,
+    abstract_params,
+    batch_images,
+    init_state,
+    make_train_step,
+    named_key,
+)
+
+RECIPE = Recipe(
+    batch_size=8,
+    learning_rate=0.02,
+    warmup_examples=16,
+    adam_b1=0.9,
+    adam_b2=0.99,
+    ema_half_life=20.0,
+    ema_rampup=0.5,
+    uncond_prob=0.25,
+    seed=3,
+)
+# A schedule that stops short of clean: the oracle divides by sigma.
+PROCESS = Process(logsnr_max=8.0)
+
+
+def recipe(**changes):
+    return dataclasses.replace(RECIPE, **changes)
+
+
+RECORDS = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A network whose gradients can be written down: ``scale * z + shift``. ``root`` has one only where positive."""
+
+    image_size: int = SIZE
+    record: bool = False
+
+    def init(self, key, x, z, logsnr, camera, cond_mask, *, train):
+        assert not train
+        assert x.shape == z.shape == (1, SIZE, SIZE, 3)
+        shift = 0.1 * jax.random.normal(key, (3,))
+        return {"params": {"scale": jnp.float32(0.5), "shift": shift, "root": jnp.float32(1.0)}}
+
+    def apply(self, variables, x, z, logsnr, camera, cond_mask, *, train, rngs):
+        assert train
+        p = variables["params"]
+        if self.record:
+            record = {"dropout": jax.random.key_data(rngs["dropout"]), "z": z, "cond_mask": cond_mask}
+            jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
+        return p["scale"] * z + p["shift"] + 0.0 * jnp.sqrt(p["root"])
+
+
+@functools.cache
+def toy_step(recipe=RECIPE, network=Toy()):
+    """Compiled as the loop does: what goes in is overwritten."""
+    return jax.jit(make_train_step(network, PROCESS, recipe), donate_argnums=(0, 1))
+
+
+def run(step, state, batches):
+    metrics = Metrics.zeros()
+    for batch in batches:
+        state, metrics = step(state, metrics, batch)
+    return jax.tree.map(np.asarray, (state, metrics))
+
+
+def batches(count):
+    return [random_batch(8, seed=seed) for seed in range(count)]
+
+
+# --- schedules ---
+
+
+def test_learning_rate_warms_up_by_examples():
+    for batch_size in (32, 128):
+        r = recipe(batch_size=batch_size, learning_rate=1e-4, warmup_examples=10_000_000)
+        for examples, expected in ((128, 1.28e-9), (2_500_096, 0.2500096e-4), (10_000_000, 1e-4), (64_000_000, 1e-4)):
+            # The step that completes this number of examples.
+            np.testing.assert_allclose(r.learning_rate_at(examples // batch_size - 1), expected, rtol=1e-5)
+    assert recipe(warmup_examples=0).learning_rate_at(0) == np.float32(0.02)
+    assert recipe(learning_rate=0.0).learning_rate_at(10) == 0
+
+
+def test_parameter_average_has_its_half_life_in_examples():
+    for batch_size in (10, 250):
+        r = recipe(batch_size=batch_size, ema_half_life=500_000.0, ema_rampup=1e9)
+        decay = float(r.ema_decay_at(12_345))
+        np.testing.assert_allclose(decay ** (500_000 / batch_size), 0.5, rtol=2e-3)
+
+
+def test_parameter_average_ramps_up():
+    """However long the half-life, the initial weights are soon forgotten."""
+    for batch_size in (16, 64):
+        r = recipe(batch_size=batch_size, ema_half_life=500_000.0, ema_rampup=0.05)
+        steps = np.arange(12_800 // batch_size)
+        decay = np.array(jax.vmap(r.ema_decay_at)(jnp.asarray(steps)))
+        half_life = np.minimum(500_000, 0.05 * batch_size * (steps + 1))
+        np.testing.assert_allclose(decay, 0.5 ** (batch_size / half_life), rtol=1e-5)
+        assert decay.prod() < 1e-12
+    late = float(r.ema_decay_at(500_000_000))
+    np.testing.assert_allclose(late, 0.5 ** (64 / 500_000), rtol=1e-6)
+
+
+# --- state ---
+
+
+def test_initial_state_is_a_function_of_the_seed():
+    states = [jax.tree.map(np.asarray, init_state(Toy(), recipe(seed=seed))) for seed in (3, 3, 4)]
+    for a, b in zip(*(jax.tree.leaves(state) for state in states[:2]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(states[0].params["shift"], states[2].params["shift"])
+    state = states[0]
+    assert state.step == 0
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema_params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert jax.tree.leaves(state.params)[0].dtype == np.float32
+    mu, nu = state.opt_state[0].mu, state.opt_state[0].nu
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves((mu, nu)))
+
+
+def test_abstract_parameters_are_those_of_the_initial_state():
+    shapes = jax.eval_shape(lambda: init_state(NETWORK, RECIPE).params)
+    assert jax.tree.structure(shapes) == jax.tree.structure(abstract_params(NETWORK))
+    assert jax.tree.leaves(shapes) == jax.tree.leaves(abstract_params(NETWORK))
+
+
+def test_named_keys_are_independent():
+    keys = {name: jax.random.key_data(named_key(jax.random.key(0), name)).tolist() for name in ("a", "b", "train")}
+    assert len({tuple(key) for key in keys.values()}) == 3
+    assert keys["a"] == jax.random.key_data(named_key(jax.random.key(0), "a")).tolist()
+    assert keys["a"] != jax.random.key_data(named_key(jax.random.key(1), "a")).tolist()
+
+
+def test_batch_images():
+    batch = random_batch(2)
+    batch["image"][0, 0, 0, 0] = [0, 255, 51]
+    images, camera = batch_images(jax.tree.map(jnp.asarray, batch))
+    assert images.dtype == jnp.float32
+    assert images.shape == (2, 2, SIZE, SIZE, 3)
+    np.testing.assert_allclose(images[0, 0, 0, 0], [-1, 1, -0.6], atol=1e-6)
+    assert isinstance(camera, Camera)
+    for name in ("R", "t", "K"):
+        np.testing.assert_array_equal(getattr(camera, name), batch[name])
+
+
+# --- the step ---
+
+
+def draws(r, step, batch):
+    """z, eps and t of a step, with the step's keys."""
+    images, camera = batch_images(jax.tree.map(jnp.asarray, batch))
+    key = named_key(jax.random.fold_in(named_key(jax.random.key(r.seed), "train"), step), "loss")
+    seen = {}
+
+    def network(x, z, logsnr, camera, cond_mask):
+        seen.update(z=z, logsnr=logsnr[:, 1])
+        return jnp.zeros_like(z)
+
+    _, example = diffusion.loss(network, images, camera, key, PROCESS, r.uncond_prob)
+    z, logsnr, target = (np.asarray(a, np.float64) for a in (seen["z"], seen["logsnr"], images[:, 1]))
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(sign * logsnr)))[:, None, None, None] for sign in (-1, 1))
+    return z, (z - alpha * target) / sigma, np.asarray(example["t"])
+
+
+def slow_train(r, params, batches):
+    """Adam, the average and the sums by hand, in float64."""
+    p = {"scale": np.float64(params["scale"]), "shift": np.asarray(params["shift"], np.float64)}
+    m, v = ({name: np.zeros_like(value) for name, value in p.items()} for _ in range(2))
+    ema = dict(p)
+    sums = {"steps": 0, "loss": 0.0, "grad_norm": 0.0, "quartile_loss": np.zeros(4), "quartile_count": np.zeros(4)}
+    for step, batch in enumerate(batches):
+        z, eps, t = draws(r, step, batch)
+        residual = p["scale"] * z + p["shift"] - eps
+        g = {"scale": 2 * np.mean(residual * z), "shift": 2 * residual.mean(axis=(0, 1, 2)) / 3}
+        examples = (step + 1) * r.batch_size
+        learning_rate = r.learning_rate * min(1, examples / r.warmup_examples)
+        decay = 0.5 ** (r.batch_size / min(r.ema_half_life, r.ema_rampup * examples))
+        for name in p:
+            m[name] = r.adam_b1 * m[name] + (1 - r.adam_b1) * g[name]
+            v[name] = r.adam_b2 * v[name] + (1 - r.adam_b2) * g[name] ** 2
+            m_hat, v_hat = m[name] / (1 - r.adam_b1 ** (step + 1)), v[name] / (1 - r.adam_b2 ** (step + 1))
+            p[name] = p[name] - learning_rate * m_hat / (np.sqrt(v_hat) + 1e-8)
+            ema[name] = decay * ema[name] + (1 - decay) * p[name]
+        per_example = (residual**2).mean(axis=(1, 2, 3))
+        sums["steps"] += 1
+        sums["loss"] += per_example.mean()
+        sums["grad_norm"] += np.sqrt(g["scale"] ** 2 + np.sum(g["shift"] ** 2))
+        for loss, time in zip(per_example, t, strict=True):
+            quartile = next(q for q in range(4) if q / 4 <= time < (q + 1) / 4)
+            sums["quartile_loss"][quartile] += loss
+            sums["quartile_count"][quartile] += 1
+    return p, ema, sums
+
+
+def test_steps_equal_adam_by_hand():
+    start = init_state(Toy(), RECIPE)
+    p, ema, sums = slow_train(RECIPE, start.params, batches(4))
+    state, metrics = run(toy_step(), start, batches(4))
+    assert state.step == 4
+    assert np.abs(p["shift"] - ema["shift"]).max() > 1e-3
+    for name in ("scale", "shift"):
+        np.testing.assert_allclose(state.params[name], p[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(state.ema_params[name], ema[name], rtol=1e-4, atol=1e-6)
+    assert np.all(sums["quartile_count"] > 0)
+    for name, expected in sums.items():
+        np.testing.assert_allclose(getattr(metrics, name), expected, rtol=1e-4)
+    assert metrics.first_bad_step == NEVER
+
+
+def test_the_seed_decides_bit_for_bit():
+    first, again = (run(toy_step(), init_state(Toy(), RECIPE), batches(3)) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The same initial state, so that what differs are the draws in training.
+    other, _ = run(toy_step(recipe(seed=4)), init_state(Toy(), RECIPE), batches(3))
+    assert not np.array_equal(first[0].params["shift"], other.params["shift"])
+
+
+def test_every_step_has_its_own_draws():
+    RECORDS.clear()
+    same = [random_batch(8)] * 4
+    run(toy_step(network=Toy(record=True)), init_state(Toy(), RECIPE), same)
+    jax.effects_barrier()
+    assert len(RECORDS) == 4
+    for name in ("dropout", "z", "cond_mask"):
+        values = [record[name].tobytes() for record in RECORDS]
+        assert len(set(values)) == 4, name
+
+
+def test_a_step_goes_on_from_its_number_alone():
+    """Keys come from (seed, step): two steps and a restart are four steps."""
+    whole, _ = run(toy_step(), init_state(Toy(), RECIPE), batches(4))
+    half, _ = run(toy_step(), init_state(Toy(), RECIPE), batches(4)[:2])
+    resumed, _ = run(toy_step(), jax.tree.map(jnp.asarray, half), batches(4)[2:])
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", np.nan), ("shift", np.inf), ("root", 0.0)])
+def test_the_first_step_that_is_not_finite_is_remembered(name, value):
+    """At a ``root`` of 0 the loss is finite and its gradient is not."""
+    state, metrics, good = init_state(Toy(), RECIPE), Metrics.zeros(), init_state(Toy(), RECIPE).params
+    for step, batch in enumerate(batches(4)):
+        params = jax.tree.map(jnp.copy, good)
+        if step in (1, 3):
+            params[name] = jnp.full_like(params[name], value)
+        state, metrics = toy_step()(state.replace(params=params), metrics, batch)
+        assert metrics.first_bad_step == (NEVER if step == 0 else 1)
+
+
+def test_training_moves_every_parameter_of_the_network():
+    network = NETWORK.clone(ch_mult=(1,), attn_resolutions=(SIZE,), num_res_blocks=0)
+    step = jax.jit(make_train_step(network, PROCESS, recipe(warmup_examples=0, learning_rate=1e-3)))
+    params = random_params(network)
+    start = TrainState(jnp.zeros((), jnp.int32), params, params, RECIPE.optimizer().init(params))
+    one, two = (run(step, start, [random_batch(8)] * 3) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+    state, metrics = one
+    assert metrics.first_bad_step == NEVER
+    assert metrics.steps == 3
+    before, after = (jax.tree.leaves_with_path(tree) for tree in (params, state.params))
+    still = [
+        jax.tree_util.keystr(path) for (path, a), (_, b) in zip(before, after, strict=True) if np.array_equal(a, b)
+    ]
+    assert not still
+    assert {leaf.dtype for _, leaf in after} == {np.dtype("float32")}
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", float("nan")),
+        ("warmup_examples", -1),
+        ("ema_half_life", 0.0),
+        ("ema_rampup", 0.0),
+        ("uncond_prob", -0.1),
+        ("uncond_prob", 1.0),
+        ("uncond_prob", float("nan")),
+    ],
+)
+def test_impossible_recipes_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"train\.{field} must be .*, got {value}"):
+        recipe(**{field: value})
