@@ -13,6 +13,7 @@ from threedim.models.xunet import XUNetDenoiser
 from threedim.sampling import KnownViews, Settings, choose_view, sample_view_jit, sample_views
 
 SHAPE = (2, 2, 3)
+PROCESS_V = Process("v")
 EYE = np.eye(3, dtype=np.float32)
 
 
@@ -126,7 +127,7 @@ class Traced(Linear):
         return super().denoise(params, z, logsnr, target, view)
 
 
-def recorded(batch, inputs, views, settings, process=Process("v"), seed=0):
+def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0):
     """Records of a rollout as (view, step, ...), and the views."""
     RECORDS.clear()
     result = sample_views(
@@ -223,7 +224,7 @@ def test_cached_rollout_of_the_network_equals_the_plain_network(fresh):
     """Two views from one: features kept and both branches in one batch, against ``XUNet.__call__`` on every pair."""
     network = NETWORK.clone(num_res_blocks=0)
     params = random_params(network)
-    process, settings = Process("v"), Settings(4, 2.0, fresh)
+    process, settings = PROCESS_V, Settings(4, 2.0, fresh)
     images, cameras, targets = pictures(2, 1, shape=(8, 8, 3)), random_cameras(2, 1), random_cameras(2, 2, seed=1)
     fast = sample_views(
         XUNetDenoiser(network), params, images, cameras, targets, keys(2), process=process, settings=settings
@@ -393,7 +394,7 @@ def test_what_the_network_is_told(fresh):
 
 # --- seeds, company, interruption ---
 
-ROLLOUT = {"process": Process("v"), "settings": Settings(4, 1.0)}
+ROLLOUT = {"process": PROCESS_V, "settings": Settings(4, 1.0)}
 
 
 @pytest.fixture(scope="module")
