@@ -111,7 +111,8 @@ def layout():
         "tall": (1024, 64),
         "odd_last": (4096, 17),
         "odd": (65_537, 3),
-        "small": (255, 257),
+        "large_enough": (256, 256),
+        "small": (252, 260),
         "scalar": (),
     }
     batch = sharding.put_batch({"a": np.arange(16).reshape(16, 1), "b": np.arange(32).reshape(16, 2)}, mesh)

@@ -58,7 +58,8 @@ def test_large_arrays_are_split_along_their_longest_axis_that_divides(eight):
         "tall": ["('fsdp',)", [256, 64]],
         "odd_last": ["('fsdp',)", [1024, 17]],
         "odd": ["()", [65_537, 3]],
-        "small": ["()", [255, 257]],
+        "large_enough": ["('fsdp',)", [64, 256]],
+        "small": ["()", [252, 260]],
         "scalar": ["()", []],
     }
     assert {spec for spec, _ in eight["splits_of_one"].values()} == {"()"}
