@@ -17,6 +17,7 @@ from threedim.models.blocks import (
     XUNetBlock,
     attend,
     downsample,
+    dropout,
     fold_frames,
     take_frame,
     upsample,
@@ -356,3 +357,17 @@ def test_bfloat16_blocks_keep_float32_parameters():
     expected = np.asarray(apply(exact, params, h, emb, train=False))
     error = np.asarray(y, np.float32) - expected
     assert np.sqrt(np.mean(error**2)) < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("channels", [7, 32])
+def test_dropout_keeps_the_mean_and_drops_at_the_rate(channels):
+    x = jnp.full((64, 16, channels), 2.0)
+    y = np.asarray(dropout(x, 0.1, jax.random.key(0)))
+    dropped = y == 0
+    count = dropped.size
+    assert abs(dropped.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / count)
+    np.testing.assert_allclose(y[~dropped], 2.0 / 0.9, rtol=1e-6)
+    # Both halves of a random word are used, and independently.
+    pairs = dropped[..., : channels // 2 * 2].reshape(-1, 2)
+    assert abs((pairs[:, 0] & pairs[:, 1]).mean() - 0.01) < 4 * np.sqrt(0.01 / len(pairs))
+    assert not np.array_equal(y, dropout(x, 0.1, jax.random.key(1)))

@@ -125,6 +125,18 @@ class PoseConv(nn.Module):
         return conv(jax.lax.stop_gradient(encoding)) + (conv(learned) + bias)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes each number with probability ``rate`` (to 1/65536) and divides the others by ``1 - rate``.
+
+    Half a random word decides each number: drawing random bits is what dropout costs.
+    """
+    *axes, channels = x.shape
+    words = jax.random.bits(key, (*axes, -(-channels // 2)))
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*axes, -1)[..., :channels]
+    keep = halves >= round(rate * 2**16)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
 class ResnetBlock(nn.Module):
     """BigGAN residual block with FiLM conditioning [7.1].
 
@@ -150,7 +162,8 @@ class ResnetBlock(nn.Module):
         h = nn.Conv(features, (3, 3), dtype=self.dtype, name="conv1")(h)
         h = GroupNorm(dtype=self.dtype, name="norm2")(h)
         h = nn.swish(FiLM(dtype=self.dtype, name="film")(h, emb))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        if train and self.dropout > 0:
+            h = dropout(h, self.dropout, self.make_rng("dropout"))
         h = nn.Conv(features, (3, 3), dtype=self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
         if channels != features:
             h_in = nn.Dense(features, dtype=self.dtype, name="shortcut")(h_in)

@@ -56,7 +56,7 @@ class XUNet(nn.Module):
       dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are float32 in any case.
 
     Raises:
-      ValueError: if the image size does not halve often enough, or the frames never meet.
+      ValueError: if the image size does not halve often enough, the frames never meet, or the dropout rate is not one.
     """
 
     image_size: int = 128
@@ -71,6 +71,8 @@ class XUNet(nn.Module):
 
     def setup(self):
         levels = len(self.ch_mult)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
