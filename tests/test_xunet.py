@@ -7,6 +7,7 @@ from flax import traverse_util
 from tiny import NETWORK, SIZE, jax_cameras, random_params
 
 from threedim.cameras import Camera
+from threedim.models.blocks import ResnetBlock
 from threedim.models.xunet import POSE_CHANNELS, XUNet, XUNetDenoiser
 from threedim.training.state import abstract_params, init_params
 
@@ -144,12 +145,12 @@ def test_bfloat16_encodes_rays_in_float32():
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_dropout_is_in_every_residual_block_and_in_training_only(train):
+def test_every_residual_block_knows_the_dropout_rate_and_whether_it_is_training(train):
     seen = []
 
     def record(next_function, args, kwargs, context):
-        if isinstance(context.module, nn.Dropout):
-            seen.append((context.module.rate, context.module.deterministic))
+        if isinstance(context.module, ResnetBlock) and context.method_name == "__call__":
+            seen.append((context.module.dropout, kwargs["train"]))
         return next_function(*args, **kwargs)
 
     network = NETWORK.clone(dropout=0.25)
@@ -159,7 +160,7 @@ def test_dropout_is_in_every_residual_block_and_in_training_only(train):
         jax.eval_shape(lambda p, *args: network.apply({"params": p}, *args, train=train, rngs=rngs), shapes, *inputs())
     # Down: level 0 of both frames apart (a block and a downsampling each), level 1 of both; middle; up.
     assert len(seen) == 2 * 2 + 1 + 1 + 2 + 1 + 2
-    assert set(seen) == {(0.25, not train)}
+    assert set(seen) == {(0.25, train)}
 
 
 def test_fresh_network_puts_out_zero(network, params):
@@ -206,6 +207,8 @@ def test_other_shapes_of_network(fields, meet):
         ({"image_size": 7, "ch_mult": (1, 2)}, "not divisible by 2"),
         ({"attn_resolutions": (16, 2)}, r"never meet.*\(16, 2\).*\(8, 4\)"),
         ({"attn_resolutions": ()}, "never meet"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"dropout": -0.1}, "dropout must be in"),
         ({"attn_heads": 3}, "64 channels do not divide into 3"),
     ],
 )
