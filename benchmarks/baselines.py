@@ -13,7 +13,7 @@ import json
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -56,6 +56,7 @@ def compare(config, out: epath.Path) -> dict[str, dict[str, float]]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     out = rollout.output_folder(config, epath.Path(_WORKDIR.value))
     rows = compare(config, out)

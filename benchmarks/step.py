@@ -18,7 +18,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from threedim.cameras import intrinsics, orbit
@@ -128,6 +128,7 @@ def measure(config, repeats: int) -> dict:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     figures = measure(_CONFIG.value, _REPEATS.value)
     print(
         f"{figures['parameters']:,} parameters, batch {figures['batch_size']}, {figures['device']}, "

@@ -37,13 +37,14 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/threedim/xla", "Folder that keeps compiled programs between runs; empty for none."
 )
 flags.mark_flags_as_required(["config", "mode"])
-# Libraries tell much at the level of information, across the progress bar. --verbosity=0 brings it back.
-flags.FLAGS.set_default("verbosity", logging.WARNING)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not any("verbosity" in argument for argument in sys.argv):
+        # Libraries tell much at the level of information, across the progress bar. --verbosity=0 brings it back.
+        logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
