@@ -40,7 +40,7 @@ def test_mistakes_are_named_without_a_traceback(arguments, said):
 
 def test_help_is_readable():
     done = run("--help")
-    for word in ("Modes:", "prepare", "sample", "--workdir", "--allow_change", "--config.train.batch_size=64"):
+    for word in ("Modes:", "prepare", "sample", "--workdir", "allow_change", "--config.train.batch_size=64"):
         assert word in done.stdout
 
 
