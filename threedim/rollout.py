@@ -85,11 +85,11 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     _claim(out, {"checkpoint_step": step, **_plain(s)}, tasks)
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     if not todo:
-        print(f"nothing to do: {len(tasks)} object(s) are drawn already in {out}")
+        print(f"nothing to do: {len(tasks)} object(s) are drawn already")
     denoiser = XUNetDenoiser(network)
     views = sum(len(task.targets) for task in todo)
     done = {task.name: _read_partial(out, task) for task in todo}
-    with progress(views, initial=sum(map(len, done.values())), desc="views") as bar:
+    with progress(views, initial=sum(map(len, done.values())), desc="views", enabled=views > 0) as bar:
         finished = bar.initial
         for batch in _batches(todo, done, s.batch_size):
             # A last batch that is not full is filled up, and the fill thrown away: one compiled program serves all.
