@@ -3,6 +3,9 @@ import os
 # No accelerator, so that the numbers are the same everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# The compiler's optimizer takes far longer than all that the tests compute; the processes that they start inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 from synthetic import make_objects

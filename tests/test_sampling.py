@@ -462,6 +462,20 @@ def test_inputs_that_do_not_fit_together_are_refused(changes):
 
 
 @pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"targets": numbered_cameras(2, 0, 0)}, "no target cameras"),
+        ({"drawn": np.zeros((1, 1, 4, 4, 3))}, "drawn views are"),
+    ],
+)
+def test_nothing_to_draw_and_foreign_views_are_refused(changes, said):
+    fields = {"images": pictures(2, 1), "cameras": numbered_cameras(2, 0, 1), "targets": numbered_cameras(2, 1, 2)}
+    fields = fields | {"key": jax.random.split(jax.random.key(0), 2)} | changes
+    with pytest.raises(ValueError, match=said):
+        sample_views(Linear(), None, **fields, process=Process(), settings=Settings(1))
+
+
+@pytest.mark.parametrize(
     ("fields", "match"),
     [
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),

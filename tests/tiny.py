@@ -13,8 +13,6 @@ SIZE = 8
 NETWORK = XUNet(
     image_size=SIZE, ch=32, ch_mult=(1, 2), emb_ch=16, num_res_blocks=1, attn_resolutions=(4,), attn_heads=2
 )
-# The CPU compiler's optimizer takes far longer than all that the tests compute.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 def fill(shapes, seed=0):

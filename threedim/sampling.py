@@ -236,6 +236,10 @@ def sample_views(
             f"sample_views: images {images.shape}, cameras {cameras.t.shape[:-1]}, targets {targets.t.shape[:-1]} and "
             f"keys {key.shape} must share the batch axis, with at least one input view and a camera for each"
         )
+    if views < 1:
+        raise ValueError("sample_views: no target cameras")
+    if drawn is not None and (drawn.ndim != 5 or drawn.shape[0] != batch or list(drawn.shape[2:]) != shape):
+        raise ValueError(f"sample_views: drawn views are {drawn.shape}, not {(batch, 'done', *shape)}")
     done = [] if drawn is None else [jnp.asarray(drawn[:, i], jnp.float32) for i in range(drawn.shape[1])]
     known = _empty(denoiser, params, images[:, 0], cameras[:, 0], inputs + views)
     for i in range(inputs):
