@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     d.num_test_objects = 0  # of a folder of objects: held out at random
     d.split_seed = 0  # chooses them
     d.holdout_views = 0  # views of every training object that training does not see
+    d.pose = "absolute"  # or "relative": cameras in the coordinates of the pair's clean view
     d.on_bad = "raise"  # "raise" at the first bad object, or "skip" it and list it
     p = d.procedural = ml_collections.ConfigDict()
     p.kinds = ("chair", "car")
@@ -81,7 +82,14 @@ def get_config() -> ml_collections.ConfigDict:
     # Sampling [2.2, 7.3].
     s = c.sample = ml_collections.ConfigDict()
     s.seed = 0
-    s.num_steps = 250  # denoising steps per view; the paper takes 256
+    s.preset = "paper"  # "paper": 250 ancestral steps (the paper takes 256); "fast": a tenth of the network evaluations
+    # What is set here replaces what the preset says (threedim/training/build.py).
+    s.num_steps = config_dict.placeholder(int)  # denoising steps per view
+    s.solver = config_dict.placeholder(str)  # "ancestral", "ddim", "dpm_solver_2m" or "dpm_solver_2m_sde"
+    s.eta = config_dict.placeholder(float)  # of "ddim": 0 draws no noise, 1 as much as "ancestral"
+    s.spacing = config_dict.placeholder(str)  # of the steps: equal in "t" or in "logsnr"
+    s.logsnr_range = config_dict.placeholder(tuple)  # for "logsnr": first and last noise level of the network
+    s.guidance_interval = config_dict.placeholder(tuple)  # noise levels at which there is guidance
     s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
     s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
     s.split = "test"  # "test", "val" or "train" objects; "holdout": held-out cameras of training objects

@@ -25,5 +25,5 @@ def get_config():
 
     s = c.sample
     s.split, s.num_objects, s.input_views, s.num_views = "holdout", 4, (0,), 8
-    s.num_steps, s.guidance_weight = 64, 0.0
+    s.preset, s.guidance_weight = "fast", 0.0
     return c

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import threedim
+from configs import base
 from threedim import cameras, rollout
 from threedim.data import sources, srn
 from threedim.evaluation.image_metrics import psnr
 from threedim.output import images
-from threedim.training import loop
+from threedim.training import build, loop
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,10 @@ def test_orbit_and_several_inputs(tiny_config, run):
         ("sample.input_views", (0, 9), "sample.input_views (0, 9) must be distinct views"),
         ("sample.cameras", "circle", 'sample.cameras must be "object" or "orbit"'),
         ("sample.num_steps", 0, "sample.num_steps must be at least 1"),
+        ("sample.preset", "best", "sample.preset must be one of paper, fast, got 'best'"),
+        ("sample.solver", "heun", "sample.solver must be one of ancestral, ddim, "),
+        ("data.pose", "relative", "data.pose: absolute → relative"),
+        ("data.pose", "both", 'data.pose must be "absolute" or "relative"'),
         ("model.ch", 64, "model.ch: 32 → 64"),
         ("diffusion.prediction", "v", "diffusion.prediction: eps → v"),
     ],
@@ -139,6 +144,37 @@ def test_output_of_other_settings_is_not_mixed(tiny_config, run):
     tiny_config.sample.guidance_weight = 1.0
     with pytest.raises(ValueError, match=re.escape("guidance_weight: 3.0 → 1.0")):
         rollout.sample(tiny_config, run)
+
+
+def test_fast_preset_goes_on_and_is_not_mixed_with_another(tiny_config, run):
+    s = tiny_config.sample
+    s.preset, s.num_objects, s.guidance_interval = "fast", 1, (-1.0, 1.0)
+    out = rollout.sample(tiny_config, run)
+    before = views_of(out)
+    settings = json.loads((out / "samples.json").read_text())["settings"]
+    assert settings["solver"] == build.PRESETS["fast"]["solver"]
+    assert (settings["num_steps"], settings["guidance_interval"]) == (3, [-1.0, 1.0])
+    s.num_objects = 2
+    after = views_of(rollout.sample(tiny_config, run))
+    assert len(after) == 2
+    for name, pictures in before.items():
+        np.testing.assert_array_equal(pictures, after[name])
+    s.eta, s.solver = 0.5, "ddim"
+    with pytest.raises(ValueError, match=re.escape("eta: 0.0 → 0.5")):
+        rollout.sample(tiny_config, run)
+
+
+def test_presets(tiny_config):
+    tiny_config.sample = base.get_config().sample
+    assert build.sample_settings(tiny_config) == threedim.Settings()
+    tiny_config.sample.preset = "fast"
+    for weight in (0.0, 2.0, 3.0):
+        tiny_config.sample.guidance_weight = weight
+        assert build.sample_settings(tiny_config).evaluations(threedim.Process()) <= 50
+    tiny_config.sample.num_steps, tiny_config.sample.guidance_interval = 7, (-2.0, 5.0)
+    settings = build.sample_settings(tiny_config)
+    assert (settings.num_steps, settings.guidance_interval) == (7, (-2.0, 5.0))
+    assert build.sample_settings(tiny_config, num_steps=9).num_steps == 9
 
 
 def test_no_checkpoint(tiny_config, tmp_path):

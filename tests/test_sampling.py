@@ -1,130 +1,32 @@
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow_sampler import (
+    PROCESS_V,
+    RECORDS,
+    SHAPE,
+    TRACES,
+    Linear,
+    Painter,
+    Recorder,
+    Traced,
+    keys,
+    linear_output,
+    numbered_cameras,
+    pictures,
+    rounded,
+    slow_sample_views,
+    truth,
+)
 from tiny import NETWORK, jax_cameras, random_cameras, random_params
 
 from threedim.cameras import Camera
-from threedim.diffusion import Process, alpha_sigma
+from threedim.diffusion import Process
 from threedim.models.xunet import XUNetDenoiser
 from threedim.sampling import KnownViews, Settings, choose_view, sample_view_jit, sample_views
-
-SHAPE = (2, 2, 3)
-PROCESS_V = Process("v")
-EYE = np.eye(3, dtype=np.float32)
-
-
-def keys(batch, seed=0):
-    return jax.random.split(jax.random.key(seed), batch)
-
-
-def pictures(*axes, shape=SHAPE, seed=0):
-    """Pictures in [-1, 1], in steps of 8 bits."""
-    levels = np.random.default_rng(seed).integers(0, 256, (*axes, *shape))
-    return (levels / 127.5 - 1).astype(np.float32)
-
-
-def numbered_cameras(batch, first, count):
-    """Cameras that say who they are: number ``i`` sits at (i, object, 0)."""
-    t = np.zeros((batch, count, 3), np.float32)
-    t[..., 0] = np.arange(first, first + count)
-    t[..., 1] = np.arange(batch)[:, None]
-    eye = np.broadcast_to(EYE, (batch, count, 3, 3))
-    return Camera(eye, t, eye)
-
-
-def rounded(picture):
-    """As a file on the disk has it."""
-    return np.round((np.asarray(picture, np.float64) + 1) * 127.5) / 127.5 - 1
-
-
-# --- denoisers to try the sampler with ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Painter:
-    """Knows the true picture: that of the target camera, or with ``copy`` the clean view. Says so in eps or v."""
-
-    process: Process
-    copy: bool = False
-
-    def encode_view(self, params, x, logsnr, camera, cond_mask):
-        return x
-
-    def embed_camera(self, params, camera, cond_mask):
-        return None if self.copy else truth(params, camera.t)
-
-    def denoise(self, params, z, logsnr, target, view):
-        alpha, sigma = alpha_sigma(logsnr, 4)
-        x = view if self.copy else target
-        return self.process.target(x, (z - alpha * x) / sigma, logsnr)
-
-
-def truth(params, t):
-    """A picture for every camera: (..., 3) centers to (..., *SHAPE)."""
-    return 0.9 * jnp.sin(jnp.einsum("hwck,...k->...hwc", params, t))
-
-
-def slow_encode(x, logsnr, t, cond):
-    return 0.7 * x + (0.02 * logsnr + 0.5 * cond * t.sum(-1))[..., None, None, None]
-
-
-def slow_embed(t, cond):
-    return (cond * (0.3 * t[..., 0] - 0.2 * t[..., 1]) + 0.1)[..., None, None, None]
-
-
-def slow_denoise(z, logsnr, target, view):
-    return 0.8 * z + 0.5 * view + target + 0.01 * logsnr[..., None, None, None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear:
-    """Every input changes the output. The formulas serve NumPy in the oracle below, too."""
-
-    def encode_view(self, params, x, logsnr, camera, cond_mask):
-        return slow_encode(x, logsnr, camera.t, cond_mask)
-
-    def embed_camera(self, params, camera, cond_mask):
-        return slow_embed(camera.t, cond_mask)
-
-    def denoise(self, params, z, logsnr, target, view):
-        return slow_denoise(z, logsnr, target, view)
-
-
-RECORDS = []
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorder:
-    """Writes down what each call to ``denoise`` is told, one record per step."""
-
-    tag: str = ""
-
-    def encode_view(self, params, x, logsnr, camera, cond_mask):
-        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0], "logsnr": logsnr, "cond": cond_mask}
-
-    def embed_camera(self, params, camera, cond_mask):
-        return {"number": camera.t[:, 0], "object": camera.t[:, 1], "cond": cond_mask}
-
-    def denoise(self, params, z, logsnr, target, view):
-        record = {"z": z, "logsnr": logsnr, "target": target, "view": view}
-        jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
-        return 0.3 * z
-
-
-TRACES = []
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced(Linear):
-    """Counts how often it is compiled."""
-
-    def denoise(self, params, z, logsnr, target, view):
-        TRACES.append(z.shape)
-        return super().denoise(params, z, logsnr, target, view)
 
 
 def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0):
@@ -148,56 +50,6 @@ def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0):
 # --- the whole sampler, slowly ---
 
 
-def slow_sample_views(output, images, cameras, targets, key, process, settings, joined):
-    """Float64 loops over objects, views and steps, with the same noise draws.
-
-    ``output(x, logsnr_x, camera_x, z, logsnr, camera, cond)`` is the plain network on one pair. ``joined`` are the
-    pictures that join the known views (objects, views, ...): the fast sampler's own, so that a last bit does not decide
-    how one is rounded to 8 bits.
-    """
-    shape, draw = images.shape[2:], lambda k, shape: np.asarray(jax.random.normal(k, shape), np.float64)
-    # The float32 levels, since the schedule itself has but few digits near t = 1.
-    logsnrs = np.asarray(process.logsnr(jnp.linspace(1.0, 0.0, settings.num_steps + 1)), np.float64)
-    result = np.empty((*targets.t.shape[:2], *shape))
-    w = settings.guidance_weight
-    for o, j in np.ndindex(result.shape[:2]):
-        known = [(images[o, i], cameras[o, i]) for i in range(images.shape[1])]
-        known += [(rounded(joined[o, i]), targets[o, i]) for i in range(j)]
-        key_start, key_uncond, key_steps = (
-            jax.random.fold_in(jax.random.fold_in(key[o], j), stream) for stream in range(3)
-        )
-        z, noise_frame = draw(key_start, shape), draw(key_uncond, shape)
-        for i in range(settings.num_steps):
-            key_step = jax.random.fold_in(key_steps, i)
-            x, camera_x = known[int(jax.random.randint(jax.random.fold_in(key_step, 0), (), 0, len(known)))]
-            if settings.fresh_uncond_noise:
-                noise_frame = draw(jax.random.fold_in(key_step, 2), shape)
-            lt, ls = logsnrs[i], logsnrs[i + 1]
-            alpha, sigma = np.sqrt(1 / (1 + np.exp(-lt))), np.sqrt(1 / (1 + np.exp(lt)))
-
-            def eps_hat(y, z=z, alpha=alpha, sigma=sigma):
-                return y if process.prediction == "eps" else alpha * y + sigma * z
-
-            eps = eps_hat(output(x, process.logsnr_max, camera_x, z, lt, targets[o, j], True))
-            if w > 0:
-                y = output(noise_frame, process.uncond_logsnr, camera_x, z, lt, targets[o, j], False)
-                eps = (1 + w) * eps - w * eps_hat(y)
-            x_hat = np.clip((z - sigma * eps) / alpha, -1, 1)
-            alpha_s, sigma_s = np.sqrt(1 / (1 + np.exp(-ls))), np.sqrt(1 / (1 + np.exp(ls)))
-            r = np.exp(lt - ls)
-            z = alpha_s * (r * z / alpha + (1 - r) * x_hat)
-            if i + 1 < settings.num_steps:
-                z = z + sigma_s * np.sqrt(1 - r) * draw(jax.random.fold_in(key_step, 1), shape)
-        result[o, j] = np.clip(z, -1, 1)
-    return result
-
-
-def linear_output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
-    view = slow_encode(np.asarray(x, np.float64), np.float64(logsnr_x), np.asarray(camera_x.t, np.float64), cond)
-    target = slow_embed(np.asarray(camera.t, np.float64), cond)
-    return slow_denoise(z, np.float64(logsnr), target, view)
-
-
 @pytest.mark.parametrize(
     ("process", "settings"),
     [
@@ -206,6 +58,14 @@ def linear_output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
         # A schedule that ends noisy: there, noise in the last step would show.
         (Process("v", logsnr_min=-6.0, logsnr_max=1.0, uncond_logsnr=-6.0), Settings(5, 0.5)),
         (Process("v", logsnr_max=1.0), Settings(1, 0.0)),
+        (Process(), Settings(6, 1.0, guidance_interval=(-2.0, 2.0), fresh_uncond_noise=True)),
+        (Process("v"), Settings(5, 1.0, guidance_interval=(30.0, 40.0))),
+        (Process("v"), Settings(6, 0.5, solver="ddim")),
+        (Process(), Settings(6, 0.5, solver="ddim", eta=0.7)),
+        (Process("v"), Settings(7, 0.5, solver="dpm_solver_2m")),
+        (Process("v"), Settings(7, 0.5, solver="dpm_solver_2m", spacing="logsnr", logsnr_range=(-6.0, 5.0))),
+        (Process(), Settings(7, 0.5, solver="dpm_solver_2m_sde", guidance_interval=(-3.0, 20.0))),
+        (Process(logsnr_max=1.0), Settings(2, 0.5, solver="dpm_solver_2m_sde")),
     ],
 )
 def test_sampler_equals_slow_loops(process, settings):
@@ -218,15 +78,38 @@ def test_sampler_equals_slow_loops(process, settings):
     np.testing.assert_allclose(fast, slow, atol=2e-4)
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_cached_rollout_of_the_network_equals_the_plain_network(fresh):
+@pytest.mark.parametrize("settings", [Settings(5, 0.0), Settings(5, 1.0, guidance_interval=(-1.0, 1.0))])
+def test_with_relative_poses_the_target_is_seen_from_the_chosen_view(settings):
+    images, cameras, targets = pictures(2, 2), random_cameras(2, 2), random_cameras(2, 3, seed=1)
+    denoiser = Linear(relative_poses=True)
+    fast = sample_views(denoiser, None, images, cameras, targets, keys(2), process=PROCESS_V, settings=settings)
+    slow = slow_sample_views(linear_output, images, cameras, targets, keys(2), PROCESS_V, settings, fast, relative=True)
+    np.testing.assert_allclose(fast, slow, atol=2e-4)
+    absolute = sample_views(Linear(), None, images, cameras, targets, keys(2), process=PROCESS_V, settings=settings)
+    assert np.abs(absolute - fast).max() > 0.05
+
+
+def test_with_relative_poses_the_world_may_be_moved():
+    images, cameras, targets = pictures(1, 2), random_cameras(1, 2), random_cameras(1, 2, seed=1)
+    move = random_cameras(1, 1, seed=2)
+    draw = functools.partial(sample_views, process=PROCESS_V, settings=Settings(4, 1.0))
+    for relative, difference in ((True, 0.0), (False, 0.02)):
+        views = [
+            draw(Linear(relative_poses=relative), None, images, *moved, keys(1))
+            for moved in ((cameras, targets), (cameras.relative_to(move), targets.relative_to(move)))
+        ]
+        assert (np.abs(views[0] - views[1]).max() > 1e-4) == (difference > 0)
+
+
+@pytest.mark.parametrize(("fresh", "relative"), [(False, False), (True, False), (False, True)])
+def test_cached_rollout_of_the_network_equals_the_plain_network(fresh, relative):
     """Two views from one: features kept and both branches in one batch, against ``XUNet.__call__`` on every pair."""
     network = NETWORK.clone(num_res_blocks=0)
     params = random_params(network)
     process, settings = PROCESS_V, Settings(4, 2.0, fresh)
     images, cameras, targets = pictures(2, 1, shape=(8, 8, 3)), random_cameras(2, 1), random_cameras(2, 2, seed=1)
     fast = sample_views(
-        XUNetDenoiser(network), params, images, cameras, targets, keys(2), process=process, settings=settings
+        XUNetDenoiser(network, relative), params, images, cameras, targets, keys(2), process=process, settings=settings
     )
 
     plain = plain_network(network)
@@ -237,7 +120,7 @@ def test_cached_rollout_of_the_network_equals_the_plain_network(fresh):
         logsnr = np.asarray([[logsnr_x, logsnr]], np.float32)
         return np.asarray(plain(params, x, z, logsnr, pair, np.asarray([cond]))[0], np.float64)
 
-    slow = slow_sample_views(output, images, cameras, targets, keys(2), process, settings, fast)
+    slow = slow_sample_views(output, images, cameras, targets, keys(2), process, settings, fast, relative)
     assert np.mean(np.abs(slow) < 0.999) > 0.5
     np.testing.assert_allclose(fast, slow, atol=5e-4)
 
@@ -291,6 +174,36 @@ def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight
     assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
 
 
+def test_outside_the_guidance_interval_one_branch_is_computed():
+    settings = Settings(10, 2.0, guidance_interval=(-3.0, 2.0))
+    process = Process("v")
+    RECORDS.clear()
+    sample_views(
+        Recorder(),
+        None,
+        pictures(2, 1),
+        numbered_cameras(2, 0, 1),
+        numbered_cameras(2, 1, 1),
+        keys(2),
+        process=process,
+        settings=settings,
+    )
+    jax.effects_barrier()
+    levels = [float(record["logsnr"][0]) for record in RECORDS]
+    np.testing.assert_allclose(levels, process.logsnr(np.linspace(1, 0.1, 10, dtype=np.float32)), rtol=1e-4)
+    branches = [len(record["z"]) // 2 for record in RECORDS]
+    assert branches == [2 if -3 <= level <= 2 else 1 for level in levels]
+    assert settings.evaluations(process) == sum(branches)
+    assert 1 < branches.count(2) < 9
+
+
+def test_network_evaluations_are_counted():
+    process = Process()
+    assert Settings().evaluations(process) == 500
+    assert Settings(guidance_weight=0.0).evaluations(process) == 250
+    assert Settings(40, 3.0, guidance_interval=(25.0, 30.0)).evaluations(process) == 40
+
+
 # --- stochastic conditioning ---
 
 
@@ -333,7 +246,7 @@ def test_what_is_not_known_is_never_read():
     views = pictures(3, 5)
     count = np.array([1, 3, 5])
     poisoned = np.where((np.arange(5) < count[:, None])[..., None, None, None], views, np.nan)
-    known = KnownViews(jnp.asarray(poisoned), jnp.asarray(count, jnp.int32))
+    known = KnownViews(jnp.asarray(poisoned), jax_cameras(*poisoned.shape[:2]), jnp.asarray(count, jnp.int32))
     painter = Painter(process, copy=True)
     arguments = (painter, None, known, jax_cameras(3), keys(3))
     result = sample_view_jit(*arguments, shape=SHAPE, process=process, settings=Settings(20, 0.0))
@@ -482,8 +395,20 @@ def test_nothing_to_draw_and_foreign_views_are_refused(changes, said):
         ({"guidance_weight": -0.1}, "guidance_weight must be finite and not negative, got -0.1"),
         ({"guidance_weight": float("nan")}, "guidance_weight"),
         ({"guidance_weight": float("inf")}, "guidance_weight"),
+        ({"guidance_interval": (2.0, 1.0)}, r"guidance_interval must be \(lowest, highest\) λ, got \(2.0, 1.0\)"),
+        ({"guidance_interval": (2.0,)}, "guidance_interval"),
+        ({"solver": "heun"}, "solver must be one of ancestral, ddim, dpm_solver_2m, dpm_solver_2m_sde, got 'heun'"),
+        ({"solver": "ddim", "eta": 1.1}, r"eta must be in \[0, 1\]"),
+        ({"eta": 0.5}, 'eta .* is of solver "ddim" alone; got 0.5'),
+        ({"spacing": "karras"}, 'spacing must be "t" or "logsnr", got \'karras\''),
     ],
 )
 def test_impossible_settings_are_refused(fields, match):
     with pytest.raises(ValueError, match=match):
         Settings(**fields)
+
+
+@pytest.mark.parametrize("logsnr_range", [(3.0, -3.0), (-25.0, 10.0), (-10.0, 20.0)])
+def test_a_range_of_noise_levels_outside_the_process_is_refused(logsnr_range):
+    with pytest.raises(ValueError, match="logsnr_range must rise within"):
+        Settings(5, spacing="logsnr", logsnr_range=logsnr_range).levels(Process())

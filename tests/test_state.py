@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import NETWORK, SIZE, random_batch, random_params
+from tiny import NETWORK, SIZE, random_batch, random_cameras, random_params
 
 from threedim import diffusion
 from threedim.cameras import Camera
@@ -311,3 +311,33 @@ def test_training_moves_every_parameter_of_the_network():
 def test_impossible_recipes_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"train\.{field} must be .*, got {value}"):
         recipe(**{field: value})
+
+
+@dataclasses.dataclass(frozen=True)
+class Poses(Toy):
+    """Its output says where the cameras are."""
+
+    def apply(self, variables, x, z, logsnr, camera, cond_mask, *, train, rngs):
+        y = super().apply(variables, x, z, logsnr, camera, cond_mask, train=train, rngs=rngs)
+        return y + (camera.R.sum(axis=(1, 2, 3)) + camera.t.sum(axis=(1, 2)))[:, None, None, None]
+
+
+def test_with_relative_poses_training_does_not_see_where_the_world_is():
+    batch = random_batch(8)
+    camera = Camera(batch["R"], batch["t"], batch["K"])
+    move = random_cameras(8, 1, seed=5)
+    losses = {}
+    for relative in (False, True):
+        step = jax.jit(make_train_step(Poses(), PROCESS, recipe(relative_poses=relative)))
+        for name, seen in (("as given", camera), ("moved", camera.relative_to(move)), ("own", _relative(camera))):
+            moved = batch | {"R": seen.R, "t": seen.t}
+            losses[relative, name] = float(step(init_state(Poses(), RECIPE), Metrics.zeros(), moved)[1].loss)
+    assert abs(losses[False, "moved"] - losses[False, "as given"]) > 1e-3
+    np.testing.assert_allclose(losses[True, "moved"], losses[True, "as given"], rtol=1e-5)
+    np.testing.assert_allclose(losses[True, "as given"], losses[False, "own"], rtol=1e-5)
+
+
+def _relative(camera):
+    """In the coordinates of each pair's clean view, by matrices."""
+    matrix = np.linalg.inv(camera.to_matrix()[:, :1].astype(np.float64)) @ camera.to_matrix()
+    return Camera.from_matrix(matrix, camera.K)

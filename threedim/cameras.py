@@ -146,9 +146,10 @@ class Camera:
     def relative_to(self, reference: Camera) -> Camera:
         """The same cameras in the coordinates of ``reference``, whose own pose becomes the identity."""
         xnp = _xnp(self.t)
-        to_reference = xnp.swapaxes(reference.R, -1, -2)
-        t = (to_reference @ (self.t - reference.t)[..., None])[..., 0]
-        return Camera(to_reference @ self.R, t, self.K)
+        # Sums, not matmuls, for the same reason as in ``rays``.
+        R = xnp.sum(reference.R[..., :, :, None] * self.R[..., :, None, :], axis=-3)
+        t = xnp.sum(reference.R * (self.t - reference.t)[..., :, None], axis=-2)
+        return Camera(R, t, self.K)
 
     def rays(self, height: int, width: int):
         """World-space rays through the pixel centres of an image of ``height`` by ``width`` pixels [7.1].

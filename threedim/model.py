@@ -13,7 +13,7 @@ from etils import epath
 
 from threedim.cameras import Camera
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNet, XUNetDenoiser
+from threedim.models.xunet import XUNetDenoiser
 from threedim.output import images
 from threedim.sampling import Settings, sample_views
 from threedim.training import build, checkpoints, run_info
@@ -25,14 +25,14 @@ class Model:
     """A trained 3DiM.
 
     Attributes:
-      network: the X-UNet.
+      denoiser: the X-UNet and how it knows cameras.
       params: its averaged parameters.
       process: the diffusion process that it was trained for.
       settings: the steps and guidance of its config.
       step: training steps behind it.
     """
 
-    network: XUNet
+    denoiser: XUNetDenoiser
     params: Any
     process: Process
     settings: Settings
@@ -69,7 +69,7 @@ class Model:
             views = views[None]
         if cameras.t.ndim == 1:
             cameras = Camera.stack([cameras])
-        size = self.network.image_size
+        size = self.denoiser.network.image_size
         if views.dtype != np.uint8 or views.shape[1:] != (size, size, 3):
             raise ValueError(f"views must be uint8 (inputs, {size}, {size}, 3), got {views.dtype} {views.shape}")
         if targets.t.ndim != 2:
@@ -79,7 +79,7 @@ class Model:
             on_view(index, images.to_uint8(np.asarray(picture[0])))
 
         drawn = sample_views(
-            XUNetDenoiser(self.network),
+            self.denoiser,
             self.params,
             images.to_float(views)[None],
             jax.tree.map(lambda leaf: leaf[None], cameras),
@@ -105,10 +105,10 @@ def load(workdir: epath.PathLike, step: int | None = None) -> Model:
     """
     saved, _ = run_info.read_run_info(workdir)
     config = ml_collections.ConfigDict(saved)
-    network = build.network(config)
+    denoiser = build.denoiser(config)
     if step is None:
         step = checkpoints.latest_step(workdir)
     if step is None:
         raise FileNotFoundError(f"no checkpoint in {workdir}")
-    params = checkpoints.restore_params(workdir, abstract_params(network), step=step)
-    return Model(network, params, build.process(config), build.sample_settings(config), step)
+    params = checkpoints.restore_params(workdir, abstract_params(denoiser.network), step=step)
+    return Model(denoiser, params, build.process(config), build.sample_settings(config), step)

@@ -28,7 +28,6 @@ from threedim import cameras as cameras_lib
 from threedim import files
 from threedim.cameras import Camera
 from threedim.data import records, sources, srn
-from threedim.models.xunet import XUNetDenoiser
 from threedim.output import images
 from threedim.sampling import sample_views
 from threedim.training import build, checkpoints, run_info
@@ -76,17 +75,16 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
         raise ValueError(f"sample.batch_size must be at least 1, got {s.batch_size}")
     step = _checkpoint_step(config, workdir)
     trained, _ = run_info.read_run_info(workdir)
+    denoiser, process, settings = build.denoiser(config), build.process(config), build.sample_settings(config)
     _check_same_model(trained, config, workdir)
-    network, process, settings = build.network(config), build.process(config), build.sample_settings(config)
     tasks = make_tasks(config)
-    params = checkpoints.restore_params(workdir, abstract_params(network), step=step)
+    params = checkpoints.restore_params(workdir, abstract_params(denoiser.network), step=step)
 
     out = output_folder(config, workdir)
-    _claim(out, {"checkpoint_step": step, **_plain(s)}, tasks)
+    _claim(out, {"checkpoint_step": step, **_plain(s), **dataclasses.asdict(settings)}, tasks)
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     if not todo:
         print(f"nothing to do: {len(tasks)} object(s) are drawn already")
-    denoiser = XUNetDenoiser(network)
     views = sum(len(task.targets) for task in todo)
     done = {task.name: _read_partial(out, task) for task in todo}
     with progress(views, initial=sum(map(len, done.values())), desc="views", enabled=views > 0) as bar:
@@ -116,7 +114,7 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
                 on_view=on_view,
             )
             for task, pictures in zip(batch, images.to_uint8(np.asarray(drawn)), strict=False):
-                _write(out, task, pictures, network.image_size)
+                _write(out, task, pictures, denoiser.network.image_size)
     for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
         print(f"{what + ':':21}{out / folder}")
     return out
@@ -203,9 +201,9 @@ def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
 def _check_same_model(trained: dict[str, Any], config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """The run's architecture and process must be those that sampling is asked for; only the dtype may differ."""
     lines = []
-    for section in ("model", "diffusion"):
+    for section, names in (("model", None), ("diffusion", None), ("data", ("pose",))):
         now = _plain(config[section])
-        for name in sorted(now.keys() | trained[section].keys()):
+        for name in names or sorted(now.keys() | trained[section].keys()):
             before, after = trained[section].get(name), now.get(name)
             if before != after and name not in ("dtype", "dropout"):
                 lines.append(f"{section}.{name}: {before} → {after}")
@@ -222,6 +220,7 @@ def _claim(out: epath.Path, settings: dict[str, Any], tasks: list[Task]) -> None
     """Writes samples.json, or checks that the folder's is the same."""
     for name in ("num_objects", "batch_size", "out"):  # they decide how much is drawn, not what
         settings.pop(name)
+    settings = json.loads(json.dumps(settings))  # tuples are lists in a file
     path = out / "samples.json"
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     if path.exists():

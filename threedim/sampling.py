@@ -5,7 +5,8 @@ far, drawn uniformly. A finished view joins the known ones. So views drawn one a
 though the network only ever sees a pair.
 
 A known set is a fixed-capacity array plus a count: one compiled function draws every view of a rollout. It holds what
-the network computes from a clean view alone, which is the same at every step.
+the network computes from a clean view alone, which is the same at every step. That holds for relative poses, too: the
+clean view's camera is then the origin, and the target's rays alone depend on the view that is drawn.
 
 What joins the known set is rounded to 8 bits, as it is written to disk: a rollout that goes on from its own PNG files
 equals one that was never interrupted.
@@ -16,13 +17,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from threedim import solvers
 from threedim.cameras import Camera
-from threedim.diffusion import Process, posterior
+from threedim.diffusion import Process
 from threedim.models.blocks import fold_frames, take_frame
 
 PyTree = Any
@@ -32,7 +35,12 @@ class Denoiser(Protocol):
     """What the sampler asks of a network. Hashable; leading axes are (batch,) throughout.
 
     ``threedim.models.xunet.XUNetDenoiser`` is one; the tests have others.
+
+    Attributes:
+      relative_poses: whether the network knows cameras in the coordinates of the pair's clean view.
     """
+
+    relative_poses: bool
 
     def encode_view(
         self, params: PyTree, x: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array
@@ -48,27 +56,67 @@ class Denoiser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a view is drawn.
+    """How a view is drawn. The defaults are the paper's, but for the number of steps: it takes 256.
 
     Attributes:
-      num_steps: denoising steps, equally spaced in t from 1 to 0.
+      num_steps: denoising steps.
       guidance_weight: w in ``(1 + w) eps_cond - w eps_uncond``; 0 leaves the unconditional branch out.
       fresh_uncond_noise: the unconditional branch sees a noise frame in the clean view's place. False draws it once per
         view, so that its features are computed once; True draws a new one at every step.
+      guidance_interval: noise levels λ, lowest and highest, at which there is guidance (Kynkäänniemi et al. 2024, arXiv
+        2404.07724). At the others the conditional branch alone is computed.
+      solver: how one goes from a noise level to the next, see ``threedim.solvers``.
+      eta: of the solver "ddim": 0 draws no noise, 1 as much as ancestral sampling.
+      spacing: of the steps: equal in "t", or in "logsnr" over ``logsnr_range``.
+      logsnr_range: with that spacing, the first and the last noise level at which the network is asked.
 
     Raises:
-      ValueError: on fewer than one step or a guidance weight that is negative or not finite.
+      ValueError: if a value is out of its range, or says something that the solver or spacing does not read.
     """
 
     num_steps: int = 250
     guidance_weight: float = 3.0
     fresh_uncond_noise: bool = False
+    guidance_interval: tuple[float, float] = (-20.0, 20.0)
+    solver: Literal["ancestral", "ddim", "dpm_solver_2m", "dpm_solver_2m_sde"] = "ancestral"
+    eta: float = 0.0
+    spacing: Literal["t", "logsnr"] = "t"
+    logsnr_range: tuple[float, float] = (-10.0, 10.0)
 
     def __post_init__(self):
         if self.num_steps < 1:
             raise ValueError(f"sample.num_steps must be at least 1, got {self.num_steps}")
         if not 0 <= self.guidance_weight < float("inf"):
             raise ValueError(f"sample.guidance_weight must be finite and not negative, got {self.guidance_weight}")
+        if len(self.guidance_interval) != 2 or not self.guidance_interval[0] <= self.guidance_interval[1]:
+            raise ValueError(f"sample.guidance_interval must be (lowest, highest) λ, got {self.guidance_interval}")
+        if self.solver not in solvers.SOLVERS:
+            raise ValueError(f"sample.solver must be one of {', '.join(solvers.SOLVERS)}, got {self.solver!r}")
+        if not 0 <= self.eta <= 1 or (self.eta > 0 and self.solver != "ddim"):
+            raise ValueError(f'sample.eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
+        if self.spacing not in ("t", "logsnr"):
+            raise ValueError(f'sample.spacing must be "t" or "logsnr", got {self.spacing!r}')
+
+    def levels(self, process: Process) -> np.ndarray:
+        """Noise levels that the picture goes through, (num_steps + 1,), rising; at the last, no network is asked.
+
+        Raises:
+          ValueError: if ``logsnr_range`` is none within the process's own.
+        """
+        if self.spacing == "t":
+            return solvers.spaced_in_t(process, self.num_steps)
+        return solvers.spaced_in_logsnr(process, self.num_steps, self.logsnr_range)
+
+    def guided(self, process: Process) -> np.ndarray:
+        """At which steps there is guidance, (num_steps,) bool."""
+        low, high = self.guidance_interval
+        # The schedule meets its own ends to rounding only.
+        levels = self.levels(process)[:-1].clip(process.logsnr_min, process.logsnr_max)
+        return (self.guidance_weight > 0) & (levels >= low) & (levels <= high)
+
+    def evaluations(self, process: Process) -> int:
+        """Network evaluations per view; a step with guidance takes two."""
+        return self.num_steps + int(self.guided(process).sum())
 
 
 class KnownViews(NamedTuple):
@@ -76,10 +124,12 @@ class KnownViews(NamedTuple):
 
     Attributes:
       features: of each known view; leaves are (batch, capacity, ...). Entries from ``count`` on are never read.
+      camera: of each known view, axes (batch, capacity).
       count: (batch,) int32, how many are known, at least 1.
     """
 
     features: PyTree
+    camera: Camera
     count: jax.Array
 
 
@@ -107,7 +157,7 @@ def sample_view(
     process: Process,
     settings: Settings,
 ) -> jax.Array:
-    """Draws one view per example by ancestral sampling, a ``jax.lax.scan`` over the steps [2.2, 7.3].
+    """Draws one view per example, a ``jax.lax.scan`` over the steps [2.2, 7.3].
 
     Args:
       denoiser: the network, and ``params`` its parameters.
@@ -116,56 +166,88 @@ def sample_view(
       key: (batch,) keys, used for nothing else.
       shape: (height, width, channel) of a view.
       process: the diffusion process that the network was trained for.
-      settings: steps and guidance.
+      settings: solver, steps and guidance.
 
     Returns:
       (batch, height, width, channel) in [-1, 1], float32.
+
+    Raises:
+      ValueError: if the settings do not fit the process.
     """
     batch = key.shape[0]
     key_start, key_uncond, key_steps = (_fold_in(key, stream) for stream in range(3))
-    guided = settings.guidance_weight > 0
     conditional, unconditional = jnp.ones((batch,), bool), jnp.zeros((batch,), bool)
+    levels, guided = settings.levels(process), settings.guided(process)
+    w, last = settings.guidance_weight, settings.num_steps - 1
+    solver = solvers.SOLVERS[settings.solver]
+    if settings.solver == "ddim":
+        solver = functools.partial(solver, eta=settings.eta)
 
     def encode_noise(key: jax.Array) -> PyTree:
         logsnr = jnp.full((batch,), process.uncond_logsnr)
         return denoiser.encode_view(params, _normal(key, shape), logsnr, camera, unconditional)
 
     # All that does not change from step to step.
-    target = denoiser.embed_camera(params, camera, conditional)
-    if guided:
-        target = jax.tree.map(fold_frames, denoiser.embed_camera(params, camera, unconditional), target)
+    if guided.any():
+        uncond_target = denoiser.embed_camera(params, camera, unconditional)
         noise_features = encode_noise(key_uncond)
 
-    def predict_x(z: jax.Array, logsnr: jax.Array, key: jax.Array) -> jax.Array:
+    def embed_target(camera: Camera) -> tuple[PyTree, PyTree]:
+        """For the conditional branch, and for both in one batch."""
+        target = denoiser.embed_camera(params, camera, conditional)
+        return target, jax.tree.map(fold_frames, uncond_target, target) if guided.any() else None
+
+    if not denoiser.relative_poses:
+        fixed_target = embed_target(camera)
+
+    def predict_x(z: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
         index = choose_view(_fold_in(key, 0), known.count)
-        view = jax.tree.map(lambda leaf: jax.vmap(lambda row, i: row[i])(leaf, index), known.features)
-        logsnr = jnp.full((batch,), logsnr)
-        if not guided:
-            return process.predict_x(denoiser.denoise(params, z, logsnr, target, view), z, logsnr)
-        uncond = encode_noise(_fold_in(key, 2)) if settings.fresh_uncond_noise else noise_features
-        # Both branches in one batch. eps, v and x are affine in one another at fixed z, so that mixing the outputs,
-        # with weights that sum to 1, is mixing eps.
-        output = denoiser.denoise(
-            params,
-            fold_frames(z, z),
-            fold_frames(logsnr, logsnr),
-            target,
-            jax.tree.map(fold_frames, uncond, view),
+        view, view_camera = jax.tree.map(
+            lambda leaf: jax.vmap(lambda row, i: row[i])(leaf, index), (known.features, known.camera)
         )
-        w = settings.guidance_weight
-        return process.predict_x((1 + w) * take_frame(output, 1) - w * take_frame(output, 0), z, logsnr)
+        logsnr = jnp.full((batch,), jnp.asarray(levels)[i])
+        moves = denoiser.relative_poses
+        target, both_targets = embed_target(camera.relative_to(view_camera)) if moves else fixed_target
 
-    logsnrs = process.logsnr(jnp.linspace(1.0, 0.0, settings.num_steps + 1))
+        def without_guidance() -> jax.Array:
+            return denoiser.denoise(params, z, logsnr, target, view)
 
-    def step(z: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        def with_guidance() -> jax.Array:
+            uncond = encode_noise(_fold_in(key, 2)) if settings.fresh_uncond_noise else noise_features
+            # Both branches in one batch. eps, v and x are affine in one another at fixed z, so that mixing the
+            # outputs, with weights that sum to 1, is mixing eps.
+            output = denoiser.denoise(
+                params,
+                fold_frames(z, z),
+                fold_frames(logsnr, logsnr),
+                both_targets,
+                jax.tree.map(fold_frames, uncond, view),
+            )
+            return (1 + w) * take_frame(output, 1) - w * take_frame(output, 0)
+
+        if guided.all():
+            output = with_guidance()
+        elif guided.any():
+            output = jax.lax.cond(jnp.asarray(guided)[i], with_guidance, without_guidance)
+        else:
+            output = without_guidance()
+        return process.predict_x(output, z, logsnr)
+
+    def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        z, x_before = carry
         key = _fold_in(key_steps, i)
-        logsnr_t, logsnr_s = logsnrs[i], logsnrs[i + 1]
-        x_hat = jnp.clip(predict_x(z, logsnr_t, key), -1.0, 1.0)
-        mean, variance = posterior(z, x_hat, logsnr_t, logsnr_s)
-        noise = jnp.where(i + 1 < settings.num_steps, jnp.sqrt(variance), 0.0) * _normal(_fold_in(key, 1), shape)
-        return mean + noise, None
+        logsnrs = jnp.asarray(levels)
+        x_hat = jnp.clip(predict_x(z, i, key), -1.0, 1.0)
+        # Nothing to carry on from at the first step; and the last one, which goes far in λ, would carry it too far.
+        x_before = jnp.where((i == 0) | (i == last), x_hat, x_before)
+        now, before = solvers.Estimate(x_hat, logsnrs[i]), solvers.Estimate(x_before, logsnrs[i - 1])
+        mean, deviation = solver(z, now, before, logsnrs[i + 1])
+        if deviation is not None:
+            mean += jnp.where(i < last, deviation, 0.0) * _normal(_fold_in(key, 1), shape)
+        return (mean, x_hat), None
 
-    z, _ = jax.lax.scan(step, _normal(key_start, shape), jnp.arange(settings.num_steps))
+    start = _normal(key_start, shape)
+    (z, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(settings.num_steps))
     return jnp.clip(z, -1.0, 1.0)
 
 
@@ -179,10 +261,13 @@ def _append(
     batch = image.shape[0]
     image = jnp.round((image + 1.0) * 127.5) / 127.5 - 1.0
     logsnr = jnp.full((batch,), process.logsnr_max)
-    new = denoiser.encode_view(params, image, logsnr, camera, jnp.ones((batch,), bool))
+    seen_from = camera.relative_to(camera) if denoiser.relative_poses else camera
+    features = denoiser.encode_view(params, image, logsnr, seen_from, jnp.ones((batch,), bool))
     place = jax.vmap(lambda row, value, i: row.at[i].set(value.astype(row.dtype)))
-    features = jax.tree.map(lambda leaf, value: place(leaf, value, known.count), known.features, new)
-    return KnownViews(features, known.count + 1)
+    features, camera = jax.tree.map(
+        lambda leaf, value: place(leaf, value, known.count), (known.features, known.camera), (features, camera)
+    )
+    return KnownViews(features, camera, known.count + 1)
 
 
 def _empty(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, capacity: int) -> KnownViews:
@@ -190,8 +275,10 @@ def _empty(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera,
     features = jax.eval_shape(
         lambda: denoiser.encode_view(params, image, jnp.zeros((batch,)), camera, jnp.ones((batch,), bool))
     )
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((batch, capacity, *leaf.shape[1:]), leaf.dtype), features)
-    return KnownViews(zeros, jnp.zeros((batch,), jnp.int32))
+    features, camera = jax.tree.map(
+        lambda leaf: jnp.zeros((batch, capacity, *leaf.shape[1:]), leaf.dtype), (features, camera)
+    )
+    return KnownViews(features, camera, jnp.zeros((batch,), jnp.int32))
 
 
 def sample_views(

@@ -8,6 +8,7 @@ Parameters and normalization statistics are float32; ``dtype`` is that of the co
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -103,9 +104,7 @@ def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
 class PoseConv(nn.Module):
     """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
 
-    It is linear, so the two summands go through apart: the encodings (batch, H, W, c) have no gradient to send back,
-    and the learned part (1, H, W, c) is the same for the whole batch. Together that saves a third of this layer's cost
-    in training without changing what it computes.
+    Takes encodings (batch, H, W, c), which have no gradient, and learned embeddings (1, H, W, c).
     """
 
     features: int
@@ -117,12 +116,38 @@ class PoseConv(nn.Module):
         shape = (3, 3, encoding.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return _conv_of_sum(jax.lax.stop_gradient(encoding), learned, kernel, self.stride) + bias
 
-        def conv(x: jax.Array) -> jax.Array:
-            strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x.astype(self.dtype), kernel, strides, "SAME", dimension_numbers=layout)
 
-        return conv(jax.lax.stop_gradient(encoding)) + (conv(learned) + bias)
+def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=layout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _conv_of_sum(constant: jax.Array, shared: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of ``constant + shared``, of which (batch, H, W, c) and (1, H, W, c) only the second is learned.
+
+    Its gradient is the same function as JAX's own, for a third less in this layer: by linearity, the batch is summed
+    before it goes back through the convolution, not after.
+    """
+    return _conv((constant + shared).astype(kernel.dtype), kernel, stride)
+
+
+def _conv_of_sum_forward(constant, shared, kernel, stride):
+    x = (constant + shared).astype(kernel.dtype)
+    return _conv(x, kernel, stride), (x, kernel, shared)
+
+
+def _conv_of_sum_backward(stride, saved, gradient):
+    x, kernel, shared = saved
+    (to_kernel,) = jax.linear_transpose(lambda kernel: _conv(x, kernel, stride), kernel)(gradient)
+    total = jnp.sum(gradient.astype(jnp.float32), axis=0, keepdims=True).astype(kernel.dtype)
+    (to_shared,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride), shared.astype(kernel.dtype))(total)
+    return None, to_shared.astype(shared.dtype), to_kernel
+
+
+_conv_of_sum.defvjp(_conv_of_sum_forward, _conv_of_sum_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

@@ -237,6 +237,7 @@ class XUNetDenoiser:
     """An X-UNet as the sampler wants it (``threedim.sampling.Denoiser``)."""
 
     network: XUNet
+    relative_poses: bool = False
 
     def encode_view(self, params, x, logsnr, camera, cond_mask) -> ViewFeatures:
         return self.network.apply({"params": params}, x, logsnr, camera, cond_mask, train=False, method="encode_view")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import ml_collections
 
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNet
+from threedim.models.xunet import XUNet, XUNetDenoiser
 from threedim.sampling import Settings
 from threedim.training.state import Recipe
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Settings of the sampler by name; what they do not say is as in ``Settings``.
+PRESETS = {
+    "paper": {"num_steps": 250},
+    "fast": {"num_steps": 32, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
+}
 
 
 def network(config: ml_collections.ConfigDict) -> XUNet:
@@ -25,6 +33,18 @@ def network(config: ml_collections.ConfigDict) -> XUNet:
     # Tuples, not lists: a network is a key of the compilation cache.
     fields = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()}
     return XUNet(**{**fields, "dtype": _DTYPES[fields["dtype"]]})
+
+
+def relative_poses(config: ml_collections.ConfigDict) -> bool:
+    """Whether the network knows cameras in the coordinates of the pair's clean view."""
+    if config.data.pose not in ("absolute", "relative"):
+        raise ValueError(f'data.pose must be "absolute" or "relative", got {config.data.pose!r}')
+    return config.data.pose == "relative"
+
+
+def denoiser(config: ml_collections.ConfigDict) -> XUNetDenoiser:
+    """The network of ``config.model`` as the sampler wants it."""
+    return XUNetDenoiser(network(config), relative_poses(config))
 
 
 def process(config: ml_collections.ConfigDict) -> Process:
@@ -44,11 +64,21 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
         ema_half_life=t.ema_half_life,
         ema_rampup=t.ema_rampup,
         uncond_prob=t.uncond_prob,
+        relative_poses=relative_poses(config),
         seed=config.seed,
     )
 
 
 def sample_settings(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Settings:
-    """How ``config.sample`` draws a view, in ``num_steps`` steps if given."""
+    """How ``config.sample`` draws a view: the preset, and what is set beside it; in ``num_steps`` steps if given.
+
+    Raises:
+      ValueError: on an unknown preset or a setting out of its range.
+    """
     s = config.sample
-    return Settings(num_steps or s.num_steps, s.guidance_weight, s.fresh_uncond_noise)
+    if s.preset not in PRESETS:
+        raise ValueError(f"sample.preset must be one of {', '.join(PRESETS)}, got {s.preset!r}")
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: s[name] for name in names if s[name] is not None}
+    fields = PRESETS[s.preset] | given | ({"num_steps": num_steps} if num_steps else {})
+    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -192,7 +192,7 @@ def _preview(config: ml_collections.ConfigDict, records: epath.Path) -> Preview 
         return None
     dataset = sources.open_from_config(config.data, split)
     return Preview(
-        build.network(config),
+        build.denoiser(config),
         build.process(config),
         build.sample_settings(config, num_steps=config.train.sample_steps),
         dataset,

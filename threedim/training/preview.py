@@ -10,7 +10,7 @@ import numpy as np
 from threedim.cameras import Camera
 from threedim.data.records import ObjectDataset
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNet, XUNetDenoiser
+from threedim.models.xunet import XUNetDenoiser
 from threedim.output import images
 from threedim.sampling import Settings, sample_views
 
@@ -19,26 +19,33 @@ class Preview:
     """A few held-out pairs, the same ones at every call, so that grids of different steps can be compared.
 
     Args:
-      network, process, settings: as for ``sample_views``.
+      denoiser, process, settings: as for ``sample_views``.
       dataset: held-out objects.
       rows: how many pairs.
       seed: chooses objects, views and noise.
     """
 
     def __init__(
-        self, network: XUNet, process: Process, settings: Settings, dataset: ObjectDataset, *, rows: int, seed: int
+        self,
+        denoiser: XUNetDenoiser,
+        process: Process,
+        settings: Settings,
+        dataset: ObjectDataset,
+        *,
+        rows: int,
+        seed: int,
     ):
         rng = np.random.default_rng(seed)
         objects = rng.permutation(len(dataset))[:rows]
         pairs, cameras = [], []
         for index in objects:
             views = rng.choice(dataset.num_views(index), 2, replace=False)
-            pictures, camera = dataset.views(index, views, network.image_size)
+            pictures, camera = dataset.views(index, views, denoiser.network.image_size)
             pairs.append(pictures)
             cameras.append(camera)
         self._pairs = np.stack(pairs)  # (row, 2, height, width, 3)
         self._cameras = Camera.stack(cameras)  # (row, 2)
-        self._denoiser, self._process, self._settings = XUNetDenoiser(network), process, settings
+        self._denoiser, self._process, self._settings = denoiser, process, settings
         self._keys = jax.random.split(jax.random.key(seed), len(objects))
 
     def draw(self, params: Any) -> np.ndarray:

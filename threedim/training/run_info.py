@@ -16,7 +16,7 @@ from threedim.training import checkpoints
 
 # Fields that decide what is learned and from which stream of examples: a run goes on only with the same ones.
 # "model" stands for every field below it. The fingerprint of the data belongs here too.
-FROZEN_FIELDS = ("model", "diffusion", "seed", "train.batch_size")
+FROZEN_FIELDS = ("model", "diffusion", "data.pose", "seed", "train.batch_size")
 
 _CONFIG_FILE = "config.json"
 

@@ -36,6 +36,7 @@ class Recipe:
         initial weights.
       uncond_prob: probability that a pair is made unconditional.
       seed: of the whole run.
+      relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
     """
 
     batch_size: int
@@ -47,6 +48,7 @@ class Recipe:
     ema_rampup: float
     uncond_prob: float
     seed: int
+    relative_poses: bool = False
 
     def __post_init__(self):
         for name, low in (("batch_size", 1), ("learning_rate", 0), ("warmup_examples", 0), ("ema_half_life", 1)):
@@ -142,6 +144,8 @@ def make_train_step(
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(named_key(jax.random.key(recipe.seed), "train"), state.step)
         images, camera = batch_images(batch)
+        if recipe.relative_poses:
+            camera = camera.relative_to(camera[:, :1])
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
             def apply(x, z, logsnr, camera, cond_mask):

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from scipy.signal import convolve2d
+
+from threedim.evaluation import image_metrics
+from threedim.evaluation.image_metrics import psnr, ssim
+
+
+def slow_ssim(a, b):
+    """Equations 13 to 17 of Wang et al. 2004 for one picture, color by color, on 0..255."""
+    offset = np.arange(11) - 5
+    window = np.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    maps = []
+    for x, y in zip(np.moveaxis(a.astype(np.float64), -1, 0), np.moveaxis(b.astype(np.float64), -1, 0), strict=True):
+        mean_x, mean_y, xx, yy, xy = (convolve2d(each, window, "valid") for each in (x, y, x * x, y * y, x * y))
+        numerator = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
+        maps.append(numerator / ((mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)))
+    return np.mean(maps)
+
+
+def smooth(rng, *shape):
+    """Pictures of slow waves, (*shape, 3) uint8 in 40..215."""
+    *leading, height, width = shape
+    y, x = np.mgrid[:height, :width]
+    rate, phase = rng.uniform(0.1, 0.5, (2, *leading, 1, 1, 3)), rng.uniform(0, 6, (*leading, 1, 1, 3))
+    return (127.5 + 87 * np.sin(rate[0] * y[..., None] + rate[1] * x[..., None] + phase)).astype(np.uint8)
+
+
+def noisy(rng, images, sigma):
+    return np.clip(images + rng.normal(0, sigma, images.shape), 0, 255).astype(np.uint8)
+
+
+def test_ssim_agrees_with_the_equations():
+    rng = np.random.default_rng(0)
+    truth = smooth(rng, 2, 3, 19, 24)
+    images = noisy(rng, truth, 25)
+    images[0, 0] = 255 - truth[0, 0]  # structure turned over: negative
+    images[0, 1], truth[0, 1] = 255, 250  # flat: only the means differ
+    expected = [[slow_ssim(a, b) for a, b in zip(*row, strict=True)] for row in zip(images, truth, strict=True)]
+    values = ssim(images, truth)
+    assert values.dtype == np.float32
+    assert values[0, 0] < 0
+    np.testing.assert_allclose(values, expected, atol=2e-5)
+    np.testing.assert_allclose(ssim(truth, images), values, atol=1e-6)
+    assert ssim(images[1, 2], truth[1, 2]).shape == ()
+
+
+def test_ssim_of_equal_pictures_is_one_and_noise_lowers_it():
+    rng = np.random.default_rng(1)
+    truth = smooth(rng, 4, 16, 16)
+    truth[0] = 255
+    np.testing.assert_allclose(ssim(truth, truth), 1, atol=1e-6)
+    values = np.array([ssim(noisy(rng, truth, sigma), truth)[1:] for sigma in (5, 15, 45)])
+    assert (np.diff(values, axis=0) < -0.05).all()
+    # Noise moves SSIM far more where the picture is flat; a shift of brightness, hardly.
+    assert ssim(noisy(rng, truth, 15), truth)[0] < 0.6
+    assert (ssim(truth[1:] + np.uint8(10), truth[1:]) > 0.95).all()
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_each_picture_alone_gives_the_same(metric, monkeypatch):
+    """Chunks, the filled last one among them, are not seen in the result; nor is the layout of the pictures."""
+    monkeypatch.setattr(image_metrics, "_CHUNK_PICTURES", 4)
+    rng = np.random.default_rng(2)
+    truth = smooth(rng, 3, 3, 11, 12)
+    images = noisy(rng, truth, 20)
+    together = metric(images, truth)
+    assert together.shape == (3, 3)
+    alone = [metric(a, b) for a, b in zip(images.reshape(9, 11, 12, 3), truth.reshape(9, 11, 12, 3), strict=True)]
+    np.testing.assert_allclose(together.ravel(), alone, rtol=1e-5)
+    np.testing.assert_array_equal(metric(images[:, ::-1], truth[:, ::-1]), together[:, ::-1])
+    assert metric(images[:0], truth[:0]).shape == (0, 3)
+
+
+def test_one_program_for_a_picture_size():
+    image_metrics._chunk.clear_cache()
+    pictures = smooth(np.random.default_rng(3), 70, 11, 11)
+    for count in (1, 64, 65, 70):
+        ssim(pictures[:count], pictures[:count])
+    assert image_metrics._chunk._cache_size() == 1
+
+
+def test_psnr_of_equal_pictures_is_infinite():
+    pictures = smooth(np.random.default_rng(4), 2, 8, 8)
+    other = pictures.copy()
+    other[1] += 1
+    np.testing.assert_allclose(psnr(other, pictures), [np.inf, 20 * np.log10(255)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    ("images", "truth"),
+    [
+        (np.zeros((2, 16, 16, 3), np.uint8), np.zeros((1, 16, 16, 3), np.uint8)),
+        (np.zeros((2, 16, 16, 3), np.float32), np.zeros((2, 16, 16, 3), np.uint8)),
+        (np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 3), np.int32)),
+        (np.zeros((2, 16, 16, 4), np.uint8), np.zeros((2, 16, 16, 4), np.uint8)),
+        (np.zeros((16, 3), np.uint8), np.zeros((16, 3), np.uint8)),
+    ],
+)
+def test_pictures_that_are_not_alike(metric, images, truth):
+    with pytest.raises(ValueError, match=rf"{metric.__name__}: .* must be alike, and uint8"):
+        metric(images, truth)
+
+
+def test_ssim_of_pictures_under_the_window():
+    small = np.zeros((2, 12, 10, 3), np.uint8)
+    with pytest.raises(ValueError, match="10 x 12 px are smaller than its window of 11 px"):
+        ssim(small, small)

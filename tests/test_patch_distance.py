@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+
+from threedim.evaluation import patch_distance
+from threedim.evaluation.patch_distance import sliced_wasserstein
+
+
+def make_pictures(seed, count, size, brightest=210):
+    """Two ellipses of random color, place and shape on a light ground, (count, size, size, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    pictures = np.full((count, size, size, 3), brightest, np.uint8)
+    for picture in pictures:
+        for _ in range(2):
+            (top, left), (high, wide) = rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.3, 2)
+            picture[((y - top) / high) ** 2 + ((x - left) / wide) ** 2 < 1] = rng.integers(60, 200, 3)
+    return pictures
+
+
+def noisy(images, sigma):
+    noise = np.random.default_rng(9).normal(0, sigma, images.shape)
+    return np.clip(np.round(images + noise), 0, 255).astype(np.uint8)
+
+
+def blurred(images, sigma):
+    return scipy.ndimage.gaussian_filter(images.astype(float), (0, sigma, sigma, 0)).round().astype(np.uint8)
+
+
+def tinted(images, by):
+    return (images + np.array([0, by, 0])).astype(np.uint8)
+
+
+def with_contrast(images, by):
+    return np.clip(np.round(130 + (images - 130.0) * by), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_order_and_shape_of_a_set_mean_nothing(size):
+    truth = make_pictures(0, 24, size)
+    images = noisy(truth, 10)
+    order = np.random.default_rng(1).permutation(24)
+    assert sliced_wasserstein(truth, truth) == 0
+    assert sliced_wasserstein(truth[order], truth) == pytest.approx(0, abs=1e-2)
+    assert sliced_wasserstein(np.concatenate([truth, truth[order]]), truth) == pytest.approx(0, abs=1e-2)
+    distance = sliced_wasserstein(images, truth)
+    assert distance > 20
+    assert sliced_wasserstein(images[order], truth) == pytest.approx(distance, rel=1e-4)
+    assert sliced_wasserstein(images.reshape(4, 6, size, size, 3), truth) == distance
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize(
+    ("spoil", "amounts"),
+    [(blurred, (0.5, 1, 2)), (noisy, (4, 12, 36)), (tinted, (5, 15, 45)), (with_contrast, (0.9, 0.7, 0.4))],
+)
+def test_grows_with_what_is_wrong(size, spoil, amounts):
+    truth = make_pictures(0, 40, size)
+    distances = [sliced_wasserstein(spoil(truth, amount), truth) for amount in amounts]
+    assert distances[0] > 2
+    assert (np.diff(distances) > 0.4 * np.array(distances[:-1])).all()
+
+
+def test_other_pictures_of_the_same_source_are_nearer_than_spoilt_ones():
+    truth, others = make_pictures(0, 200, 16), make_pictures(1, 150, 16)
+    floor = sliced_wasserstein(others, truth)
+    assert 0 < floor < 60
+    assert sliced_wasserstein(blurred(others, 1), truth) > 1.5 * floor
+    assert sliced_wasserstein(tinted(others, 15), truth) > 2 * floor
+
+
+def test_missing_mode():
+    truth, others = make_pictures(0, 200, 16), make_pictures(1, 200, 16)
+    collapsed = others.copy()
+    collapsed[100:] = others[0]
+    assert sliced_wasserstein(collapsed, truth) > 3 * sliced_wasserstein(others, truth)
+
+
+def test_symmetric_where_both_sets_have_the_same_deviation():
+    truth = make_pictures(0, 30, 16)
+    truth[:, :, 8:] = 128  # nothing on the right
+    other = truth[:, :, ::-1]
+    forth, back = sliced_wasserstein(other, truth), sliced_wasserstein(truth, other)
+    assert forth > 20
+    assert back == pytest.approx(forth, rel=1e-4)
+    # Elsewhere the two differ by the scale: noise is many deviations of an even set, a part of a noisy set's own.
+    assert sliced_wasserstein(noisy(truth, 60), truth) > 1.3 * sliced_wasserstein(truth, noisy(truth, 60))
+
+
+@pytest.mark.parametrize("shift", [3, -20])
+def test_size_of_a_shift(shift):
+    """A shift of all pixels moves a projection by shift / deviation times the sum of the direction: |N(0, 1)|."""
+    truth = np.repeat(make_pictures(0, 40, 16)[..., :1], 3, axis=-1)
+    windows = np.lib.stride_tricks.sliding_window_view(truth[..., 0], (7, 7), axis=(1, 2))
+    expected = 1e3 * abs(shift) / windows.std() * np.sqrt(2 / np.pi)
+    shifted = (truth.astype(int) + shift).astype(np.uint8)
+    assert sliced_wasserstein(shifted, truth, num_directions=4096) == pytest.approx(expected, rel=0.04)
+
+
+def test_distance_of_noise_from_a_constant():
+    """Unit normal pixels project to unit normals; a constant set's colors are scaled by the rounding error alone."""
+    rng = np.random.default_rng(0)
+    noise = np.clip(np.round(rng.normal(128, 20, (60, 16, 16, 3))), 0, 255).astype(np.uint8)
+    even = np.full_like(noise, 128)
+    assert sliced_wasserstein(even, noise) == pytest.approx(1e3 * np.sqrt(2 / np.pi), rel=0.04)
+    assert sliced_wasserstein(noise, even) == pytest.approx(1e3 * np.sqrt(2 / np.pi) * 20 * np.sqrt(12), rel=0.04)
+
+
+@pytest.mark.parametrize(("first", "second"), [(7, 7), (5, 8), (9, 6), (1, 4), (12, 4)])
+def test_quantile_distance_is_the_wasserstein_distance(first, second):
+    rng = np.random.default_rng(first)
+    ours, true = np.sort(rng.normal(size=(3, first))), np.sort(rng.normal(1, 2, size=(3, second)))
+    expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(ours, true, strict=True)]
+    pairs = patch_distance._quantile_pairs(first, second)
+    np.testing.assert_allclose(patch_distance._quantile_distance(ours, true, pairs), expected, rtol=1e-12)
+
+
+def test_levels():
+    shapes = patch_distance._level_shapes
+    assert shapes(16, 16) == [(16, 16)]
+    assert shapes(30, 30) == [(30, 30)]
+    assert shapes(31, 64) == [(31, 64), (16, 32)]
+    assert shapes(128, 128) == [(128, 128), (64, 64), (32, 32), (16, 16)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 47)])
+def test_pyramid(height, width):
+    """Slow oracle: each coarser pixel is a mean by binomial weights; each level is what the coarser ones lack."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
+    levels = list(patch_distance._pyramid(images, 2))
+    half = levels[1][0]
+    assert half.shape == ((height + 1) // 2, (width + 1) // 2, 3)
+    weights = np.array([1, 4, 6, 4, 1]) / 16
+    padded = np.pad(images[0].astype(float), ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    smaller = np.zeros(half.shape)
+    for y, x in np.ndindex(half.shape[:2]):
+        smaller[y, x] = np.einsum("ijc,i,j", padded[2 * y : 2 * y + 5, 2 * x : 2 * x + 5], weights, weights)
+    np.testing.assert_allclose(half, smaller, atol=1e-3)
+    # Inside, an odd place between two samples takes half of each, an even one an eighth of the neighbors of its own.
+    y, x = 10, 11
+    between = smaller[:, 5:7].mean(axis=1)
+    expected = images[0, y, x] - (between[4] + 6 * between[5] + between[6]) / 8
+    np.testing.assert_allclose(levels[0][0, y, x], expected, atol=1e-3)
+    # A constant is all in the coarsest level.
+    even = list(patch_distance._pyramid(np.full_like(images, 90), 2))
+    np.testing.assert_allclose(even[0], 0, atol=1e-4)
+    np.testing.assert_allclose(even[1], 90, atol=1e-4)
+
+
+def test_fine_levels_see_what_the_coarsest_does_not(monkeypatch):
+    truth = make_pictures(0, 30, 32)
+    checker = np.where((np.indices((32, 32)).sum(axis=0) % 2)[..., None], 12, -12)
+    images = (truth + checker).astype(np.uint8)
+    both = sliced_wasserstein(images, truth)
+    pyramid = patch_distance._pyramid
+    monkeypatch.setattr(patch_distance, "_level_shapes", lambda *_: [(16, 16)])
+    monkeypatch.setattr(patch_distance, "_pyramid", lambda images, _: list(pyramid(images, 2))[1:])
+    assert both > 20 * sliced_wasserstein(images, truth)
+
+
+def test_patches_hold_their_places_and_colors():
+    images = make_pictures(0, 3, 20)
+    rows, columns = np.array([0, 13, 4]), np.array([2, 13, 9])
+    (patches,) = patch_distance._patches(images, [(rows, columns)])
+    expected = [
+        np.moveaxis(picture[y : y + 7, x : x + 7], -1, 0).ravel()
+        for picture in images
+        for y, x in zip(rows, columns, strict=True)
+    ]
+    np.testing.assert_array_equal(patches, expected)
+
+
+def test_positions():
+    rng = np.random.default_rng(0)
+    rows, columns = patch_distance._draw_positions(rng, (16, 18), 1000)
+    assert sorted(zip(rows, columns, strict=True)) == list(np.ndindex(10, 12))
+    rows, columns = patch_distance._draw_positions(rng, (64, 64), 128)
+    assert len(set(zip(rows, columns, strict=True))) == 128
+    assert rows.max() <= 57
+    assert columns.max() <= 57
+
+
+def test_seed_and_settings(monkeypatch):
+    truth = make_pictures(0, 20, 32)
+    images = blurred(make_pictures(1, 15, 32), 1)
+    first = sliced_wasserstein(images, truth, seed=3)
+    assert isinstance(first, float)
+    assert sliced_wasserstein(images, truth, seed=3) == first
+    other = sliced_wasserstein(images, truth, seed=4)
+    assert other != first
+    assert other == pytest.approx(first, rel=0.15)
+    assert sliced_wasserstein(images, truth, seed=3, patches_per_picture=600) == pytest.approx(first, rel=0.15)
+    # How much is held at once is not seen.
+    monkeypatch.setattr(patch_distance, "_PYRAMID_PIXELS", 5000)
+    monkeypatch.setattr(patch_distance, "_PROJECTIONS", 20000)
+    assert sliced_wasserstein(images, truth, seed=3) == pytest.approx(first, rel=1e-4)
+
+
+GOOD = np.zeros((2, 16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "truth", "settings", "message"),
+    [
+        (GOOD.astype(np.float32), GOOD, {}, r"images is float32 \(2, 16, 16, 3\), must be uint8"),
+        (GOOD, GOOD[..., :1], {}, r"truth is uint8 \(2, 16, 16, 1\), must be uint8"),
+        (GOOD, GOOD[0, 0], {}, r"truth is uint8 \(16, 3\), must be"),
+        (GOOD[:0], GOOD, {}, r"images \(0, 16, 16, 3\) has no picture"),
+        (GOOD, np.zeros((2, 16, 17, 3), np.uint8), {}, "16 x 16 px and truth of 17 x 16 px must be of one size"),
+        (GOOD[:, 1:], GOOD[:, 1:], {}, "16 x 15 px are smaller than 16 px"),
+        (GOOD, GOOD, {"patches_per_picture": 0}, "patches_per_picture 0 and num_directions 512 must be at least 1"),
+        (GOOD, GOOD, {"num_directions": 0}, "num_directions 0 must be at least 1"),
+    ],
+)
+def test_errors(images, truth, settings, message):
+    with pytest.raises(ValueError, match=message):
+        sliced_wasserstein(images, truth, **settings)

@@ -1,0 +1,116 @@
+"""Steps from one noise level to the next, and where the levels lie.
+
+Every solver takes the noisy picture, what the network says of it now and what it said at the level before, and gives
+mean and standard deviation of the picture at the next level. Symbols are the papers': z_t at log signal-to-noise ratio
+λ_t goes to z_s at λ_s > λ_t; ``alpha² = sigmoid(λ)``, ``sigma² = sigmoid(-λ)``; h = (λ_s - λ_t) / 2, since
+DPM-Solver's own λ is log(alpha / sigma), half of ours. All of it is float32.
+
+Of 1 - exp(-2h), the share of noise that a step could draw anew, DDIM's η draws η²; ancestral sampling is DDIM at η = 1,
+and each form of DPM-Solver++ 2M is one of its ends with the estimate of the picture carried on along λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from threedim.diffusion import Process, alpha_sigma, posterior
+
+
+class Estimate(NamedTuple):
+    """The picture as the network sees it at one noise level.
+
+    Attributes:
+      x_hat: (batch, height, width, channel) in [-1, 1].
+      logsnr: λ, a scalar.
+    """
+
+    x_hat: jax.Array
+    logsnr: jax.Array
+
+
+# (z, now, before, logsnr_s) -> mean of z_s, and its standard deviation or None if it has none.
+Solver = Callable[[jax.Array, Estimate, Estimate, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+def ancestral(z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The paper's: draws from q(z_s | z_t, x̂) with the lower variance [2.2]."""
+    del before
+    mean, variance = posterior(z, now.x_hat, now.logsnr, logsnr_s)
+    return mean, jnp.sqrt(variance)
+
+
+def ddim(
+    z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array, *, eta: float = 0.0
+) -> tuple[jax.Array, jax.Array | None]:
+    """DDIM (Song et al. 2021, arXiv 2010.02502, equation 12); ``eta`` = 0 draws no noise, 1 is ancestral sampling."""
+    del before
+    alpha_t, sigma_t = alpha_sigma(now.logsnr, 0)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, 0)
+    eps_hat = (z - alpha_t * now.x_hat) / sigma_t
+    if eta == 0:
+        return alpha_s * now.x_hat + sigma_s * eps_hat, None
+    c = -jnp.expm1(now.logsnr - logsnr_s)
+    return alpha_s * now.x_hat + sigma_s * jnp.sqrt(1.0 - eta**2 * c) * eps_hat, eta * sigma_s * jnp.sqrt(c)
+
+
+def dpm_solver_2m(z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array) -> tuple[jax.Array, None]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order, no noise."""
+    _, sigma_t = alpha_sigma(now.logsnr, 0)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, 0)
+    h = (logsnr_s - now.logsnr) / 2
+    return sigma_s / sigma_t * z - alpha_s * jnp.expm1(-h) * _extrapolate(now, before, h), None
+
+
+def dpm_solver_2m_sde(
+    z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): the same with the noise drawn anew."""
+    _, sigma_t = alpha_sigma(now.logsnr, 0)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s, 0)
+    h = (logsnr_s - now.logsnr) / 2
+    c = -jnp.expm1(-2 * h)
+    mean = sigma_s / sigma_t * jnp.exp(-h) * z + alpha_s * c * _extrapolate(now, before, h)
+    return mean, sigma_s * jnp.sqrt(c)
+
+
+def _extrapolate(now: Estimate, before: Estimate, h: jax.Array) -> jax.Array:
+    """D, the line through the last two estimates, at the middle of the step. Equal estimates make it first order."""
+    r = (now.logsnr - before.logsnr) / 2 / h
+    return now.x_hat + (now.x_hat - before.x_hat) / (2 * r)
+
+
+# By the name that configurations give them.
+SOLVERS = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm_solver_2m": dpm_solver_2m,
+    "dpm_solver_2m_sde": dpm_solver_2m_sde,
+}
+
+
+def spaced_in_t(process: Process, num_steps: int) -> np.ndarray:
+    """Levels of steps equally spaced in t from 1 to 0 [7.3]: (num_steps + 1,) float32, rising."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(process.logsnr(jnp.linspace(1.0, 0.0, num_steps + 1)))
+
+
+def spaced_in_logsnr(process: Process, num_steps: int, logsnr_range: tuple[float, float]) -> np.ndarray:
+    """Levels of steps equally spaced in λ: (num_steps + 1,) float32, rising.
+
+    The network is asked at ``num_steps`` levels from one end of the range to the other; a last step takes the last
+    estimate to logsnr_max. Below λ = -10 and above 10 there is nothing to decide, so that a range saves steps.
+
+    Raises:
+      ValueError: if the range is empty or leaves that of the process.
+    """
+    low, high = logsnr_range
+    if not process.logsnr_min <= low < high < process.logsnr_max:
+        raise ValueError(
+            f"sample.logsnr_range must rise within [{process.logsnr_min}, {process.logsnr_max}), got {(low, high)}"
+        )
+    return np.append(np.linspace(low, high, num_steps), process.logsnr_max).astype(np.float32)
