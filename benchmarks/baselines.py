@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from threedim import rollout
+from threedim import rollout, tasks
 from threedim.data import sources, srn
 from threedim.evaluation.image_metrics import psnr
 
@@ -30,12 +30,13 @@ flags.mark_flags_as_required(["config", "workdir"])
 def compare(config, out: epath.Path) -> dict[str, dict[str, float]]:
     """Mean PSNR in dB of each object's drawn views and of both baselines, by name."""
     rows = {}
-    for task in rollout.make_tasks(config):
-        if task.truth is None:
+    for task in tasks.make_tasks(config):
+        views = task.load()
+        if views.truth is None:
             raise ValueError("an orbit has no true views to compare with; use --config.sample.cameras=object")
         drawn, _ = srn.read_object(out / "views" / task.name).decode()
-        drawn = drawn[len(task.inputs) :]
-        known, cameras = task.inputs, task.cameras
+        drawn = drawn[len(views.inputs) :]
+        known, cameras = views.inputs, views.cameras
         if config.sample.split in ("train", "holdout") and not config.sample.object:
             dataset = sources.open_from_config(config.data, "train")
             index = dataset.names.index(task.name)
@@ -43,11 +44,11 @@ def compare(config, out: epath.Path) -> dict[str, dict[str, float]]:
             seen = seen if config.sample.split == "train" else range(dataset.num_views(index))
             known, cameras = dataset.views(index, seen, config.model.image_size)
         mean = np.round(known.mean(axis=0)).astype(np.uint8)
-        distance = np.linalg.norm(task.targets.t[:, None] - cameras.t[None], axis=-1)
+        distance = np.linalg.norm(views.targets.t[:, None] - cameras.t[None], axis=-1)
         rows[task.name] = {
-            "sampled": float(psnr(drawn, task.truth).mean()),
-            "mean_image": float(psnr(np.broadcast_to(mean, task.truth.shape), task.truth).mean()),
-            "nearest_view": float(psnr(known[distance.argmin(axis=1)], task.truth).mean()),
+            "sampled": float(psnr(drawn, views.truth).mean()),
+            "mean_image": float(psnr(np.broadcast_to(mean, views.truth.shape), views.truth).mean()),
+            "nearest_view": float(psnr(known[distance.argmin(axis=1)], views.truth).mean()),
             "views": len(drawn),
         }
     return rows

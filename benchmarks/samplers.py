@@ -33,12 +33,13 @@ from etils import epath
 from ml_collections import config_flags
 
 import threedim
-from threedim import files, rollout
+from threedim import files
 from threedim.cameras import Camera
 from threedim.evaluation.image_metrics import psnr, ssim
 from threedim.evaluation.patch_distance import sliced_wasserstein
 from threedim.output import images
 from threedim.sampling import Settings, sample_views
+from threedim.tasks import Views, make_tasks
 from threedim.training import build
 from threedim.training.logging import progress
 
@@ -84,16 +85,15 @@ def candidates(guidance_weight: float, fresh: bool, steps: list[int]) -> dict[st
 
 
 def draw(
-    model: threedim.Model, tasks: list[rollout.Task], repeated: int, seeds: int, settings: Settings, report
+    model: threedim.Model, objects: list[Views], repeated: int, seeds: int, settings: Settings, report
 ) -> tuple[np.ndarray, float]:
     """(object, seed, view, height, width, 3) uint8 with ``repeated`` cameras again at the end, and seconds per view."""
-    objects = len(tasks)
 
     def per_seed(array):
         return np.repeat(array, seeds, axis=0)
 
-    targets = [Camera.stack([*task.targets, *task.targets[:repeated]]) for task in tasks]
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(objects * seeds))
+    targets = [Camera.stack([*each.targets, *each.targets[:repeated]]) for each in objects]
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(len(objects) * seeds))
     finished = []
 
     def on_view(index: int, picture: jax.Array) -> None:
@@ -104,8 +104,8 @@ def draw(
     drawn = sample_views(
         model.denoiser,
         model.params,
-        per_seed(np.stack([images.to_float(task.inputs) for task in tasks])),
-        jax.tree.map(per_seed, Camera.stack([task.cameras for task in tasks])),
+        per_seed(np.stack([images.to_float(each.inputs) for each in objects])),
+        jax.tree.map(per_seed, Camera.stack([each.cameras for each in objects])),
         jax.tree.map(per_seed, Camera.stack(targets)),
         keys,
         process=model.process,
@@ -113,9 +113,9 @@ def draw(
         on_view=on_view,
     )
     # The first view waits for the compiler.
-    seconds = statistics.median(np.diff(finished)) / (objects * seeds)
+    seconds = statistics.median(np.diff(finished)) / (len(objects) * seeds)
     pictures = images.to_uint8(np.asarray(drawn))
-    return pictures.reshape(objects, seeds, *pictures.shape[1:]), seconds
+    return pictures.reshape(len(objects), seeds, *pictures.shape[1:]), seconds
 
 
 def _psnr_of_mean(a: np.ndarray, b: np.ndarray) -> float:
@@ -218,13 +218,14 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
       ValueError: if there are no true views, objects differ in their numbers of views, or the folder holds figures that
         were taken otherwise.
     """
-    tasks = rollout.make_tasks(config)
-    if any(task.truth is None for task in tasks):
+    tasks = make_tasks(config)
+    objects = [task.load() for task in tasks]
+    if any(each.truth is None for each in objects):
         raise ValueError("an orbit has no true views to compare with; use --config.sample.cameras=object")
-    if len({(len(task.inputs), len(task.targets)) for task in tasks}) > 1 or len(tasks[0].targets) < repeated:
+    if len({(len(task.input_views), len(task.target_views)) for task in tasks}) > 1 or len(objects[0].truth) < repeated:
         raise ValueError(f"all objects must have as many views, at least {repeated}; set config.sample.num_views")
     model = threedim.load(workdir, config.sample.checkpoint_step)
-    truth = np.stack([task.truth for task in tasks])
+    truth = np.stack([each.truth for each in objects])
     out = workdir / f"samplers_step_{model.step:07d}"
     protocol = {
         "objects": [task.name for task in tasks],
@@ -258,7 +259,7 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
             def report(index: int, finished=finished, evaluations=evaluations) -> None:
                 bar.set(finished + (index + 1) * evaluations)
 
-            pictures, seconds = draw(model, tasks, repeated, seeds, settings, report)
+            pictures, seconds = draw(model, objects, repeated, seeds, settings, report)
             finished += evaluations * views
             rows[name] = {
                 "settings": plain[name],
@@ -267,7 +268,7 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
                 "measures": measure(pictures, truth, repeated),
             }
             files.write_atomically(path, json.dumps({"protocol": protocol, "samplers": rows}, indent=2) + "\n")
-            save_sheet(out / "sheets" / f"{name}.png", tasks, pictures[:, 0, : truth.shape[1]])
+            save_sheet(out / "sheets" / f"{name}.png", objects, pictures[:, 0, : truth.shape[1]])
             jax.clear_caches()
     rows = {name: rows[name] for name in wanted}
     files.write_atomically(out / "samplers.md", table(rows))
@@ -275,10 +276,10 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
     return out
 
 
-def save_sheet(path: epath.Path, tasks: list[rollout.Task], pictures: np.ndarray) -> None:
+def save_sheet(path: epath.Path, objects: list[Views], pictures: np.ndarray) -> None:
     """For each object a line of drawn views above one of true views."""
-    lines = [line for task, drawn in zip(tasks, pictures, strict=True) for line in (drawn, task.truth)]
-    images.save_png(path, images.make_grid(np.stack(lines), row_labels=["drawn", "truth"] * len(tasks)))
+    lines = [line for each, drawn in zip(objects, pictures, strict=True) for line in (drawn, each.truth)]
+    images.save_png(path, images.make_grid(np.stack(lines), row_labels=["drawn", "truth"] * len(objects)))
 
 
 def main(argv: list[str]) -> None:

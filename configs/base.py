@@ -64,6 +64,8 @@ def get_config() -> ml_collections.ConfigDict:
     t.adam_b2 = 0.99
     t.ema_half_life = 500_000.0  # of the parameter average, in pairs
     t.ema_rampup = 0.05  # the half-life is at most this fraction of the pairs seen so far
+    t.microbatches = 1  # parts of a batch that go through the network one after another, to save memory
+    t.remat = "none"  # "blocks" keeps no activations inside of blocks and computes them again: slower, for less memory
     t.uncond_prob = 0.1  # pairs made unconditional, for guidance
     t.num_workers = 8  # processes that read data; 0 reads in the main process
     t.log_every = 100  # steps
@@ -76,8 +78,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The device mesh: data x fsdp devices. The batch is split over both, parameters and optimizer state over fsdp.
     h = c.mesh = ml_collections.ConfigDict()
-    h.data = -1  # -1: all devices that fsdp leaves
-    h.fsdp = 1
+    h.preset = ""  # or "cpu", "gpu_8", "tpu_v4_32", "tpu_v5e_16", "tpu_v6e_8" (threedim/training/sharding.py)
+    h.data = config_dict.placeholder(int)  # -1: all devices that fsdp leaves; without preset the default
+    h.fsdp = config_dict.placeholder(int)  # without preset 1
 
     # Sampling [2.2, 7.3].
     s = c.sample = ml_collections.ConfigDict()

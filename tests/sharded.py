@@ -53,7 +53,7 @@ def train(network, data, fsdp):
         mesh = sharding.make_mesh(data, fsdp)
         where, whole = sharding.state_shardings(mesh, state), sharding.replicated(mesh)
         state, metrics = jax.device_put(state, where), jax.device_put(metrics, whole)
-        batches = [sharding.put_batch(batch, mesh) for batch in batches]
+        batches = [sharding.put_batch(batch, mesh, 8) for batch in batches]
         step = jax.jit(
             step,
             in_shardings=(where, whole, sharding.batch_sharding(mesh)),
@@ -115,7 +115,7 @@ def layout():
         "small": (252, 260),
         "scalar": (),
     }
-    batch = sharding.put_batch({"a": np.arange(16).reshape(16, 1), "b": np.arange(32).reshape(16, 2)}, mesh)
+    batch = sharding.put_batch({"a": np.arange(16).reshape(16, 1), "b": np.arange(32).reshape(16, 2)}, mesh, 16)
     shards = {
         name: [shard.data.ravel().tolist() for shard in value.addressable_shards] for name, value in batch.items()
     }

@@ -167,10 +167,11 @@ def network_inputs(key, uncond_prob):
         seen.update(x=x, z=z, logsnr=logsnr, camera=camera, cond_mask=cond_mask)
         return jnp.zeros_like(z)
 
-    total, example = diffusion.loss(network, images, jax_cameras(BATCH, 2), key, PROCESS, uncond_prob)
+    examples = diffusion.make_examples(images, jax_cameras(BATCH, 2), key, PROCESS, uncond_prob)
+    total, each = diffusion.loss(network, examples)
     alpha, sigma = alpha_sigma(seen["logsnr"][:, 1], 4)
     eps = (seen["z"] - alpha * images[:, 1]) / sigma  # worth reading where t is not near 0
-    return seen | {"images": images, "total": total, "eps": eps, **example}
+    return seen | {"images": images, "total": total, "eps": eps, "loss": each, "t": examples.t}
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -187,9 +188,14 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offse
 
     # A schedule that stops short of clean: dividing by a sigma near zero would cost the digits.
     process = Process(prediction, logsnr_max=8.0)
-    total, example = jax.jit(lambda key: diffusion.loss(network, images, jax_cameras(16, 2), key, process, 0.5))(KEY)
+
+    @jax.jit
+    def run(key):
+        return diffusion.loss(network, diffusion.make_examples(images, jax_cameras(16, 2), key, process, 0.5))
+
+    total, each = run(KEY)
     expected = (offset * np.arange(16) / 16) ** 2
-    np.testing.assert_allclose(example["loss"], expected, atol=1e-4)
+    np.testing.assert_allclose(each, expected, atol=1e-4)
     np.testing.assert_allclose(total, expected.mean(), atol=1e-4)
 
 

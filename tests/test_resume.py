@@ -144,7 +144,7 @@ def test_signal_saves_and_resumes(tiny_config, tmp_path, number):
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
-        saved = re.search(rf"{number.name}: saved step (\d+)", out)
+        saved = re.search(rf"stopped by {number.name}: saved step (\d+)", out)
         assert saved, out + err
         if reached:
             assert f"resuming from step {reached}" in out

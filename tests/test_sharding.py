@@ -98,5 +98,5 @@ def test_training_steps_of_the_network_are_the_same_on_every_mesh():
 def test_one_process_on_one_device():
     mesh = sharding.make_mesh(-1, 1)
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1}
-    batch = sharding.put_batch({"image": np.arange(6).reshape(2, 3)}, mesh)
+    batch = sharding.put_batch({"image": np.arange(6).reshape(2, 3)}, mesh, 2)
     np.testing.assert_array_equal(batch["image"], [[0, 1, 2], [3, 4, 5]])

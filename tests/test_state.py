@@ -165,16 +165,10 @@ def draws(r, step, batch):
     """z, eps and t of a step, with the step's keys."""
     images, camera = batch_images(jax.tree.map(jnp.asarray, batch))
     key = named_key(jax.random.fold_in(named_key(jax.random.key(r.seed), "train"), step), "loss")
-    seen = {}
-
-    def network(x, z, logsnr, camera, cond_mask):
-        seen.update(z=z, logsnr=logsnr[:, 1])
-        return jnp.zeros_like(z)
-
-    _, example = diffusion.loss(network, images, camera, key, PROCESS, r.uncond_prob)
-    z, logsnr, target = (np.asarray(a, np.float64) for a in (seen["z"], seen["logsnr"], images[:, 1]))
+    examples = diffusion.make_examples(images, camera, key, PROCESS, r.uncond_prob)
+    z, logsnr, target = (np.asarray(a, np.float64) for a in (examples.z, examples.logsnr[:, 1], images[:, 1]))
     alpha, sigma = (np.sqrt(1 / (1 + np.exp(sign * logsnr)))[:, None, None, None] for sign in (-1, 1))
-    return z, (z - alpha * target) / sigma, np.asarray(example["t"])
+    return z, (z - alpha * target) / sigma, np.asarray(examples.t)
 
 
 def slow_train(r, params, batches):
@@ -311,6 +305,31 @@ def test_training_moves_every_parameter_of_the_network():
 def test_impossible_recipes_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"train\.{field} must be .*, got {value}"):
         recipe(**{field: value})
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_are_one_batch(microbatches):
+    """The network has no dropout: the sums are in another order, and that is all."""
+    whole = run(toy_step(), init_state(Toy(), RECIPE), batches(3))
+    parts = run(toy_step(recipe(microbatches=microbatches)), init_state(Toy(), RECIPE), batches(3))
+    for (path, a), (_, b) in zip(*map(jax.tree_util.tree_leaves_with_path, (whole, parts)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_rematerialization_changes_no_number():
+    losses = {}
+    for remat in ("none", "blocks"):
+        network = NETWORK.clone(remat=remat, num_res_blocks=0, dropout=0.5)
+        params = random_params(network)
+        state = TrainState(jnp.zeros((), jnp.int32), params, params, RECIPE.optimizer().init(params))
+        step = jax.jit(make_train_step(network, PROCESS, RECIPE))
+        text = step.lower(state, Metrics.zeros(), random_batch(8)).as_text()
+        losses[remat] = (jax.tree.map(np.asarray, step(state, Metrics.zeros(), random_batch(8))), text)
+    (none, plain_text), (blocks, text) = losses["none"], losses["blocks"]
+    # Not the parameters: Adam makes much of gradients that are zero but for rounding.
+    for (path, a), (_, b) in zip(*map(jax.tree_util.tree_leaves_with_path, (none[1], blocks[1])), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
+    assert text.count("stablehlo.convolution") > 1.2 * plain_text.count("stablehlo.convolution")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,26 +98,37 @@ def posterior(z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax
     return alpha_s * (r * z / alpha_t + c * x_hat), sigma_s**2 * c
 
 
-def loss(
-    network: Network,
-    images: jax.Array,
-    camera: Camera,
-    key: jax.Array,
-    process: Process,
-    uncond_prob: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean squared error of the network's output on the target frame [2.1, 7.2].
+class Examples(NamedTuple):
+    """Noised pairs: what the network is given, and what it is to answer. Leading axes (batch,).
+
+    Attributes:
+      x: clean views, (batch, height, width, 3) in [-1, 1]; noise where the pair is unconditional.
+      z: noisy targets, same shape.
+      logsnr: noise levels of both frames, (batch, 2).
+      camera: cameras of both frames, axes (batch, 2).
+      cond_mask: (batch,) bool, False where the pair is unconditional.
+      answer: what the network is to put out, shaped like ``z``.
+      t: (batch,), time of the target frame.
+    """
+
+    x: jax.Array
+    z: jax.Array
+    logsnr: jax.Array
+    camera: Camera
+    cond_mask: jax.Array
+    answer: jax.Array
+    t: jax.Array
+
+
+def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Process, uncond_prob: float) -> Examples:
+    """Draws noise levels, noise, and which pairs are unconditional [2.1, 7.2].
 
     Args:
-      network: takes clean views, noisy targets, noise levels, cameras and the mask of conditional pairs.
       images: pairs of views, (batch, 2, height, width, 3) in [-1, 1]; frame 0 is the clean view, frame 1 the target.
       camera: their cameras, axes (batch, 2).
       key: a key used for nothing else.
       process: the diffusion process.
       uncond_prob: probability of making a pair unconditional: pose encodings zeroed, clean frame replaced by noise.
-
-    Returns:
-      The loss, and per-example ``loss`` and ``t``, each (batch,).
     """
     batch = images.shape[0]
     x, target = images[:, 0], images[:, 1]
@@ -130,7 +141,17 @@ def loss(
     cond_mask = jax.random.uniform(key_mask, (batch,)) >= uncond_prob
     x = jnp.where(cond_mask[:, None, None, None], x, jax.random.normal(key_noise, x.shape))
     logsnr_x = jnp.where(cond_mask, process.logsnr_max, process.uncond_logsnr)
+    answer = process.target(target, eps, logsnr)
+    return Examples(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask, answer, t)
 
-    output = network(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask)
-    per_example = jnp.mean((output - process.target(target, eps, logsnr)) ** 2, axis=(1, 2, 3))
-    return jnp.mean(per_example), {"loss": per_example, "t": t}
+
+def loss(network: Network, examples: Examples) -> tuple[jax.Array, jax.Array]:
+    """Mean squared error of the network's output on the target frame [2.1, 7.2].
+
+    Returns:
+      The mean over the batch, and that of each example, (batch,).
+    """
+    e = examples
+    output = network(e.x, e.z, e.logsnr, e.camera, e.cond_mask)
+    per_example = jnp.mean((output - e.answer) ** 2, axis=(1, 2, 3))
+    return jnp.mean(per_example), per_example

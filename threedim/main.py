@@ -12,6 +12,7 @@ Any field of the configuration can be set: --config.train.batch_size=64. See con
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
@@ -21,7 +22,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from threedim import rollout
+from threedim import distributed, rollout
 from threedim.data import sources
 from threedim.training import loop
 
@@ -36,6 +37,13 @@ _ALLOW_CHANGE = flags.DEFINE_bool(
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/threedim/xla", "Folder that keeps compiled programs between runs; empty for none."
 )
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; see the three flags that follow.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0; needless on TPU pods, on GKE, and under Slurm and Open MPI."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are; needless where that is.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; needless where that is.")
+_TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
 flags.mark_flags_as_required(["config", "mode"])
 
 
@@ -52,17 +60,35 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(_CACHE.value).expanduser()))
     config.lock()
     try:
+        _join()
         if mode == "prepare":
-            sources.prepare_from_config(config.data)
+            distributed.lead_first(lambda: sources.prepare_from_config(config.data))
         elif mode == "train":
             loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
         else:
             rollout.sample(config, _WORKDIR.value)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         # What the user can mend is said in one line; --verbosity=1 shows where it came from.
-        if logging.level_debug():
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if logging.level_debug() or (lost and not _DISTRIBUTED.value):
             raise
-        sys.exit(f"error: {error}")
+        who = f"process {_PROCESS_ID.value}: " if _PROCESS_ID.value is not None else ""
+        hint = " (if another process is lost, start all of them again: the run goes on from its last checkpoint)"
+        print(f"error: {who}{error}{hint if lost else ''}", file=sys.stderr, flush=True)
+        if _DISTRIBUTED.value:
+            # Not by way of JAX's shutdown, which waits for the others, who may be waiting for this one.
+            sys.stdout.flush()
+            os._exit(1)
+        sys.exit(1)
+
+
+def _join() -> None:
+    """Joins the other processes, if this is one of several."""
+    place = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if _DISTRIBUTED.value:
+        distributed.initialize(*place, timeout=_TIMEOUT.value)
+    elif any(value is not None for value in place):
+        raise ValueError("--coordinator_address, --num_processes and --process_id are of use with --distributed only")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

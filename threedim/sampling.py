@@ -254,31 +254,37 @@ def sample_view(
 sample_view_jit = jax.jit(sample_view, static_argnames=("denoiser", "shape", "process", "settings"))
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "process"), donate_argnames=("known",))
-def _append(
-    denoiser: Denoiser, params: PyTree, known: KnownViews, image: jax.Array, camera: Camera, process: Process
-) -> KnownViews:
+def _encode(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process) -> PyTree:
+    """Features of views (batch, height, width, 3), rounded to 8 bits."""
     batch = image.shape[0]
     image = jnp.round((image + 1.0) * 127.5) / 127.5 - 1.0
     logsnr = jnp.full((batch,), process.logsnr_max)
     seen_from = camera.relative_to(camera) if denoiser.relative_poses else camera
-    features = denoiser.encode_view(params, image, logsnr, seen_from, jnp.ones((batch,), bool))
+    return denoiser.encode_view(params, image, logsnr, seen_from, jnp.ones((batch,), bool))
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "process", "capacity"))
+def _begin(
+    denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process, capacity: int
+) -> KnownViews:
+    """A known set of one view. Made from that view, so that it is split over devices as the view is."""
+    first = (_encode(denoiser, params, image, camera, process), camera)
+    features, camera = jax.tree.map(
+        lambda leaf: jnp.pad(leaf[:, None], [(0, 0), (0, capacity - 1)] + [(0, 0)] * (leaf.ndim - 1)), first
+    )
+    return KnownViews(features, camera, jnp.ones_like(image[:, 0, 0, 0], jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "process"), donate_argnames=("known",))
+def _append(
+    denoiser: Denoiser, params: PyTree, known: KnownViews, image: jax.Array, camera: Camera, process: Process
+) -> KnownViews:
+    new = (_encode(denoiser, params, image, camera, process), camera)
     place = jax.vmap(lambda row, value, i: row.at[i].set(value.astype(row.dtype)))
     features, camera = jax.tree.map(
-        lambda leaf, value: place(leaf, value, known.count), (known.features, known.camera), (features, camera)
+        lambda leaf, value: place(leaf, value, known.count), (known.features, known.camera), new
     )
     return KnownViews(features, camera, known.count + 1)
-
-
-def _empty(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, capacity: int) -> KnownViews:
-    batch = image.shape[0]
-    features = jax.eval_shape(
-        lambda: denoiser.encode_view(params, image, jnp.zeros((batch,)), camera, jnp.ones((batch,), bool))
-    )
-    features, camera = jax.tree.map(
-        lambda leaf: jnp.zeros((batch, capacity, *leaf.shape[1:]), leaf.dtype), (features, camera)
-    )
-    return KnownViews(features, camera, jnp.zeros((batch,), jnp.int32))
 
 
 def sample_views(
@@ -328,8 +334,8 @@ def sample_views(
     if drawn is not None and (drawn.ndim != 5 or drawn.shape[0] != batch or list(drawn.shape[2:]) != shape):
         raise ValueError(f"sample_views: drawn views are {drawn.shape}, not {(batch, 'done', *shape)}")
     done = [] if drawn is None else [jnp.asarray(drawn[:, i], jnp.float32) for i in range(drawn.shape[1])]
-    known = _empty(denoiser, params, images[:, 0], cameras[:, 0], inputs + views)
-    for i in range(inputs):
+    known = _begin(denoiser, params, images[:, 0], cameras[:, 0], process, inputs + views)
+    for i in range(1, inputs):
         known = _append(denoiser, params, known, images[:, i], cameras[:, i], process)
     for i in range(views):
         if i >= len(done):

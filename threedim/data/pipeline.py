@@ -7,7 +7,7 @@ import dataclasses
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -60,37 +60,34 @@ def train_batches(
     size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
 ) -> Batches:
     """Endless batches of pairs: two distinct views of one object, drawn uniformly [7.2].
 
     Objects come in a new random order in every epoch, each once (of fewer than 1024 objects, in an order over as many
-    epochs as make up 1024). Restarting at a step, or reading with another number
-    of processes or workers, gives the same global stream: pair j of the global batch goes to process
-    ``j % process_count``.
+    epochs as make up 1024). Restarting at a step, or reading with another number of workers or only some rows of each
+    batch, gives the same stream.
 
     Args:
       dataset: objects of at least two views each.
-      batch_size: pairs per step over all processes, divisible by ``process_count``.
+      batch_size: pairs per step.
       size: height and width in pixels; pictures are averaged down to it, intrinsics follow.
       seed: of the order of objects and the choice of views, at least 0.
       start_step: the step of the first batch; reaching it costs nothing.
-      process_index, process_count: which part of each batch this process gets.
+      rows: of each batch, those that are wanted, in this order; all of them if None.
       num_workers: processes that read and decode; with 0, a thread of this process does.
 
     Returns:
-      An iterator over dicts with B = batch_size / process_count and frame 0 the clean view, frame 1 the target:
+      An iterator over dicts with B = the number of rows and frame 0 the clean view, frame 1 the target:
       ``image`` (B, 2, size, size, 3) uint8; ``R`` (B, 2, 3, 3), ``t`` (B, 2, 3), ``K`` (B, 2, 3, 3) float32.
 
     Raises:
       ValueError: if an object has fewer than two views, pictures are smaller than ``size``, or a number out of range.
     """
-    if process_count < 1 or not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must be in [0, {process_count}), got {process_index}")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
+    rows = range(batch_size) if rows is None else rows
+    if batch_size < 1 or not rows or not all(0 <= row < batch_size for row in rows):
+        raise ValueError(f"rows {list(rows)} must be some of a batch of {batch_size} pairs")
     if seed < 0 or start_step < 0 or num_workers < 0:
         raise ValueError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
     if not 0 < size <= dataset.image_size:
@@ -105,18 +102,15 @@ def train_batches(
     # Grain's shuffle takes up to 2 ms an index for a few objects, and 0.03 ms from about a thousand on: so few objects
     # are shuffled several epochs at a time.
     epochs = -(-_MIN_SHUFFLED // len(dataset))
-    # The order of these steps matters: random_map sees each pair's place in the global stream, whoever reads it.
+    # The order of these steps matters: random_map sees each pair's place in the stream, whoever reads it.
     # Batches are made while there still is random access: a batch is then a function of its number, and workers take
     # turns by whole batches. Batching an iterator would depend on the workers, or pass every pair on by itself.
-    batches = (
-        grain.MapDataset.range(epochs * len(dataset))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(_DrawPair(dataset, size))
-        .slice(slice(start_step * batch_size + process_index, None, process_count))
-        .batch(batch_size // process_count, drop_remainder=True)
+    stream = (
+        grain.MapDataset.range(epochs * len(dataset)).seed(seed).shuffle().repeat().random_map(_DrawPair(dataset, size))
     )
+    if len(rows) < batch_size or list(rows) != list(range(batch_size)):
+        stream = grain.MapDataset.source(_Rows(stream, batch_size, tuple(rows)))
+    batches = stream.slice(slice(start_step * len(rows), None)).batch(len(rows), drop_remainder=True)
     # One thread, so that reading goes on while the device computes; more cores are used by processes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
     if num_workers:
@@ -146,6 +140,22 @@ class _DrawPair(grain.transforms.RandomMap):
         second = rng.integers(num_views - 1)
         image, camera = self.dataset.views(index, [first, second + (second >= first)], self.size)
         return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Of a stream that is cut into batches, the same rows of each, one after another."""
+
+    stream: grain.MapDataset
+    batch_size: int
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step, place = divmod(index, len(self.rows))
+        return self.stream[step * self.batch_size + self.rows[place]]
 
 
 def _ignore_interrupts(worker_index: int, worker_count: int) -> None:

@@ -177,7 +177,7 @@ class ResnetBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h_in: jax.Array, emb: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, h_in: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         channels = h_in.shape[-1]
         features = self.features or channels
         h = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(h_in))
@@ -252,7 +252,7 @@ class XUNetBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, h: jax.Array, emb: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         h = ResnetBlock(self.features, dropout=self.dropout, dtype=self.dtype, name="res")(h, emb, train=train)
         if self.attention:
             h = AttentionBlock("self", self.heads, dtype=self.dtype, name="attn_self")(h)

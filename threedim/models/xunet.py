@@ -13,8 +13,9 @@ does not change between its steps: each known view's features, and the target ca
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -53,6 +54,7 @@ class XUNet(nn.Module):
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
       dropout: dropout rate in training.
+      remat: "none", or "blocks": of each block its input alone is kept for the gradient, and the rest computed again.
       dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are float32 in any case.
 
     Raises:
@@ -67,12 +69,15 @@ class XUNet(nn.Module):
     attn_resolutions: Sequence[int] = (8, 16, 32)
     attn_heads: int = 4
     dropout: float = 0.1
+    remat: Literal["none", "blocks"] = "none"
     dtype: Any = jnp.float32
 
     def setup(self):
         levels = len(self.ch_mult)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.remat not in ("none", "blocks"):
+            raise ValueError(f'train.remat must be "none" or "blocks", got {self.remat!r}')
         if self.image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
@@ -94,12 +99,15 @@ class XUNet(nn.Module):
         self.frame_emb = self.param("frame_emb", init, (2, POSE_CHANNELS))
         self.pose_convs = [PoseConv(self.emb_ch, 1 << level, self.dtype) for level in range(levels)]
 
+        # The argument that is no array is ``train``; the module itself counts as the first.
+        remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat == "blocks" else lambda module: module
+
         def block(level: int) -> XUNetBlock:
             features = self.ch * self.ch_mult[level]
-            return XUNetBlock(features, attention[level], self.attn_heads, self.dropout, self.dtype)
+            return remat(XUNetBlock)(features, attention[level], self.attn_heads, self.dropout, self.dtype)
 
         def resample(direction: str) -> ResnetBlock:
-            return ResnetBlock(None, direction, self.dropout, self.dtype)
+            return remat(ResnetBlock)(None, direction, self.dropout, self.dtype)
 
         self.conv_in = nn.Conv(self.ch, (3, 3), dtype=self.dtype)
         self.down_blocks = [[block(level) for _ in range(self.num_res_blocks)] for level in range(levels)]
@@ -199,24 +207,24 @@ class XUNet(nn.Module):
         joint = [h]
         for level in range(meet, levels):
             if level > meet:
-                h = self.down_samples[level - 1](h, both[level], train=train)
+                h = self.down_samples[level - 1](h, both[level], train)
                 joint.append(h)
             for block in self.down_blocks[level]:
-                h = block(h, both[level], train=train)
+                h = block(h, both[level], train)
                 joint.append(h)
-        h = self.mid_block(h, both[levels - 1], train=train)
+        h = self.mid_block(h, both[levels - 1], train)
         for level in reversed(range(meet, levels)):
             for block in self.up_blocks[level]:
-                h = block(jnp.concatenate([h, joint.pop()], axis=-1), both[level], train=train)
+                h = block(jnp.concatenate([h, joint.pop()], axis=-1), both[level], train)
             if level > meet:
-                h = self.up_samples[level - 1](h, both[level - 1], train=train)
+                h = self.up_samples[level - 1](h, both[level - 1], train)
 
         # The clean frame has done its work.
         h = take_frame(h, 1)
         for level in reversed(range(meet)):
-            h = self.up_samples[level](h, emb[level], train=train)
+            h = self.up_samples[level](h, emb[level], train)
             for block in self.up_blocks[level]:
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb[level], train=train)
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb[level], train)
         return self.conv_out(nn.swish(self.norm_out(h)).astype(jnp.float32))
 
     def _descend(self, x: jax.Array, emb: tuple[jax.Array, ...], train: bool) -> tuple[jax.Array, list[jax.Array]]:
@@ -226,9 +234,9 @@ class XUNet(nn.Module):
         for level in range(self.meet):
             skips.append(h)
             for block in self.down_blocks[level]:
-                h = block(h, emb[level], train=train)
+                h = block(h, emb[level], train)
                 skips.append(h)
-            h = self.down_samples[level](h, emb[level + 1], train=train)
+            h = self.down_samples[level](h, emb[level + 1], train)
         return h, skips
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from threedim.diffusion import Process
 from threedim.models.xunet import XUNet, XUNetDenoiser
 from threedim.sampling import Settings
+from threedim.training import sharding
 from threedim.training.state import Recipe
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -32,7 +34,7 @@ def network(config: ml_collections.ConfigDict) -> XUNet:
         raise ValueError(f"model.dtype must be one of {', '.join(_DTYPES)}, got {fields['dtype']!r}")
     # Tuples, not lists: a network is a key of the compilation cache.
     fields = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()}
-    return XUNet(**{**fields, "dtype": _DTYPES[fields["dtype"]]})
+    return XUNet(**{**fields, "dtype": _DTYPES[fields["dtype"]]}, remat=config.train.remat)
 
 
 def relative_poses(config: ml_collections.ConfigDict) -> bool:
@@ -45,6 +47,19 @@ def relative_poses(config: ml_collections.ConfigDict) -> bool:
 def denoiser(config: ml_collections.ConfigDict) -> XUNetDenoiser:
     """The network of ``config.model`` as the sampler wants it."""
     return XUNetDenoiser(network(config), relative_poses(config))
+
+
+def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of ``config.mesh`` over all devices.
+
+    Raises:
+      ValueError: on an unknown preset, or if the mesh does not cover the devices.
+    """
+    m = config.mesh
+    if m.preset and m.preset not in sharding.PRESETS:
+        raise ValueError(f"mesh.preset must be one of {', '.join(sharding.PRESETS)}, got {m.preset!r}")
+    data, fsdp = sharding.PRESETS[m.preset or "cpu"]
+    return sharding.make_mesh(data if m.data is None else m.data, fsdp if m.fsdp is None else m.fsdp)
 
 
 def process(config: ml_collections.ConfigDict) -> Process:
@@ -66,6 +81,7 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
         uncond_prob=t.uncond_prob,
         relative_poses=relative_poses(config),
         seed=config.seed,
+        microbatches=t.microbatches,
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import functools
 import time
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
+from threedim import distributed
 from threedim.data import pipeline, sources
 from threedim.data.records import read_info
 from threedim.training import build, run_info, sharding
@@ -23,26 +23,6 @@ from threedim.training.state import NEVER, Metrics, Recipe, TrainState, init_sta
 
 class NonFiniteError(FloatingPointError):
     """The loss or its gradient is not finite; the message names the step and the last good checkpoint."""
-
-
-class StopSignal:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second acts as usual."""
-
-    def __init__(self):
-        self.received: signal.Signals | None = None
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
@@ -66,17 +46,22 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     """
     workdir = epath.Path(workdir)
     t = config.train
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = build.mesh(config)
     network, process, recipe = build.network(config), build.process(config), build.recipe(config)
-    if recipe.batch_size % mesh.size:
-        raise ValueError(f"train.batch_size {recipe.batch_size} does not divide over {mesh.size} devices")
+    if recipe.batch_size % (mesh.size * recipe.microbatches):
+        raise ValueError(
+            f"train.batch_size {recipe.batch_size} does not divide over {mesh.size} devices and {recipe.microbatches} "
+            "microbatches"
+        )
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
         if t[name] < 1:
             raise ValueError(f"train.{name} must be at least 1, got {t[name]}")
 
-    records = sources.prepare_from_config(config.data)
+    lead = distributed.is_lead()
+    say = functools.partial(print, flush=True) if lead else lambda line: None
+    records = distributed.lead_first(lambda: sources.prepare_from_config(config.data))
     dataset = sources.open_from_config(config.data, "train")
-    lead = jax.process_index() == 0
+    distributed.check_same("the data set's fingerprint", dataset.fingerprint)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -88,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 run_info.write_run_info(workdir, config, dataset.fingerprint)
         else:
             for line in run_info.check_run_info(workdir, config, dataset.fingerprint, allow_change, write=lead):
-                print(f"changed since the run began: {line}")
+                say(f"changed since the run began: {line}")
 
         shapes = jax.eval_shape(lambda: init_state(network, recipe))
         shardings = sharding.state_shardings(mesh, shapes)
@@ -99,20 +84,19 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
             )
             state, start = checkpoints.restore(abstract, latest), latest
-            print(f"resuming from step {start} in {workdir}")
+            say(f"resuming from step {start} in {workdir}")
         if start >= t.num_steps:
-            print(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
+            say(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
             return state
 
-        stop = stack.enter_context(StopSignal())
+        stop = stack.enter_context(distributed.StopSignal())
         batches = pipeline.train_batches(
             dataset,
             batch_size=recipe.batch_size,
             size=network.image_size,
             seed=config.seed,
             start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(mesh, recipe.batch_size),
             num_workers=t.num_workers,
         )
         stack.callback(batches.close)
@@ -127,14 +111,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             donate_argnums=(0, 1),
         )
         window = _Window(mesh, recipe)
-        first = sharding.put_batch(next(batches), mesh)
+        first = sharding.put_batch(next(batches), mesh, recipe.batch_size)
         began = time.perf_counter()
         step_fn = step_fn.lower(state, window.metrics, first).compile()
         parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-        print(
+        say(
             f"{parameters:,} parameters; {len(dataset)} objects; {recipe.batch_size} pairs a step over {mesh.size} "
-            f"{jax.default_backend()} device(s); compiled in {time.perf_counter() - began:.0f} s",
-            flush=True,
+            f"{jax.default_backend()} device(s); compiled in {time.perf_counter() - began:.0f} s"
         )
 
         def check_finite(step: int) -> None:
@@ -153,11 +136,12 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         while True:
             state, window.metrics = step_fn(state, window.metrics, batch)
             step += 1
-            last = step == t.num_steps or stop.received is not None
+            stopped_by = stop.reached(step)
+            last = step == t.num_steps or stopped_by is not None
             if not last:
                 # While the device computes: the host reads the next batch.
                 with window.waiting():
-                    batch = sharding.put_batch(next(batches), mesh)
+                    batch = sharding.put_batch(next(batches), mesh, recipe.batch_size)
             if step % t.log_every == 0 or last:
                 check_finite(step)
                 scalars = window.scalars(step)
@@ -176,9 +160,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             if last:
                 break
         checkpoints.wait()
-        if stop.received is not None and step < t.num_steps:
+        if stopped_by is not None and step < t.num_steps:
             bar.close()
-            print(f"{stop.received.name}: saved step {step} in {workdir}; the same command goes on from there")
+            say(f"stopped by {stopped_by.name}: saved step {step} in {workdir}; the same command goes on from there")
         return state
 
 

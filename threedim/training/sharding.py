@@ -10,12 +10,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
+# Devices along (data, fsdp), by the name that configurations give them. A v4-32 has 32 cores on 16 chips.
+PRESETS = {
+    "cpu": (-1, 1),
+    "gpu_8": (8, 1),
+    "tpu_v4_32": (4, 4),
+    "tpu_v5e_16": (4, 4),
+    "tpu_v6e_8": (2, 4),
+}
+
 # Below this many numbers a parameter is not worth splitting: gathering it costs more than holding it.
 MIN_SPLIT_SIZE = 2**16
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-    """A mesh over all devices with axes "data" and "fsdp".
+    """A mesh over the devices of all processes, with axes "data" and "fsdp".
 
     Args:
       data: devices along "data"; -1 takes all that "fsdp" leaves.
@@ -57,7 +66,22 @@ def state_shardings(mesh: Mesh, shapes: PyTree) -> PyTree:
     return jax.tree.map(sharding, shapes)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch to its devices, as part of one global array."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Rows of a batch that lie on this process's devices, ascending: what it has to read."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (rows,) in places for row in range(*rows.indices(batch_size))})
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """The rows that this process has read (``local_rows``) to its devices, as part of one global array."""
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
+
+    def put(local: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = rows.index(start)
+            return local[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return {name: put(value) for name, value in batch.items()}

@@ -36,6 +36,7 @@ class Recipe:
         initial weights.
       uncond_prob: probability that a pair is made unconditional.
       seed: of the whole run.
+      microbatches: parts of a batch that go through the network one after another, so that it needs less memory.
       relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
     """
 
@@ -48,9 +49,14 @@ class Recipe:
     ema_rampup: float
     uncond_prob: float
     seed: int
+    microbatches: int = 1
     relative_poses: bool = False
 
     def __post_init__(self):
+        if self.microbatches < 1 or self.batch_size % self.microbatches:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide into {self.microbatches} train.microbatches"
+            )
         for name, low in (("batch_size", 1), ("learning_rate", 0), ("warmup_examples", 0), ("ema_half_life", 1)):
             if not getattr(self, name) >= low:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
@@ -138,7 +144,10 @@ def abstract_params(network: XUNet) -> PyTree:
 def make_train_step(
     network: XUNet, process: diffusion.Process, recipe: Recipe
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
-    """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics."""
+    """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics.
+
+    A pair's noise does not depend on the number of microbatches; its dropout does.
+    """
     optimizer = recipe.optimizer()
 
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -147,26 +156,43 @@ def make_train_step(
         if recipe.relative_poses:
             camera = camera.relative_to(camera[:, :1])
 
-        def loss_fn(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+        examples = diffusion.make_examples(images, camera, named_key(key, "loss"), process, recipe.uncond_prob)
+
+        def loss_fn(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
             def apply(x, z, logsnr, camera, cond_mask):
-                rngs = {"dropout": named_key(key, "dropout")}
+                rngs = {"dropout": dropout_key}
                 return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=True, rngs=rngs)
 
-            return diffusion.loss(apply, images, camera, named_key(key, "loss"), process, recipe.uncond_prob)
+            return diffusion.loss(apply, examples)
 
-        (loss, example), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        dropout_key, parts = named_key(key, "dropout"), recipe.microbatches
+        if parts == 1:
+            (loss, example_loss), grads = gradient(state.params, examples, dropout_key)
+        else:
+
+            def add(total: PyTree, part: tuple[jax.Array, diffusion.Examples]) -> tuple[PyTree, jax.Array]:
+                (loss, example_loss), grads = gradient(state.params, part[1], jax.random.fold_in(dropout_key, part[0]))
+                return jax.tree.map(jnp.add, total, (loss, grads)), example_loss
+
+            # Every parts-th pair, so that each device has as many of every part.
+            split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), examples)
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+            loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
+            example_loss = example_loss.T.reshape(-1)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
 
         grad_norm = optax.tree.norm(grads)
-        quartile = jax.nn.one_hot(jnp.clip(4 * example["t"], 0, 3).astype(jnp.int32), 4)  # (batch, 4)
+        quartile = jax.nn.one_hot(jnp.clip(4 * examples.t, 0, 3).astype(jnp.int32), 4)  # (batch, 4)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         metrics = Metrics(
             steps=metrics.steps + 1,
             loss=metrics.loss + loss,
             grad_norm=metrics.grad_norm + grad_norm,
-            quartile_loss=metrics.quartile_loss + example["loss"] @ quartile,
+            quartile_loss=metrics.quartile_loss + example_loss @ quartile,
             quartile_count=metrics.quartile_count + quartile.sum(axis=0),
             first_bad_step=jnp.minimum(metrics.first_bad_step, jnp.where(finite, NEVER, state.step)),
         )

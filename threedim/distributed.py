@@ -1,0 +1,126 @@
+"""Several processes as one run, on JAX's own multi-controller runtime. Without ``initialize`` there is one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+# A process that has not been heard of for so long (seconds) is lost, and the others end.
+HEARTBEAT_TIMEOUT = 30
+# Processes that are done wait for the others so long: objects to draw take unequal times.
+_SHUTDOWN_TIMEOUT = 7 * 24 * 3600
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> None:
+    """Joins this process with the others; before any other use of JAX.
+
+    Args:
+      coordinator_address: "host:port" of process 0. None where JAX finds it by itself, with the other two: on TPU pods,
+        on GKE, and under Slurm and Open MPI.
+      num_processes: how many there are.
+      process_id: which of them this is, from 0.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      ValueError: if some of the three are given and others not, or do not fit together.
+      ConnectionError: if the processes do not find each other; names the address.
+    """
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if missing and len(missing) < 3:
+        raise ValueError(f"{', '.join(missing)} must be given too, or none of the three (TPU, GKE, Slurm, Open MPI)")
+    if not missing and not 0 <= process_id < num_processes:
+        raise ValueError(f"--process_id must be in [0, {num_processes}), got {process_id}")
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        if coordinator_address is None:
+            raise ConnectionError(
+                "--distributed: JAX has not found the other processes by itself; outside of TPU pods, GKE, Slurm and "
+                f"Open MPI name them with --coordinator_address, --num_processes and --process_id ({error})"
+            ) from error
+        raise ConnectionError(
+            f"--distributed: process {process_id} of {num_processes} could not join the others at "
+            f"{coordinator_address}: is process 0 running there, is the port free and open, have all processes started "
+            f"within {timeout} s? ({error})"
+        ) from error
+
+
+def is_lead() -> bool:
+    """Whether this process speaks for all: prints, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def lead_first(function: Callable[[], T]) -> T:
+    """Calls a function in the lead process, and when that is done in the others, which find what it has made."""
+    if jax.process_count() == 1:
+        return function()
+    result = function() if is_lead() else None
+    multihost_utils.sync_global_devices("lead_first")
+    return result if is_lead() else function()
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises ValueError in all processes unless all have the same value."""
+    if jax.process_count() > 1:
+        everybody = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
+        if np.unique(everybody).size > 1:
+            raise ValueError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
+
+
+class StopSignal:
+    """Turns Ctrl-C or SIGTERM, in whichever process, into a request that all of them see after the same step.
+
+    Alone, a process sees the first signal as a request; the second acts as usual. One of several leaves SIGTERM to JAX,
+    which tells the other processes and agrees with them on a step; Ctrl-C is passed on as SIGTERM.
+    """
+
+    def __init__(self):
+        self._together = jax.process_count() > 1
+        self._received: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignal:
+        numbers = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._restore()
+
+    def reached(self, step: int) -> signal.Signals | None:
+        """The signal, if the run is to stop after this step. To be asked after every step."""
+        if self._together and multihost_utils.reached_preemption_sync_point(step):
+            self._received = signal.SIGTERM
+        elif self._together:
+            return None
+        return self._received
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._restore()
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._received = signal.Signals(number)

@@ -1,0 +1,132 @@
+"""What is to be drawn: objects, their known views, and the cameras that are wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from threedim import cameras as cameras_lib
+from threedim.cameras import Camera
+from threedim.data import records, sources, srn
+
+SPLITS = ("test", "val", "train", "holdout")
+
+# Numbers of views of an object to their pictures (view, height, width, 3) uint8 and cameras.
+Read = Callable[[Sequence[int]], tuple[np.ndarray, Camera]]
+
+
+class Views(NamedTuple):
+    """What is known of an object.
+
+    Attributes:
+      inputs: known views, (inputs, height, width, 3) uint8.
+      cameras: their cameras, axes (inputs,).
+      targets: cameras to draw, axes (views,).
+      truth: the true views there, (views, height, width, 3) uint8, or None if not known.
+    """
+
+    inputs: np.ndarray
+    cameras: Camera
+    targets: Camera
+    truth: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One object to draw. Its pictures are read when they are asked for: a test set may not fit into memory.
+
+    Attributes:
+      name: the object's name.
+      input_views, target_views: their numbers in the object's folder; of an orbit, the numbers along it.
+      load: reads what is known.
+    """
+
+    name: str
+    input_views: list[int]
+    target_views: list[int]
+    load: Callable[[], Views]
+
+
+def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
+    """What ``config.sample`` asks for, of the data set or of ``config.sample.object``.
+
+    Raises:
+      FileNotFoundError: if there is no such data.
+      ValueError: if a setting is unknown, or asks for views that an object does not have.
+    """
+    s, size = config.sample, config.model.image_size
+    if s.cameras not in ("object", "orbit"):
+        raise ValueError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
+    if s.object:
+        views = srn.read_object(s.object)
+        return [_make_task(s, views.name, len(views.pngs), lambda numbers: views.decode(numbers, size))]
+    if s.split not in SPLITS:
+        raise ValueError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
+    sources.prepare_from_config(config.data)
+    dataset = sources.open_from_config(config.data, s.split)
+    known = sources.open_from_config(config.data, "train") if s.split == "holdout" else None
+    chosen = range(len(dataset))[: s.num_objects or None]
+    return [_task_of(s, dataset, known, index, size) for index in chosen]
+
+
+def _task_of(
+    s: ml_collections.ConfigDict,
+    dataset: records.ObjectDataset,
+    known: records.ObjectDataset | None,
+    index: int,
+    size: int,
+) -> Task:
+    name, count = dataset.names[index], dataset.num_views(index)
+    if known is None:
+        return _make_task(s, name, count, lambda numbers: dataset.views(index, numbers, size))
+    # Held-out cameras of an object that training has seen: the inputs are views that training has seen too.
+    number = known.names.index(name)
+    inputs = _chosen_views(s.input_views, known.num_views(number), name)
+    targets = list(range(count))[: s.num_views or None]
+
+    def load() -> Views:
+        truth, cameras = dataset.views(index, targets, size)
+        return Views(*known.views(number, inputs, size), cameras, truth)
+
+    return Task(name, inputs, targets, load)
+
+
+def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) -> Task:
+    inputs = _chosen_views(s.input_views, count, name)
+    if s.cameras == "orbit":
+        if s.num_views < 1:
+            raise ValueError(f"sample.num_views must be at least 1 for an orbit, got {s.num_views}")
+
+        def load_orbit() -> Views:
+            pictures, cameras = read(inputs)
+            radius = s.orbit_radius or float(np.linalg.norm(cameras.t[0]))
+            azimuths = np.arange(s.num_views) * (360.0 / s.num_views)
+            return Views(pictures, cameras, cameras_lib.orbit(azimuths, s.orbit_elevation, radius, cameras.K[0]), None)
+
+        return Task(name, inputs, list(range(s.num_views)), load_orbit)
+
+    rest = [view for view in range(count) if view not in inputs][: s.num_views or None]
+    if not rest:
+        raise ValueError(f"object {name} has no views besides the input views; set sample.cameras to 'orbit'")
+
+    def load() -> Views:
+        truth, cameras = read(rest)
+        return Views(*read(inputs), cameras, truth)
+
+    return Task(name, inputs, rest, load)
+
+
+def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
+    """Numbers of the input views: those asked for, or all for an empty list."""
+    numbers = [int(number) for number in wanted] or list(range(count))
+    wrong = [number for number in numbers if not 0 <= number < count]
+    if wrong or len(set(numbers)) != len(numbers):
+        raise ValueError(
+            f"sample.input_views {tuple(numbers)} must be distinct views of object {name}, which has {count} (0 to "
+            f"{count - 1})"
+        )
+    return numbers
