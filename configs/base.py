@@ -82,6 +82,11 @@ def get_config() -> ml_collections.ConfigDict:
     h.data = config_dict.placeholder(int)  # -1: all devices that fsdp leaves; without preset the default
     h.fsdp = config_dict.placeholder(int)  # without preset 1
 
+    # A trace for TensorBoard's profile page.
+    p = c.profile = ml_collections.ConfigDict()
+    p.start = 0  # the first step of it; 0 takes none
+    p.steps = 5
+
     # Sampling [2.2, 7.3].
     s = c.sample = ml_collections.ConfigDict()
     s.seed = 0
@@ -96,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
     s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
     s.split = "test"  # "test", "val" or "train" objects; "holdout": held-out cameras of training objects
-    s.num_objects = 4  # the first of that split; 0 takes all
+    s.num_objects = 4  # evenly spaced over that split; 0 takes all
     s.object = ""  # a folder in SRN format to take instead
     s.input_views = (0,)  # numbers of the given views, () gives all; the paper gives view 64 of SRN's test objects
     s.cameras = "object"  # "object": the object's other cameras; "orbit": a circle around it

@@ -1,14 +1,15 @@
 """The benchmarks run, and what they conclude follows from what they measure; no test looks at a time."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks import samplers
+from benchmarks import compiling, memory, samplers, scaling
 from threedim.output import images
 from threedim.sampling import Settings
-from threedim.training import loop
+from threedim.training import hardware, loop
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +103,45 @@ def test_samplers_are_compared_and_what_is_measured_is_kept(tiny_config, tmp_pat
 
 
 samplers_draw = samplers.draw
+
+
+def test_bytes_on_the_wire_are_read_from_a_compiled_program():
+    text = """
+  %all-reduce.1 = f32[10,4]{1,0} all-reduce(f32[10,4]{1,0} %p), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  %ag = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(bf16[8,4]{1,0} %q), replica_groups={{0,1,2,3},{4,5,6,7}}
+  %done = bf16[32,4]{1,0} all-gather-done((bf16[8,4]{1,0}, bf16[32,4]{1,0}) %ag)
+  ROOT %rs = (f32[2]{0}, f32[6]{0}) reduce-scatter(f32[8]{0} %a, f32[24]{0} %b), replica_groups=[2,4]<=[8]
+  %name_with_all-reduce = f32[100]{0} add(f32[100]{0} %x, f32[100]{0} %y)
+"""
+    assert compiling.wire_bytes(text) == {
+        "all-gather": 32 * 4 * 2 * 3 / 4,
+        "all-reduce": 40 * 4 * 2 * 3 / 4,
+        "reduce-scatter": 8 * 4 * 3,
+        "all-to-all": 0,
+        "collective-permute": 0,
+    }
+
+
+def test_memory_table():
+    row = memory.Row("471M", "v5e-16", 4, "blocks", 4)
+    assert row in memory.rows()
+    assert len({row.name for row in memory.rows()}) == len(memory.rows())
+    figures = {"row": dataclasses.asdict(row), "state_bytes": 2 * 2**30, "temporary_bytes": 3 * 2**30}
+    found = {row.name: figures | {"device_bytes": 6 * 2**30}}
+    other = memory.Row("1.3B", "H100x8", 1, "none", num_res_blocks=1)
+    found[other.name] = {"row": dataclasses.asdict(other), "error": "99G of 80G"}
+    lines = memory.table(found).splitlines()
+    assert lines[2] == "| 471M | v5e-16 | 4 x 4 | blocks | 128 (4) | 2.0 | 3.0 | 6.0 | 16 | yes |"
+    assert lines[3].startswith("| 1.3B, 1 block(s) a level | H100x8 | 8 x 1 | none | 128 (1) |")
+    assert lines[3].endswith("| no |")
+
+
+def test_scaling_estimate():
+    chip = hardware.Chip("chip", 100e12, 1.0, 1.0, 50e9)
+    compute, send, fraction = scaling.estimate(2.0, chip, 8, 64)
+    assert compute == pytest.approx(6.81e12 * 8 / 50e12)
+    assert send == pytest.approx(2 * 4 * 461_661_731 / 50e9)
+    assert fraction == pytest.approx(compute / (compute + send))
+    sent = {"all-gather": 1.0, "all-reduce": 2.0}
+    lines = scaling.table({"8": {"8x1": sent, "1x8": sent}}).splitlines()
+    assert "| 8x1 | 1.00 | 2.00 | 3.00 |" in lines

@@ -114,11 +114,12 @@ def test_worker_takes_its_rank_from_xpk(machine):
 # slurm_job.sh
 
 
-def job(machine, plan, signaled=None, state="RUNNING", restart="0"):
+def job(machine, plan, signaled=None, state="RUNNING", restart="0", more=()):
     machine.rules({"pattern": "scontrol show job", "replies": [{"out": f"JobId=12 JobState={state} Reason=None"}]})
     options = [
         f"--python={machine.python}",
         f"--log_dir={machine.folder}",
+        *more,
         "--",
         *PROGRAM,
         "--workdir=w",
@@ -155,6 +156,13 @@ def test_slurm_job_goes_back_into_the_queue(machine, signaled):
     # The next attempt's end is its own.
     assert job(machine, "finish", restart="1")[0] == 0
     assert len(machine.called("requeue")) == 1
+
+
+def test_slurm_job_goes_back_although_its_tasks_take_no_notice(machine):
+    code, err = job(machine, "deaf", signal.SIGUSR1, more=["--signal_seconds=2"])
+    assert code == 0, err
+    assert machine.called("scancel", "--signal=KILL", "12.0")
+    assert machine.calls[-1] == ["scontrol", "requeue", "12"]
 
 
 def test_slurm_job_that_was_cancelled_stays_away(machine):

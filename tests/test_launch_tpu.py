@@ -188,7 +188,7 @@ def test_run_ends_after_stop(machine):
     assert changes(machine) == ""
 
 
-@pytest.mark.parametrize("ended", ["preempted", "vanished/failed", "failed", "failed_early/failed"])
+@pytest.mark.parametrize("ended", ["preempted/finished", "vanished/failed", "failed", "failed_early/failed"])
 def test_run_starts_again_on_a_tpu_that_stayed(machine, ended):
     done = watch(machine, states("ACTIVE"), workers("unset", ended, ended, ended, ended), options=["--max_restarts=1"])
     assert done.returncode == 1

@@ -65,6 +65,12 @@ def initialize(
         ) from error
 
 
+def end_on_sigterm() -> None:
+    """Gives SIGTERM its usual effect back, for work that is not done in step with others and may end anywhere."""
+    if jax.process_count() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def is_lead() -> bool:
     """Whether this process speaks for all: prints, and writes what is written once."""
     return jax.process_index() == 0
@@ -90,8 +96,9 @@ def check_same(what: str, value: Any) -> None:
 class StopSignal:
     """Turns Ctrl-C or SIGTERM, in whichever process, into a request that all of them see after the same step.
 
-    Alone, a process sees the first signal as a request; the second acts as usual. One of several leaves SIGTERM to JAX,
-    which tells the other processes and agrees with them on a step; Ctrl-C is passed on as SIGTERM.
+    A second Ctrl-C acts as usual; SIGTERM may come again, as schedulers send it to a process and its group. One of
+    several processes leaves SIGTERM to JAX, which tells the others and agrees with them on a step; Ctrl-C is passed on
+    as SIGTERM.
     """
 
     def __init__(self):
@@ -104,7 +111,8 @@ class StopSignal:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._restore()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def reached(self, step: int) -> signal.Signals | None:
         """The signal, if the run is to stop after this step. To be asked after every step."""
@@ -114,12 +122,8 @@ class StopSignal:
             return None
         return self._received
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
     def _receive(self, number: int, frame: Any) -> None:
-        self._restore()
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)
         else:

@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
     config.lock()
     try:
         _join()
+        if mode != "train":
+            distributed.end_on_sigterm()
         if mode == "prepare":
             distributed.lead_first(lambda: sources.prepare_from_config(config.data))
         elif mode == "train":

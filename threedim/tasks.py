@@ -69,7 +69,9 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     sources.prepare_from_config(config.data)
     dataset = sources.open_from_config(config.data, s.split)
     known = sources.open_from_config(config.data, "train") if s.split == "holdout" else None
-    chosen = range(len(dataset))[: s.num_objects or None]
+    count = min(s.num_objects or len(dataset), len(dataset))
+    # Evenly spaced: names sort by class, and the first ones would be all of one.
+    chosen = [len(dataset) * i // count for i in range(count)]
     return [_task_of(s, dataset, known, index, size) for index in chosen]
 
 

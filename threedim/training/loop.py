@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import time
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
 from threedim import distributed
@@ -18,7 +18,8 @@ from threedim.training import build, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
 from threedim.training.logging import MetricWriter, progress
 from threedim.training.preview import Preview
-from threedim.training.state import NEVER, Metrics, Recipe, TrainState, init_state, make_train_step
+from threedim.training.state import NEVER, Metrics, TrainState, init_state, make_train_step
+from threedim.training.watch import Cost, Trace, Window
 
 
 class NonFiniteError(FloatingPointError):
@@ -100,7 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             num_workers=t.num_workers,
         )
         stack.callback(batches.close)
-        preview = _preview(config, records) if t.sample_every else None
+        preview = _preview(config, records, mesh) if t.sample_every else None
         writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
 
         whole = sharding.replicated(mesh)
@@ -110,15 +111,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             out_shardings=(shardings, whole),
             donate_argnums=(0, 1),
         )
-        window = _Window(mesh, recipe)
         first = sharding.put_batch(next(batches), mesh, recipe.batch_size)
         began = time.perf_counter()
-        step_fn = step_fn.lower(state, window.metrics, first).compile()
+        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), first)
+        step_fn = lowered.compile()
+        cost = Cost(lowered, step_fn, mesh, recipe)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-        say(
-            f"{parameters:,} parameters; {len(dataset)} objects; {recipe.batch_size} pairs a step over {mesh.size} "
-            f"{jax.default_backend()} device(s); compiled in {time.perf_counter() - began:.0f} s"
-        )
+        say(cost.describe(mesh, recipe, parameters, len(dataset), time.perf_counter() - began))
 
         def check_finite(step: int) -> None:
             bad = int(window.metrics.first_bad_step)
@@ -131,11 +130,14 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 )
 
         bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
-        step, batch = start, first
-        window.begin()
+        told = False
+        trace = stack.enter_context(Trace(workdir / "tensorboard", config.profile.start, config.profile.steps))
+        step, batch, window = start, first, Window(mesh, recipe, cost)
         while True:
+            trace.before_step(step)
             state, window.metrics = step_fn(state, window.metrics, batch)
             step += 1
+            trace.after_step(step, state.step)
             stopped_by = stop.reached(step)
             last = step == t.num_steps or stopped_by is not None
             if not last:
@@ -147,8 +149,11 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 scalars = window.scalars(step)
                 writer.scalars(step, scalars)
                 bar.set(step, loss=scalars["loss"], examples_per_second=scalars["examples_per_second"])
-                window = _Window(mesh, recipe)
-                window.begin()
+                if not last and not told:
+                    left = datetime.timedelta(seconds=round(scalars["seconds_per_step"] * (t.num_steps - step)))
+                    say(f"{scalars['seconds_per_step']:.3g} s a step: {t.num_steps - step:,} more take {left}")
+                    told = True
+                window = Window(mesh, recipe, cost)
             else:
                 bar.set(step)
             if step % t.checkpoint_every == 0 or last:
@@ -166,7 +171,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         return state
 
 
-def _preview(config: ml_collections.ConfigDict, records: epath.Path) -> Preview | None:
+def _preview(config: ml_collections.ConfigDict, records: epath.Path, mesh: jax.sharding.Mesh) -> Preview | None:
     """Held-out objects to draw now and then: of the test split, or held-out views of the training objects."""
     if config.data.holdout_views:
         split = "holdout"
@@ -182,49 +187,5 @@ def _preview(config: ml_collections.ConfigDict, records: epath.Path) -> Preview 
         dataset,
         rows=config.train.sample_objects,
         seed=config.seed,
+        sharding=sharding.replicated(mesh),
     )
-
-
-class _Window:
-    """Metrics and times since the last log line."""
-
-    def __init__(self, mesh: jax.sharding.Mesh, recipe: Recipe):
-        self.metrics = jax.device_put(Metrics.zeros(), sharding.replicated(mesh))
-        self._recipe = recipe
-        self._waited = 0.0
-
-    def begin(self) -> None:
-        self._began = time.perf_counter()
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """Time spent here is time spent waiting for data."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Time spent here does not count."""
-        start = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - start
-
-    def scalars(self, step: int) -> dict[str, float]:
-        """What is logged. Waits for the device."""
-        m = jax.tree.map(np.asarray, jax.device_get(self.metrics))
-        seconds = time.perf_counter() - self._began
-        quartiles = {
-            f"loss_by_noise/quartile_{i + 1}": float(m.quartile_loss[i] / m.quartile_count[i])
-            for i in range(4)
-            if m.quartile_count[i]
-        }
-        return {
-            "loss": float(m.loss / m.steps),
-            **quartiles,
-            "grad_norm": float(m.grad_norm / m.steps),
-            "learning_rate": float(self._recipe.learning_rate_at(step - 1)),
-            "ema_decay": float(self._recipe.ema_decay_at(step - 1)),
-            "examples_per_second": float(m.steps) * self._recipe.batch_size / seconds,
-            "data_wait_fraction": self._waited / seconds,
-        }

@@ -23,6 +23,7 @@ class Preview:
       dataset: held-out objects.
       rows: how many pairs.
       seed: chooses objects, views and noise.
+      sharding: over all the devices that hold the parameters; of one run, all processes draw together.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Preview:
         *,
         rows: int,
         seed: int,
+        sharding: jax.sharding.Sharding,
     ):
         rng = np.random.default_rng(seed)
         objects = rng.permutation(len(dataset))[:rows]
@@ -46,17 +48,21 @@ class Preview:
         self._pairs = np.stack(pairs)  # (row, 2, height, width, 3)
         self._cameras = Camera.stack(cameras)  # (row, 2)
         self._denoiser, self._process, self._settings = denoiser, process, settings
-        self._keys = jax.random.split(jax.random.key(seed), len(objects))
+        self._keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), len(objects))))
+        self._sharding = sharding
 
     def draw(self, params: Any) -> np.ndarray:
         """A grid, one row per object: input view, truth, sample; (height, width, 3) uint8."""
+        inputs, cameras, keys = jax.device_put(
+            (images.to_float(self._pairs[:, :1]), self._cameras, self._keys), self._sharding
+        )
         drawn = sample_views(
             self._denoiser,
             params,
-            images.to_float(self._pairs[:, :1]),
-            self._cameras[:, :1],
-            self._cameras[:, 1:],
-            self._keys,
+            inputs,
+            cameras[:, :1],
+            cameras[:, 1:],
+            jax.random.wrap_key_data(keys),
             process=self._process,
             settings=self._settings,
         )

@@ -1,0 +1,83 @@
+"""Compiling a training step for devices that need not be there, and reading what the compiler made of it."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from threedim.training import sharding
+from threedim.training.state import Metrics, init_state, make_train_step
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+# Bytes that each device sends, on a ring of n, for each byte of the result.
+_WIRE = {
+    "all-gather": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+
+
+def compile_training_step(network, process, recipe, mesh: Mesh):
+    """The training step as the loop compiles it: lowered, compiled, and the state's shapes with their places."""
+
+    def placed(shapes, places):
+        return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+
+    shapes = jax.eval_shape(lambda: init_state(network, recipe))
+    state = placed(shapes, sharding.state_shardings(mesh, shapes))
+    metrics = jax.eval_shape(Metrics.zeros)
+    metrics = placed(metrics, jax.tree.map(lambda _: sharding.replicated(mesh), metrics))
+    size, where = network.image_size, sharding.batch_sharding(mesh)
+    kinds = {"image": ((size, size, 3), np.uint8), "R": ((3, 3), np.float32), "t": ((3,), np.float32)}
+    kinds["K"] = kinds["R"]
+    batch = {
+        name: jax.ShapeDtypeStruct((recipe.batch_size, 2, *shape), dtype, sharding=where)
+        for name, (shape, dtype) in kinds.items()
+    }
+    places = jax.tree.map(lambda leaf: leaf.sharding, (state, metrics, batch))
+    step = jax.jit(
+        make_train_step(network, process, recipe), in_shardings=places, out_shardings=places[:2], donate_argnums=(0, 1)
+    )
+    lowered = step.lower(state, metrics, batch)
+    return lowered, lowered.compile(), state
+
+
+def state_bytes(state) -> int:
+    """Bytes of one device's share of parameters, average and optimizer state."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+    )
+
+
+def wire_bytes(text: str) -> dict[str, float]:
+    """Bytes that each device sends in each kind of collective of a compiled program, as if all were rings.
+
+    What stands in a loop is counted once.
+    """
+    totals = dict.fromkeys(_WIRE, 0.0)
+    for line in text.splitlines():
+        found = re.search(r"= (.*?) (" + "|".join(_WIRE) + r")(-start)?\(", line)
+        if found is None:
+            continue
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
+        if found[3] and len(shapes) > 1:
+            shapes = shapes[len(shapes) // 2 :]  # of a pair that starts and ends, operands stand before the results
+        result = sum(
+            _BYTES.get(dtype, 4) * int(np.prod([int(d) for d in dims.split(",") if d])) for dtype, dims in shapes
+        )
+        totals[found[2]] += _WIRE[found[2]](_group_size(line)) * result
+    return totals
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part in one collective."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(found[1].split(","))
+    return 2

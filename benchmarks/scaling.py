@@ -1,0 +1,118 @@
+"""How training scales: what a step computes and sends on each device, counted from compiled programs.
+
+    python -m benchmarks.scaling --devices=8      # compiles for 8 fake CPU devices; also 64, 512
+    python -m benchmarks.scaling --table          # the estimate for 471M from what was counted
+
+Counted: bytes that the collectives of a training step send, as a multiple of the parameters' own bytes, for a network
+that compiles in a minute; they are the gradients' and parameters', so that they scale with the number of parameters.
+The estimate puts them, and the FLOPs of the large network, over data-sheet rates; computing and sending are taken to
+overlap perfectly (best) and not at all (worst).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from jax.sharding import AxisType, Mesh
+
+from benchmarks.compiling import compile_training_step, wire_bytes
+from configs import base
+from threedim import files
+from threedim.training import build, hardware
+
+_DEVICES = flags.DEFINE_integer("devices", 8, "Number of fake CPU devices to compile for.", lower_bound=2)
+_TABLE = flags.DEFINE_bool("table", False, "Compile nothing, print the estimate.")
+_JSON = flags.DEFINE_string("json", "docs/scaling.json", "File of the figures.")
+_HERE = flags.DEFINE_bool("here", False, "Compile in this process and print: what the others call.")
+
+# 471M at 128 px: parameters, and FLOPs that a pair needs in training (asserted in tests/test_xunet.py).
+PARAMETERS, FLOPS_PER_PAIR = 461_661_731, 6.81e12
+# Of the data-sheet rate, what a well-tuned program reaches.
+UTILIZATION = 0.5
+CHIPS = ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H100 80GB HBM3")
+
+
+def count(devices: int) -> dict[str, dict[str, float]]:
+    """Bytes sent per device and step, over the bytes of all parameters in float32, by mesh and collective."""
+    config = base.get_config()
+    m = config.model
+    m.image_size, m.ch, m.emb_ch, m.num_res_blocks, m.ch_mult, m.attn_resolutions = 16, 128, 256, 1, (1, 2), (8,)
+    m.dtype = "float32"
+    config.train.batch_size = devices
+    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    found = {}
+    for fsdp in sorted({1, 8, devices}):
+        mesh = Mesh(
+            np.asarray(jax.devices()[:devices]).reshape(devices // fsdp, fsdp),
+            ("data", "fsdp"),
+            axis_types=(AxisType.Auto,) * 2,
+        )
+        _, compiled, state = compile_training_step(network, process, recipe, mesh)
+        parameter_bytes = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        sent = wire_bytes(compiled.as_text())
+        found[f"{devices // fsdp}x{fsdp}"] = {kind: value / parameter_bytes for kind, value in sent.items()}
+    return found
+
+
+def estimate(multiple: float, chip: hardware.Chip, devices: int, batch: int) -> tuple[float, float, float]:
+    """Seconds to compute, seconds to send, and the fraction of perfect scaling if nothing overlaps."""
+    compute = FLOPS_PER_PAIR * batch / devices / (chip.flops * UTILIZATION)
+    send = multiple * 4 * PARAMETERS / chip.link
+    return compute, send, compute / (compute + send)
+
+
+def table(counted: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: what was counted, then the estimate."""
+    kinds = list(next(iter(next(iter(counted.values())).values())))
+    lines = ["| mesh (data x fsdp) | " + " | ".join(kinds) + " | in all |", "| --- |" + " --- |" * (len(kinds) + 1)]
+    for meshes in counted.values():
+        for mesh, sent in meshes.items():
+            cells = [f"{sent[kind]:.2f}" for kind in kinds] + [f"{sum(sent.values()):.2f}"]
+            lines.append(f"| {mesh} | " + " | ".join(cells) + " |")
+    largest = counted[max(counted, key=int)]
+    multiples = {"data": sum(largest[f"{max(map(int, counted))}x1"].values())}
+    multiples["fsdp"] = sum(largest[f"1x{max(map(int, counted))}"].values())
+    lines += [
+        "",
+        "| chip | devices | batch | compute, ms | send, ms (data / fsdp) | scaling without overlap (data / fsdp) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind in CHIPS:
+        chip = hardware.CHIPS[kind]
+        for devices, batch in ((8, 128), (32, 128), (128, 128), (256, 256), (256, 1024), (256, 2048)):
+            each = {name: estimate(multiple, chip, devices, batch) for name, multiple in multiples.items()}
+            compute = each["data"][0]
+            sends = " / ".join(f"{1e3 * each[name][1]:.1f}" for name in multiples)
+            fractions = " / ".join(f"{each[name][2]:.2f}" for name in multiples)
+            lines.append(f"| {chip.name} | {devices} | {batch} | {1e3 * compute:.1f} | {sends} | {fractions} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    if _HERE.value:
+        print(json.dumps(count(_DEVICES.value)))
+        return
+    path = epath.Path(_JSON.value)
+    counted = json.loads(path.read_text()) if path.exists() else {}
+    if not _TABLE.value:
+        flags_ = f"--xla_force_host_platform_device_count={_DEVICES.value}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags_}
+        command = [sys.executable, "-m", "benchmarks.scaling", "--here", f"--devices={_DEVICES.value}"]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        counted[str(_DEVICES.value)] = json.loads(done.stdout.splitlines()[-1])
+        files.write_atomically(path, json.dumps(counted, indent=1) + "\n")
+    print(table(counted))
+
+
+if __name__ == "__main__":
+    app.run(main)

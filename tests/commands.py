@@ -1,0 +1,50 @@
+"""The command line as a user types it, in processes of its own, on the settings of a test."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def flags_of(config):
+    """Every setting of data, model, mesh, train and sample as a flag."""
+    return [
+        f"--config.{section}.{name}={value}"
+        for section in ("data", "model", "mesh", "train", "sample")
+        for name, value in config[section].items()
+        if name != "procedural" and value is not None and value != ""
+    ]
+
+
+def start(mode, config, workdir, *more, devices=1):
+    """Starts ``python -m threedim.main`` on some CPU devices."""
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, "-m", "threedim.main", "--config=configs/base.py", f"--mode={mode}"]
+    command += [f"--workdir={workdir}", *flags_of(config), *more]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def start_together(count, mode, config, workdir, *more, devices=1):
+    """Starts several processes that are one run."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    together = ["--distributed", f"--coordinator_address={address}", f"--num_processes={count}", *more]
+    return [start(mode, config, workdir, *together, f"--process_id={i}", devices=devices) for i in range(count)]
+
+
+def finish(processes, timeout=240):
+    """Waits for processes; (exit code, output, errors) of each. Kills what does not end."""
+    try:
+        return [(*reversed([process.communicate(timeout=timeout), process.returncode]),) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()

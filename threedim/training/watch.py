@@ -1,0 +1,140 @@
+"""What a run tells of itself: how fast it goes, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from threedim.training import hardware, sharding
+from threedim.training.state import Metrics, Recipe
+
+
+class Cost:
+    """What a compiled training step costs.
+
+    Attributes:
+      flops: of one step over all devices, counted before optimization.
+      bytes_per_device: arguments, results and temporaries.
+      peak: bfloat16 FLOP/s of all devices together by their data sheet, or None where that is not known (CPU).
+    """
+
+    def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
+        chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
+        self.flops = hardware.counted_flops(lowered, recipe.microbatches)
+        self.bytes_per_device = hardware.device_bytes(compiled)
+        self.peak = chip.flops * mesh.size if chip else None
+
+    def describe(self, mesh: Mesh, recipe: Recipe, parameters: int, objects: int, compile_seconds: float) -> str:
+        """One line about a run that begins."""
+        kind = mesh.devices.flat[0].device_kind
+        shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        parts = f" in {recipe.microbatches} microbatches" if recipe.microbatches > 1 else ""
+        return (
+            f"{parameters:,} parameters; {objects:,} objects; {recipe.batch_size} pairs a step{parts}, "
+            f"{recipe.batch_size // mesh.size} a device; {mesh.size} {kind} device(s){processes}, mesh {shape}; "
+            f"{self.bytes_per_device / 2**30:.2f} GiB a device; {self.flops / 1e12:.3g} TFLOP a step; "
+            f"compiled in {compile_seconds:.0f} s"
+        )
+
+
+class Window:
+    """Metrics and times since the last log line."""
+
+    def __init__(self, mesh: Mesh, recipe: Recipe, cost: Cost):
+        self.metrics = jax.device_put(Metrics.zeros(), sharding.replicated(mesh))
+        self._mesh, self._recipe, self._cost = mesh, recipe, cost
+        self._waited = 0.0
+        self._began = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Time spent here is time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time spent here does not count."""
+        start = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - start
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """What is logged. Waits for the devices.
+
+        ``mfu`` is model FLOPs utilization: FLOPs that the step needs, as a fraction of what the devices' data sheet
+        promises in bfloat16; left out where there is none.
+        """
+        m = jax.tree.map(np.asarray, jax.device_get(self.metrics))
+        seconds = time.perf_counter() - self._began
+        quartiles = {
+            f"loss_by_noise/quartile_{i + 1}": float(m.quartile_loss[i] / m.quartile_count[i])
+            for i in range(4)
+            if m.quartile_count[i]
+        }
+        steps = float(m.steps)
+        examples_per_second = steps * self._recipe.batch_size / seconds
+        scalars = {
+            "loss": float(m.loss / m.steps),
+            **quartiles,
+            "grad_norm": float(m.grad_norm / m.steps),
+            "learning_rate": float(self._recipe.learning_rate_at(step - 1)),
+            "ema_decay": float(self._recipe.ema_decay_at(step - 1)),
+            "seconds_per_step": seconds / steps,
+            "examples_per_second": examples_per_second,
+            "examples_per_second_per_device": examples_per_second / self._mesh.size,
+            "data_wait_fraction": self._waited / seconds,
+        }
+        if self._cost.peak is not None:
+            scalars["mfu"] = self._cost.flops * steps / seconds / self._cost.peak
+        return scalars
+
+
+class Trace:
+    """A profile of some steps, for TensorBoard's profile page. Each process writes that of its own devices.
+
+    Args:
+      folder: where to; TensorBoard's log folder.
+      start: the step before which it begins; 0 takes none.
+      steps: how many steps it takes.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+
+    def __init__(self, folder: epath.Path, start: int, steps: int):
+        if start < 0 or steps < 1:
+            raise ValueError(f"profile.start must be 0 or more and profile.steps 1 or more, got {start} and {steps}")
+        self._folder, self._start, self._steps = folder, start, steps
+        self._until: int | None = None
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._until is not None:
+            self._stop()
+
+    def before_step(self, done: int) -> None:
+        """To be called with the number of finished steps before each."""
+        if self._start and done + 1 == self._start:
+            jax.profiler.start_trace(str(self._folder))
+            self._until = done + self._steps
+
+    def after_step(self, done: int, state: Any) -> None:
+        """To be called after each step, with what must be finished for its time to have passed."""
+        if self._until is not None and done >= self._until:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._until = None
