@@ -11,6 +11,7 @@ Each row is compiled in a process of its own and added to ``--json`` when it is 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -21,7 +22,6 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
@@ -30,12 +30,6 @@ from configs import base
 from threedim import files
 from threedim.training import build, hardware
 from threedim.training.logging import progress
-
-_ONLY = flags.DEFINE_string("only", "", "Regular expression: the rows to compile.")
-_TABLE = flags.DEFINE_bool("table", False, "Compile nothing, print what there is.")
-_JSON = flags.DEFINE_string("json", "docs/memory.json", "File of the figures.")
-_LIST = flags.DEFINE_bool("list", False, "Print the names of all rows.")
-_ROW = flags.DEFINE_string("row", None, "Compile this row here and print its figures as JSON: what the others call.")
 
 MODELS = {"471M": {}, "1.3B": {"ch": 448}, "ch=640": {"ch": 640}, "64px": {"ch": 128, "image_size": 64}}
 # Slices by name: topology for the TPU compiler (None: as many CPU devices), device kind, number of devices.
@@ -195,20 +189,24 @@ def _in_another_process(row: Row) -> dict:
     return {"error": f"{found[1]} of {found[2]}"}
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    if _ROW.value:
-        print(json.dumps(compile_row(Row(**json.loads(_ROW.value)))))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression: the rows to compile")
+    parser.add_argument("--table", action="store_true", help="compile nothing, print what there is")
+    parser.add_argument("--list", action="store_true", help="print the names of all rows")
+    parser.add_argument("--json", default="docs/memory.json", help="file of the figures")
+    parser.add_argument("--row", help="a row as JSON, to be compiled here: what the others call")
+    arguments = parser.parse_args()
+    if arguments.row:
+        print(json.dumps(compile_row(Row(**json.loads(arguments.row)))))
         return
-    path = epath.Path(_JSON.value)
+    path = epath.Path(arguments.json)
     figures = json.loads(path.read_text()) if path.exists() else {}
-    if _LIST.value:
+    if arguments.list:
         print("\n".join(row.name for row in rows()))
         return
-    todo = [row for row in rows() if row.name not in figures and re.search(_ONLY.value, row.name)]
-    if not _TABLE.value:
+    todo = [row for row in rows() if row.name not in figures and re.search(arguments.only, row.name)]
+    if not arguments.table:
         with progress(len(todo), desc="compiled", enabled=bool(todo)) as bar:
             for done, row in enumerate(todo):
                 figures[row.name] = {"row": dataclasses.asdict(row)} | _in_another_process(row)
@@ -218,4 +216,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

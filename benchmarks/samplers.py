@@ -183,6 +183,7 @@ def plot(rows: dict[str, dict[str, Any]], path: epath.Path) -> None:
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     families: dict[str, list[str]] = {}
     for name, row in rows.items():
@@ -203,6 +204,9 @@ def plot(rows: dict[str, dict[str, Any]], path: epath.Path) -> None:
             fast = rows["preset fast"]
             axis.plot(fast[key], np.mean(fast["measures"][measure_name]), "k*", markersize=11, label="preset fast")
             axis.set(xscale="log", xlabel=label, ylabel=title)
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
             axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)

@@ -11,6 +11,7 @@ overlap perfectly (best) and not at all (worst).
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,7 +19,6 @@ import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
@@ -26,11 +26,6 @@ from benchmarks.compiling import compile_training_step, wire_bytes
 from configs import base
 from threedim import files
 from threedim.training import build, hardware
-
-_DEVICES = flags.DEFINE_integer("devices", 8, "Number of fake CPU devices to compile for.", lower_bound=2)
-_TABLE = flags.DEFINE_bool("table", False, "Compile nothing, print the estimate.")
-_JSON = flags.DEFINE_string("json", "docs/scaling.json", "File of the figures.")
-_HERE = flags.DEFINE_bool("here", False, "Compile in this process and print: what the others call.")
 
 # 471M at 128 px: parameters, and FLOPs that a pair needs in training (asserted in tests/test_xunet.py).
 PARAMETERS, FLOPS_PER_PAIR = 461_661_731, 6.81e12
@@ -95,24 +90,27 @@ def table(counted: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    if _HERE.value:
-        print(json.dumps(count(_DEVICES.value)))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=8, help="number of fake CPU devices to compile for, at least 2")
+    parser.add_argument("--table", action="store_true", help="compile nothing, print the estimate")
+    parser.add_argument("--json", default="docs/scaling.json", help="file of the figures")
+    parser.add_argument("--here", action="store_true", help="compile in this process and print: what the others call")
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(json.dumps(count(arguments.devices)))
         return
-    path = epath.Path(_JSON.value)
+    path = epath.Path(arguments.json)
     counted = json.loads(path.read_text()) if path.exists() else {}
-    if not _TABLE.value:
-        flags_ = f"--xla_force_host_platform_device_count={_DEVICES.value}"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags_}
-        command = [sys.executable, "-m", "benchmarks.scaling", "--here", f"--devices={_DEVICES.value}"]
+    if not arguments.table:
+        xla_flags = f"--xla_force_host_platform_device_count={arguments.devices}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags}
+        command = [sys.executable, "-m", "benchmarks.scaling", "--here", f"--devices={arguments.devices}"]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        counted[str(_DEVICES.value)] = json.loads(done.stdout.splitlines()[-1])
+        counted[str(arguments.devices)] = json.loads(done.stdout.splitlines()[-1])
         files.write_atomically(path, json.dumps(counted, indent=1) + "\n")
     print(table(counted))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -44,7 +44,8 @@ def start_together(count, mode, config, workdir, *more, devices=1):
 def finish(processes, timeout=240):
     """Waits for processes; (exit code, output, errors) of each. Kills what does not end."""
     try:
-        return [(*reversed([process.communicate(timeout=timeout), process.returncode]),) for process in processes]
+        said = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    return [(process.returncode, *streams) for process, streams in zip(processes, said, strict=True)]

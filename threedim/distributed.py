@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -45,6 +48,11 @@ def initialize(
         raise ValueError(f"{', '.join(missing)} must be given too, or none of the three (TPU, GKE, Slurm, Open MPI)")
     if not missing and not 0 <= process_id < num_processes:
         raise ValueError(f"--process_id must be in [0, {num_processes}), got {process_id}")
+    if coordinator_address is not None:
+        # JAX's own runtime ends a process that does not get through, and does not say where it wanted to go.
+        print(f"process {process_id} of {num_processes} joins the others at {coordinator_address}", file=sys.stderr)
+        if process_id > 0:
+            _wait_for(coordinator_address, timeout)
     try:
         jax.distributed.initialize(
             **given,
@@ -60,9 +68,27 @@ def initialize(
             ) from error
         raise ConnectionError(
             f"--distributed: process {process_id} of {num_processes} could not join the others at "
-            f"{coordinator_address}: is process 0 running there, is the port free and open, have all processes started "
-            f"within {timeout} s? ({error})"
+            f"{coordinator_address}: is the port free, have all processes started within {timeout} s? ({error})"
         ) from error
+
+
+def _wait_for(address: str, timeout: float) -> None:
+    """Waits until somebody listens at "host:port"."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator_address must be host:port, got {address!r}")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"--distributed: nobody answers at {address} for {timeout} s ({error}): is process 0 running "
+                    "there, is the port open between the machines?"
+                ) from error
+            time.sleep(0.2)
 
 
 def end_on_sigterm() -> None:
