@@ -28,8 +28,8 @@ from jax.sharding import AxisType, Mesh
 from benchmarks.compiling import compile_training_step, state_bytes, wire_bytes
 from configs import base
 from threedim import files
+from threedim.progress import progress
 from threedim.training import build, hardware
-from threedim.training.logging import progress
 
 MODELS = {"471M": {}, "1.3B": {"ch": 448}, "ch=640": {"ch": 640}, "64px": {"ch": 128, "image_size": 64}}
 # Slices by name: topology for the TPU compiler (None: as many CPU devices), device kind, number of devices.
@@ -131,7 +131,7 @@ def compile_row(row: Row) -> dict:
         "state_bytes": state_bytes(state),
         "temporary_bytes": memory.temp_size_in_bytes,
         "device_bytes": hardware.device_bytes(compiled),
-        "flops": hardware.counted_flops(lowered, row.microbatches),
+        "flops": hardware.counted_flops(lowered, compiled, mesh.size, row.microbatches),
         "wire_bytes": wire_bytes(compiled.as_text()),
         "compile_seconds": time.perf_counter() - began,
         "jax": jax.__version__,
@@ -175,7 +175,7 @@ def all_rows(figures: dict[str, dict]) -> list[Row]:
 
 def _in_another_process(row: Row) -> dict:
     topology, _, count = TARGETS[row.target]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     if topology is None:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-m", "benchmarks.memory", f"--row={json.dumps(dataclasses.asdict(row))}"]

@@ -38,10 +38,10 @@ from threedim.cameras import Camera
 from threedim.evaluation.image_metrics import psnr, ssim
 from threedim.evaluation.patch_distance import sliced_wasserstein
 from threedim.output import images
+from threedim.progress import progress
 from threedim.sampling import Settings, sample_views
 from threedim.tasks import Views, make_tasks
 from threedim.training import build
-from threedim.training.logging import progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from threedim.progress import progress
 from threedim.training import logging as logging_lib
-from threedim.training.logging import MetricWriter, progress
+from threedim.training.logging import MetricWriter
 
 
 def read_lines(workdir) -> list[dict]:

@@ -185,7 +185,7 @@ def test_command_line(folder, tmp_path):
     done = run_cli(*flags, "--test_views", 2, "--workers", 2)
     assert done.returncode == 1
     assert "3 objects rendered, 0 already there" in done.stdout
-    assert "rendering views: 100%" in done.stderr
+    assert "rendering objects, views" in done.stderr
     assert "2 meshes could not be rendered" in done.stderr
     assert f"{folder / 'bad.glb'}: cannot be read as GLB" in done.stderr
     assert f"{folder / 'flat.obj'}: all vertices coincide" in done.stderr

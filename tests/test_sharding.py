@@ -74,7 +74,7 @@ def test_a_batch_is_split_over_all_devices_in_order(eight):
 
 def check_steps(steps):
     one = steps["0x0 in 1"]
-    assert one["moved"] > 1e-4
+    assert one["moved"] > 1e-6
     assert abs(one["losses"][0] - one["losses"][1]) > 1e-4
     assert len(one["losses"]) == 5
     for name, other in steps.items():
@@ -82,14 +82,14 @@ def check_steps(steps):
         np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(other["ema"], one["ema"], rtol=1e-5, err_msg=name)
         # What is added to all keys alike moves no attention: Adam makes steps of its gradient's rounding.
-        off = {path: value for path, value in other["off"].items() if "['k']['bias']" not in path}
+        off = {path: value for path, value in other["off"].items() if "['key']['bias']" not in path}
         assert max(off.values()) < 1e-5, (name, max(off, key=off.get))
         assert len(off) > len(other["off"]) / 2
     # Parameters, their average and Adam's two moments: split over "fsdp" and nowhere else.
-    assert steps["8x1 in 1"]["split"][0] == 0
-    for name in ("1x8 in 1", "2x4 in 1", "2x4 in 4"):
+    for name in steps.keys() - {"0x0 in 1", "0x0 in 4"}:
         split, large = steps[name]["split"]
-        assert split == large >= 4
+        assert split == (0 if name == "8x1 in 1" else large)
+        assert large >= 4
 
 
 def test_training_steps_are_the_same_on_every_mesh(eight):

@@ -111,6 +111,12 @@ def lead_first(function: Callable[[], T]) -> T:
     return result if is_lead() else function()
 
 
+def wait_for_all(what: str) -> None:
+    """Waits until every process has come here; they may be hours apart. ``what`` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def check_same(what: str, value: Any) -> None:
     """Raises ValueError in all processes unless all have the same value."""
     if jax.process_count() > 1:

@@ -29,10 +29,10 @@ from threedim import distributed, files
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.output import images
+from threedim.progress import progress
 from threedim.sampling import sample_views
 from threedim.tasks import Task, Views, make_tasks
 from threedim.training import build, checkpoints, run_info
-from threedim.training.logging import progress
 from threedim.training.state import abstract_params
 
 
@@ -67,7 +67,8 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     params = checkpoints.restore_params(workdir, shapes, step=step)
 
     out = output_folder(config, workdir)
-    claimed = {"checkpoint_step": step, **_plain(s), **dataclasses.asdict(settings)}
+    # The step last: the section has one too, which says nothing where the newest is taken.
+    claimed = {**_plain(s), **dataclasses.asdict(settings), "checkpoint_step": step}
     distributed.lead_first(lambda: _claim(out, claimed, tasks, write=distributed.is_lead()))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     distributed.check_same("what is to be drawn", [task.name for task in todo])
@@ -158,7 +159,7 @@ def _plain(section: ml_collections.ConfigDict) -> dict[str, Any]:
 def _claim(out: epath.Path, settings: dict[str, Any], tasks: list[Task], write: bool) -> None:
     """Checks that samples.json, if there is one, has the same settings; writes it if asked to."""
     settings = dict(settings)
-    for name in ("num_objects", "batch_size", "out"):  # they decide how much is drawn, not what
+    for name in ("num_objects", "objects_seed", "batch_size", "out"):  # they decide how much is drawn, not what
         settings.pop(name)
     settings = json.loads(json.dumps(settings))  # tuples are lists in a file
     path = out / "samples.json"

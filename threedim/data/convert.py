@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import writer as tfds_writer
@@ -19,6 +18,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from threedim.data import records, srn
 from threedim.data.files import new_folder
 from threedim.data.records import DatasetInfo, SplitInfo
+from threedim.progress import Progress, progress
 
 # TFDS keeps one shard in memory while it writes it.
 _SHARD_BYTES = 256 << 20
@@ -59,8 +59,8 @@ def prepare(
         _check_folders(name, folders)
 
     total = sum(len(folders) for folders in splits.values())
-    with new_folder(out_dir) as temporary, tqdm.tqdm(total=total, unit="object", desc="preparing") as progress:
-        builder = _ObjectsBuilder(splits, on_bad, progress, data_dir=temporary, file_format="array_record")
+    with new_folder(out_dir) as temporary, progress(total, desc="preparing objects") as bar:
+        builder = _ObjectsBuilder(splits, on_bad, bar, data_dir=temporary, file_format="array_record")
         builder.download_and_prepare()
         info = builder.dataset_info(description)
         (temporary / records.METADATA).write_text(json.dumps(dataclasses.asdict(info), indent=1))
@@ -136,10 +136,10 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
     # TFDS would look for download checksums beside this module, with a package that it does not install.
     code_path = None
 
-    def __init__(self, folders: dict[str, list[epath.Path]], on_bad: str, progress: tqdm.tqdm, **kwargs):
+    def __init__(self, folders: dict[str, list[epath.Path]], on_bad: str, bar: Progress, **kwargs):
         self._folders = folders
         self._on_bad = on_bad
-        self._progress = progress
+        self._bar = bar
         self._written = {split: [] for split in folders}
         self._skipped: list[str] = []
         super().__init__(**kwargs)
@@ -176,7 +176,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
 
     def _examples(self, split: str, folders: list[epath.Path]) -> Iterator[tuple[str, dict]]:
         for folder in folders:
-            self._progress.update()
+            self._bar.advance()
             try:
                 views = srn.read_object(folder)
             except srn.BadObjectError as error:

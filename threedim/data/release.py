@@ -9,10 +9,10 @@ import stat
 import zipfile
 import zlib
 
-import tqdm
 from etils import epath
 
 from threedim.data.files import new_folder
+from threedim.progress import progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
 _RECORD = ".unpacked_from"
@@ -112,12 +112,12 @@ def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath
     total = sum(entry.file_size for entry in entries)
     with (
         new_folder(folder) as temporary,
-        tqdm.tqdm(total=total, unit="B", unit_scale=True, desc=f"unpacking {archive.name}") as progress,
+        progress(total, desc=f"unpacking {archive.name}, bytes") as bar,
     ):
         for entry in entries:
             target = temporary / entry.filename
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(entry) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-            progress.update(entry.file_size)
+            bar.advance(entry.file_size)
         (temporary / _RECORD).write_text(record)

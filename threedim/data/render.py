@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from absl import app, flags
 from etils import epath
 
@@ -31,6 +30,7 @@ from threedim.data import shapes, srn
 from threedim.data.meshes import BadMeshError, load_mesh
 from threedim.data.raycast import render_views
 from threedim.data.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
+from threedim.progress import progress
 
 __all__ = [
     "Report",
@@ -229,11 +229,11 @@ def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num
     workers = min(num_workers or os.cpu_count() or 1, len(todo))
     work = functools.partial(_render_job, out=os.fspath(out), settings=settings)
     problems = {}
-    with tqdm.tqdm(total=len(jobs), initial=len(kept), desc=f"rendering {out.name}", unit="object") as bar:
+    with progress(len(jobs), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
         if workers <= 1:
             for job in todo:
                 problems[job.name] = work(job)
-                bar.update()
+                bar.advance()
         else:
             # Fresh processes, not forks: JAX, which the cameras import, has threads.
             context = multiprocessing.get_context("spawn")
@@ -242,7 +242,7 @@ def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num
                 running = {pool.submit(work, job): job.name for job in todo}
                 for future in concurrent.futures.as_completed(running):
                     problems[running[future]] = future.result()
-                    bar.update()
+                    bar.advance()
             finally:
                 pool.shutdown(cancel_futures=True)
     rendered = [job.name for job in todo if problems[job.name] is None]

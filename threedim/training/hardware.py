@@ -50,6 +50,12 @@ def device_bytes(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def counted_flops(lowered: Any, microbatches: int = 1) -> float:
-    """FLOPs of a step over all devices, counted before any optimization. A scan's body is counted once there."""
-    return lowered.cost_analysis()["flops"] * microbatches
+def counted_flops(lowered: Any, compiled: jax.stages.Compiled, devices: int, microbatches: int = 1) -> float:
+    """FLOPs of a step over all devices.
+
+    Counted before any optimization where the platform can (a TPU that is not there cannot), else as compiled. Of a scan
+    over microbatches both count the body once.
+    """
+    analysis = lowered.cost_analysis()
+    flops = analysis["flops"] if analysis else compiled.cost_analysis()["flops"] * devices
+    return flops * microbatches

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: scalars and pictures for TensorBoard, the same scalars as JSON lines, progress.
+"""What a run writes while it goes on: scalars and pictures for TensorBoard, the same scalars as JSON lines.
 
 A run's folder (workdir) holds::
 
@@ -16,14 +16,12 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorboardX
-import tqdm
 from etils import epath
 from PIL import Image
 
@@ -152,84 +150,3 @@ def _lines_until(path: epath.Path, last_step: int) -> list[str]:
         if step <= last_step:
             kept.append(line if line.endswith("\n") else line + "\n")
     return kept
-
-
-class Progress:
-    """A progress bar on a terminal; elsewhere a plain line now and then, so that log files stay readable.
-
-    Made by `progress`. A context manager.
-    """
-
-    def __init__(self, total: int, initial: int, desc: str, enabled: bool, interval: float, file: Any):
-        self.total = total
-        self.initial = initial
-        self._desc = desc
-        self._file = file
-        self._interval = interval
-        self._shown: dict[str, str] = {}
-        self._done = initial
-        self._began = self._printed_at = time.monotonic()
-        self._printed: int | None = None
-        self._closed = not enabled
-        self._bar = None
-        if enabled and file.isatty():
-            self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, file=file, dynamic_ncols=True, smoothing=0.1)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def set(self, done: int, **shown: float) -> None:
-        """Sets how many are done, of ``total``; ``shown`` are numbers to display, such as the loss, until set anew."""
-        self._shown |= {name: f"{value:.4g}" for name, value in shown.items()}
-        previous, self._done = self._done, done
-        if self._closed:
-            return
-        if self._bar is not None:
-            if shown:
-                self._bar.set_postfix(self._shown, refresh=False)
-            self._bar.update(done - previous)
-        elif time.monotonic() - self._printed_at >= self._interval or (self._printed is None and done > self.initial):
-            self._print()
-
-    def close(self) -> None:
-        """Leaves the last state on display."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._bar is not None:
-            self._bar.close()
-        elif self._printed != self._done:
-            self._print()
-
-    def _print(self) -> None:
-        self._printed, self._printed_at = self._done, time.monotonic()
-        elapsed = self._printed_at - self._began
-        parts = [f"{self._desc} {self._done:,}/{self.total:,} ({100 * self._done / max(self.total, 1):.0f} %)"]
-        parts += [f"{name} {text}" for name, text in self._shown.items()]
-        parts.append(f"{tqdm.tqdm.format_interval(elapsed)} elapsed")
-        if self._done > self.initial:
-            left = elapsed / (self._done - self.initial) * (self.total - self._done)
-            parts.append(f"{tqdm.tqdm.format_interval(left)} left")
-        print(", ".join(parts), file=self._file, flush=True)
-
-
-def progress(
-    total: int,
-    *,
-    initial: int = 0,
-    desc: str = "",
-    enabled: bool = True,
-    interval: float = 30.0,
-    file: Any = None,
-) -> Progress:
-    """Progress over ``total`` things, ``initial`` of them done before, with the time left.
-
-    Args:
-      enabled: False shows nothing: for all processes but one.
-      interval: seconds between plain lines, where ``file`` is not a terminal.
-      file: standard error if None.
-    """
-    return Progress(total, initial, desc, enabled, interval, sys.stderr if file is None else file)

@@ -14,9 +14,10 @@ from etils import epath
 from threedim import distributed
 from threedim.data import pipeline, sources
 from threedim.data.records import read_info
+from threedim.progress import progress
 from threedim.training import build, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
-from threedim.training.logging import MetricWriter, progress
+from threedim.training.logging import MetricWriter
 from threedim.training.preview import Preview
 from threedim.training.state import NEVER, Metrics, TrainState, init_state, make_train_step
 from threedim.training.watch import Cost, Trace, Window
@@ -65,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     distributed.check_same("the data set's fingerprint", dataset.fingerprint)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every, save_every=t.checkpoint_every)
         )

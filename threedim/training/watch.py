@@ -26,7 +26,7 @@ class Cost:
 
     def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
         chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
-        self.flops = hardware.counted_flops(lowered, recipe.microbatches)
+        self.flops = hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
         self.bytes_per_device = hardware.device_bytes(compiled)
         self.peak = chip.flops * mesh.size if chip else None
 
