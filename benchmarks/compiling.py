@@ -41,7 +41,10 @@ def compile_training_step(network, process, recipe, mesh: Mesh):
     }
     places = jax.tree.map(lambda leaf: leaf.sharding, (state, metrics, batch))
     step = jax.jit(
-        make_train_step(network, process, recipe), in_shardings=places, out_shardings=places[:2], donate_argnums=(0, 1)
+        make_train_step(network, process, recipe, sharding.replicated(mesh)),
+        in_shardings=places,
+        out_shardings=places[:2],
+        donate_argnums=(0, 1),
     )
     lowered = step.lower(state, metrics, batch)
     return lowered, lowered.compile(), state
@@ -75,9 +78,16 @@ def wire_bytes(text: str) -> dict[str, float]:
 
 
 def _group_size(line: str) -> int:
-    """How many devices take part in one collective."""
+    """How many devices take part in one collective; XLA writes it in one of three ways."""
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(found[1].split(","))
-    return 2
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        # An axis by its name, or a part of one: 'axis':(before)size.
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+        return int(np.prod([int(size or sizes[axis]) for axis, size in parts]))
+    if found := re.search(r"source_target_pairs=", line):
+        return 2
+    raise ValueError(f"cannot tell who takes part in {line.strip()[:300]}")

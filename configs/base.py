@@ -101,7 +101,8 @@ def get_config() -> ml_collections.ConfigDict:
     s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
     s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
     s.split = "test"  # "test", "val" or "train" objects; "holdout": held-out cameras of training objects
-    s.num_objects = 4  # evenly spaced over that split; 0 takes all
+    s.num_objects = 4  # of that split; 0 takes all
+    s.objects_seed = config_dict.placeholder(int)  # chooses them; without it they are evenly spaced over the split
     s.object = ""  # a folder in SRN format to take instead
     s.input_views = (0,)  # numbers of the given views, () gives all; the paper gives view 64 of SRN's test objects
     s.cameras = "object"  # "object": the object's other cameras; "orbit": a circle around it
@@ -111,4 +112,14 @@ def get_config() -> ml_collections.ConfigDict:
     s.batch_size = 8  # objects drawn at once
     s.out = ""  # output folder; "" is views/step_N in the workdir
     s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
+
+    # Evaluation [3]: every test object from one input view, all its other views drawn as `sample` says, and scored.
+    e = c.evaluate = ml_collections.ConfigDict()
+    e.input_view = 64  # number of the given view
+    e.max_objects = 0  # for a quick look: so many objects, chosen by the seed; 0 takes all
+    e.seed = 0  # of that choice, and of the patch distance
+    e.views = ""  # a folder of views drawn before, by any method, to be scored instead: DIR/<object>/000000.png
+    e.inception = ""  # file with the weights of the FID's network; "" leaves the FID out
+    e.published = "none"  # rows of the paper beside the result: "cars", "chairs", "chairs_star" or "none"
+    e.out = ""  # output folder; "" is evaluation/step_N in the workdir, for ready-made views evaluation/<their folder>
     return c

@@ -20,4 +20,5 @@ def get_config():
     s = c.sample
     s.split, s.num_objects, s.num_views = "test", 8, 12
     s.guidance_weight = 1.0
+    c.evaluate.input_view = 0
     return c

@@ -11,4 +11,5 @@ def get_config():
     c.sample.guidance_weight = 2.0
     c.sample.input_views = (64,)
     c.sample.num_views = 0
+    c.evaluate.published = "chairs"
     return c

@@ -47,10 +47,12 @@ def train(network, data, fsdp, microbatches=1):
     params, ema_params = (jax.tree.map(jnp.asarray, start) for _ in range(2))
     state = TrainState(jnp.zeros((), jnp.int32), params, ema_params, RECIPE.optimizer().init(params))
     batches, metrics = [random_batch(32, seed=seed) for seed in range(5)], Metrics.zeros()
-    step = make_train_step(network, Process("v"), dataclasses.replace(RECIPE, microbatches=microbatches))
+    recipe = dataclasses.replace(RECIPE, microbatches=microbatches)
+    step = make_train_step(network, Process("v"), recipe)
     if fsdp:
         mesh = sharding.make_mesh(data, fsdp)
         where, whole = sharding.state_shardings(mesh, state), sharding.replicated(mesh)
+        step = make_train_step(network, Process("v"), recipe, whole)
         state, metrics = jax.device_put(state, where), jax.device_put(metrics, whole)
         batches = [sharding.put_batch(batch, mesh, 32) for batch in batches]
         step = jax.jit(

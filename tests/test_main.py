@@ -20,7 +20,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((DEMO, "--mode=foo"), "<prepare|train|sample>"),
+        ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate>"),
         ((DEMO, "--mode=train"), "--mode=train needs --workdir=FOLDER"),
         (("--mode=train",), "--config"),
         (("--config=configs/nope.py", "--mode=train"), "no such file; there are configs/base.py, configs/bench_cpu.py"),

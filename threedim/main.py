@@ -6,6 +6,7 @@ Modes:
   prepare  render or read the data and convert it to records (train does it where needed)
   train    train, from the newest checkpoint in --workdir if there is one
   sample   draw new views with the averaged weights in --workdir
+  evaluate draw the test objects' views as the paper does, score them, and write results.json and report.html
 
 Any field of the configuration can be set: --config.train.batch_size=64. See configs/base.py for all of them.
 """
@@ -24,9 +25,10 @@ from ml_collections import config_flags
 
 from threedim import distributed, rollout
 from threedim.data import sources
+from threedim.evaluation import evaluate
 from threedim.training import loop
 
-MODES = ("prepare", "train", "sample")
+MODES = ("prepare", "train", "sample", "evaluate")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as configs/demo.py.")
 _MODE = flags.DEFINE_enum("mode", None, MODES, "What to do.")
@@ -67,8 +69,10 @@ def main(argv: list[str]) -> None:
             distributed.lead_first(lambda: sources.prepare_from_config(config.data))
         elif mode == "train":
             loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
-        else:
+        elif mode == "sample":
             rollout.sample(config, _WORKDIR.value)
+        else:
+            evaluate.evaluate(config, _WORKDIR.value)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         # What the user can mend is said in one line; --verbosity=1 shows where it came from.
         lost = isinstance(error, jax.errors.JaxRuntimeError)

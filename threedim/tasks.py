@@ -70,8 +70,12 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     dataset = sources.open_from_config(config.data, s.split)
     known = sources.open_from_config(config.data, "train") if s.split == "holdout" else None
     count = min(s.num_objects or len(dataset), len(dataset))
-    # Evenly spaced: names sort by class, and the first ones would be all of one.
-    chosen = [len(dataset) * i // count for i in range(count)]
+    if s.objects_seed is None:
+        # Evenly spaced: names sort by class, and the first ones would be all of one.
+        chosen = [len(dataset) * i // count for i in range(count)]
+    else:
+        # The first of a shuffled list, so that more objects with the same seed are these and others.
+        chosen = sorted(np.random.default_rng(s.objects_seed).permutation(len(dataset))[:count].tolist())
     return [_task_of(s, dataset, known, index, size) for index in chosen]
 
 
@@ -129,6 +133,6 @@ def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
     if wrong or len(set(numbers)) != len(numbers):
         raise ValueError(
             f"sample.input_views {tuple(numbers)} must be distinct views of object {name}, which has {count} (0 to "
-            f"{count - 1})"
+            f"{count - 1}); with --mode=evaluate it is evaluate.input_view that sets them"
         )
     return numbers

@@ -108,7 +108,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
         whole = sharding.replicated(mesh)
         step_fn = jax.jit(
-            make_train_step(network, process, recipe),
+            make_train_step(network, process, recipe, whole),
             in_shardings=(shardings, whole, sharding.batch_sharding(mesh)),
             out_shardings=(shardings, whole),
             donate_argnums=(0, 1),

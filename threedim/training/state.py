@@ -142,11 +142,16 @@ def abstract_params(network: XUNet) -> PyTree:
 
 
 def make_train_step(
-    network: XUNet, process: diffusion.Process, recipe: Recipe
+    network: XUNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
     """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics.
 
     A pair's noise does not depend on the number of microbatches; its dropout does.
+
+    Args:
+      network, process, recipe: what is trained, and how.
+      gathered: where parameters are brought when they are used, if they are split. Left to itself the compiler may
+        split the activations' channels as the parameters are split, and move activations from device to device.
     """
     optimizer = recipe.optimizer()
 
@@ -159,6 +164,9 @@ def make_train_step(
         examples = diffusion.make_examples(images, camera, named_key(key, "loss"), process, recipe.uncond_prob)
 
         def loss_fn(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
+            if gathered is not None:
+                params = jax.lax.with_sharding_constraint(params, gathered)
+
             def apply(x, z, logsnr, camera, cond_mask):
                 rngs = {"dropout": dropout_key}
                 return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=True, rngs=rngs)

@@ -1,0 +1,235 @@
+"""The page: whole, safe, without a network, and with the numbers of results.json."""
+
+import copy
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from threedim.evaluation import evaluate, plot, published, report
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in order; collects attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def bins():
+    return [
+        {
+            "from_degrees": 15 * i,
+            "to_degrees": 15 * i + 15,
+            "views": 10 * (i + 1),
+            "psnr": 25.0 - i,
+            "psnr_p10": 22.0 - i,
+            "psnr_p90": 27.5 - i,
+            "repeated_psnr": 20.0 - i,
+        }
+        for i in (0, 1, 3)
+    ]
+
+
+def one_object(psnr):
+    views = {"number": [0, 2], "angle_degrees": [10.5, 80.0], "psnr": [psnr + 1, psnr - 1], "ssim": [0.5, 0.7]}
+    return {
+        "psnr": psnr,
+        "ssim": 0.6,
+        "repeated_psnr": 11.25,
+        "repeated_ssim": 0.4,
+        "input_views": [64],
+        "views": views,
+    }
+
+
+@pytest.fixture
+def results():
+    return {
+        "dataset": {
+            "psnr": 21.4321,
+            "psnr_std_over_objects": 1.5678,
+            "ssim": 0.6543,
+            "ssim_std_over_objects": 0.0123,
+            "fid": None,
+            "patch_distance": 33.219,
+            "lpips": None,
+        },
+        "baselines": {"input view repeated": {"psnr": 14.8765, "ssim": 0.4321, "patch_distance": 77.777}},
+        "num_objects": 2,
+        "num_views": 4,
+        "equal_views": 0,
+        "psnr_of_equal_views": 94.97,
+        "patch_distance_views": 4,
+        "not_computed": {"fid": "no weights <named>", "lpips": "left out"},
+        "warnings": [],
+        "psnr_by_angle": bins(),
+        "protocol": {
+            "split": "test",
+            "objects_in_split": 2,
+            "data_fingerprint": "abc",
+            "input_view": 64,
+            "image_size": 128,
+            "views": "drawn here",
+            "max_objects": 0,
+            "seed": 0,
+        },
+        "published": "cars",
+        "checkpoint_step": 1234,
+        "sampling": {"solver": "ddim", "eta": None},
+        "inception": None,
+        "commit": {"hash": "0123abcd", "modified": True},
+        "versions": {"jax": "9.8.7"},
+        "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},
+        "config": {"seed": 0},
+        "objects": {"<script>alert(1)</script>": one_object(22.5), "b&b": one_object(20.25)},
+    }
+
+
+def strip(name, size=8):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (4, size, size, 3), np.uint8)
+    views = [report.StripView(0, 10.5, 23.5, picture[0], picture[1]), report.StripView(2, 80.0, 21.5, *picture[2:])]
+    return report.Strip(name, 22.5, 0.6, {64: picture[0]}, views)
+
+
+def test_page_is_whole_and_has_the_numbers(results):
+    text = report.render(results, {"Best objects": [strip("b&b")]})
+    page = Page(text)
+    said = " ".join(page.text)
+    for number in ("21.43 dB", "0.654", "33.22", "± 1.57", "14.88", "0.432", "77.78", "22.50", "20.25", "step 1,234"):
+        assert number in said, number
+    for words in (
+        "not computed, see below",
+        "no weights <named>",
+        "0123abcd, with changes",
+        "jax 9.8.7",
+        "solver ddim",
+        "b&b",
+    ):
+        assert words in said, words
+    assert "eta" not in said.split("protocol")[0].split("solver ddim")[-1]
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("img") == 5
+    assert tags.count("svg") == 1
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_page_asks_for_nothing(results):
+    text = report.render(results, {"Best objects": [strip("b&b")]})
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert attributes.get(name, "data:").startswith("data:")
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"url\(|@import", text)
+
+
+def test_text_is_escaped(results):
+    text = report.render(results, {"<b>": [strip("<i>'\"")]})
+    assert "<script" not in text
+    assert "<i>" not in text
+    assert "<b>&" not in text
+    said = " ".join(Page(text).text)
+    assert "<script>alert(1)</script>" in said
+    assert "<i>'\"" in said
+
+
+def test_rows_of_the_paper_stand_beside(results):
+    def rows():
+        page = report.render(results, {})
+        return re.findall(r"<tr class=\"[^\"]*\"><td>(.*?)</td>(.*?)</tr>", page)
+
+    cars = {name: re.findall(r"<td>(.*?)</td>", cells) for name, cells in rows()}
+    assert cars["this run"] == ["21.43", "0.654", "–", "–", "33.22"]
+    assert cars["3DiM, 471M"] == ["21.01", "0.57", "8.99", "–", "–"]
+    assert cars["Splatter Image"] == ["24.00", "0.92", "–", "0.078", "–"]
+    assert len(cars) == 2 + len(published.TABLES["cars"].rows)
+    assert "arXiv 2210.04628" in report.render(results, {})
+    results["published"] = "none"
+    assert [name for name, _ in rows()] == ["this run", "input view repeated"]
+    assert "LPIPS ↓" not in report.render(results, {})
+    assert "Nobody has published figures on this data set" in report.render(results, {})
+
+
+def test_what_differs_from_the_paper_is_said(results):
+    assert report.caveats(results) == []
+    other = copy.deepcopy(results)
+    other["protocol"] |= {"objects_in_split": 704, "image_size": 64, "input_view": 0, "seed": 3}
+    other["warnings"] = ["FID: a set has 4 pictures"]
+    found = "\n".join(report.caveats(other))
+    assert "Only 2 of 704 test objects, chosen by seed 3" in found
+    assert "64 px; the paper's are of 128 px" in found
+    assert "number 0; the paper's is number 64" in found
+    assert "FID: a set has 4 pictures." in found
+    assert all(sentence in " ".join(Page(report.render(other, {})).text) for sentence in found.splitlines())
+
+
+def test_published_rows():
+    cars, chairs = published.TABLES["cars"], published.TABLES["chairs"]
+    found = {row.name: (row.psnr, row.ssim, row.fid) for row in chairs.rows}
+    assert found["3DiM, 471M"] == (17.05, 0.53, 6.57)
+    assert found["VisionNeRF"] == (24.48, 0.92, 10.05)
+    assert {row.name for row in cars.rows if row.fid is None} == {"CodeNeRF", "LFN", "ENR", "Splatter Image"}
+    assert published.table("none") is None
+    assert published.table("chairs_star").rows[0].psnr == 14.29
+
+
+def test_plot_is_to_scale():
+    svg = plot.psnr_by_angle(bins())
+    Page(svg)
+    line = re.search(r'class="mean" points="([^"]*)"', svg)[1]
+    points = np.array([point.split(",") for point in line.split()], float)
+    ticks = {float(label): float(y) - 4 for y, label in re.findall(r'y="([\d.]+)" text-anchor="end">([-\d.]+)<', svg)}
+    degrees = {
+        float(label): float(x) for x, label in re.findall(r'x="([\d.]+)" y="\d+" text-anchor="middle">(\d+)°', svg)
+    }
+    np.testing.assert_allclose(
+        points[:, 1], np.interp([25, 24, 22], sorted(ticks), [ticks[t] for t in sorted(ticks)]), atol=0.2
+    )
+    np.testing.assert_allclose(
+        points[:, 0], np.interp([7.5, 22.5, 52.5], sorted(degrees), [degrees[d] for d in sorted(degrees)]), atol=0.2
+    )
+    assert min(ticks) <= 17
+    assert max(ticks) >= 27.5
+
+
+@pytest.mark.parametrize(("low", "high"), [(20.0, 20.0), (5.0, 95.0), (-3.0, 2.0)])
+def test_plot_of_any_range(low, high):
+    each = {"from_degrees": 0, "to_degrees": 15, "views": 1, "psnr": high, "psnr_p10": low, "psnr_p90": high}
+    svg = plot.psnr_by_angle([each | {"repeated_psnr": low}])
+    heights = [float(y) for y in re.findall(r'cy="([-\d.]+)"', svg)]
+    assert all(0 <= y <= 320 for y in heights)
+    assert len(re.findall('class="grid"', svg)) in range(2, 9)
+
+
+def test_json_has_a_line_for_each_object(results):
+    text = evaluate.to_json(results)
+    assert json.loads(text) == results
+    assert sum(line.startswith("    ") and '"number"' in line for line in text.splitlines()) == 2
+    results["dataset"]["psnr"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        evaluate.to_json(results)

@@ -1,0 +1,58 @@
+"""Where figures come from: commit, versions, device, files."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "dm-pix")
+
+
+def commit() -> dict[str, Any] | None:
+    """The git commit of this code and whether files differ from it; None where it is not in a checkout."""
+    here = pathlib.Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        # Without locks: this only looks.
+        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    try:
+        # An installed copy may lie inside of somebody else's checkout.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[2]))
+        return {"hash": git("rev-parse", "HEAD"), "modified": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def device() -> dict[str, Any]:
+    """What JAX computes on in this process, and how many processes there are."""
+    devices = jax.local_devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "processes": jax.process_count(),
+    }
+
+
+def file_identity(path: epath.PathLike) -> dict[str, str]:
+    """Name and sha256 of a file."""
+    digest = hashlib.sha256()
+    with epath.Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return {"name": epath.Path(path).name, "sha256": digest.hexdigest()}

@@ -1,0 +1,106 @@
+"""What others report on the same test sets: the tables of 3DiM's paper, and one later method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+_PAPER = "D. Watson et al., Novel View Synthesis with Diffusion Models, arXiv 2210.04628"
+_SPLATTER = "S. Szymanowicz et al., Splatter Image: Ultra-Fast Single-View 3D Reconstruction, arXiv 2312.13150"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One method's figures on a test set; None where it gives none.
+
+    Attributes:
+      name: of the method.
+      psnr: dB.
+      ssim: with a Gaussian window.
+      fid: between all generated and all true views.
+      lpips: as that method's paper computes it.
+      ours: whether it is the method that this project implements.
+    """
+
+    name: str
+    psnr: float
+    ssim: float | None = None
+    fid: float | None = None
+    lpips: float | None = None
+    ours: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows that can be put beside each other.
+
+    Attributes:
+      title: the test set.
+      rows: in the order of the paper.
+      sources: citations.
+      notes: what must be said beside them.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    sources: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+_ABLATIONS = "The last three rows are the paper's ablations: the same network used or trained otherwise."
+
+TABLES = {
+    "cars": Table(
+        "SRN cars",
+        (
+            Row("SRN", 22.25, 0.88, 41.21),
+            Row("PixelNeRF", 23.17, 0.89, 59.24),
+            Row("VisionNeRF", 22.88, 0.90, 21.31),
+            Row("CodeNeRF", 23.80, 0.91),
+            Row("LFN", 22.42, 0.89),
+            Row("ENR", 22.26),
+            Row("Splatter Image", 24.00, 0.92, lpips=0.078),
+            Row("3DiM, 471M", 21.01, 0.57, 8.99, ours=True),
+            Row("3DiM, always from the input view", 23.82, 0.59, 1.87, ours=True),
+            Row("Regression", 22.55, 0.85, 17.45),
+            Row("Concat-UNet", 17.21, 0.52, 21.54),
+        ),
+        (_PAPER, _SPLATTER),
+        (_ABLATIONS,),
+    ),
+    "chairs": Table(
+        "SRN chairs",
+        (
+            Row("SRN", 22.89, 0.89, 26.51),
+            Row("PixelNeRF", 23.72, 0.90, 38.49),
+            Row("VisionNeRF", 24.48, 0.92, 10.05),
+            Row("CodeNeRF", 23.66, 0.90),
+            Row("LFN", 22.26, 0.90),
+            Row("ENR", 22.83),
+            Row("Splatter Image", 24.43, 0.93, lpips=0.067),
+            Row("3DiM, 471M", 17.05, 0.53, 6.57, ours=True),
+        ),
+        (_PAPER, _SPLATTER),
+    ),
+    "chairs_star": Table(
+        "SRN chairs*, merged and split anew",
+        (
+            Row("3DiM, 471M", 14.29, 0.48, 3.30, ours=True),
+            Row("3DiM, always from the input view", 15.73, 0.51, 1.05, ours=True),
+            Row("Regression", 16.85, 0.76, 20.70),
+            Row("Concat-UNet", 12.36, 0.44, 5.15),
+        ),
+        (_PAPER,),
+        (_ABLATIONS, "The paper's split of chairs* is not published, so its rows are of other test objects."),
+    ),
+}
+
+
+def table(name: str) -> Table | None:
+    """The table of that name; None for "none".
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if name != "none" and name not in TABLES:
+        raise ValueError(f"evaluate.published must be one of none, {', '.join(TABLES)}, got {name!r}")
+    return TABLES.get(name)

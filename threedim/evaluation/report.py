@@ -1,0 +1,293 @@
+"""The page of an evaluation: one HTML file with everything in it, for a phone or a desk, by day or night."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from threedim.data import images as images_lib
+from threedim.evaluation import plot, published
+
+_CSS = """
+:root { color-scheme: light dark; --text: #1a1c1f; --soft: #5c6470; --paper: #fff; --raised: #f4f5f7; --line: #d9dde3;
+  --ours: #0b62c4; --band: #0b62c426; --base: #b25a00; }
+@media (prefers-color-scheme: dark) { :root { --text: #e8eaed; --soft: #a0a8b4; --paper: #15171a; --raised: #1f2226;
+  --line: #363b42; --ours: #6cb1ff; --band: #6cb1ff33; --base: #f0a050; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--text);
+  background: var(--paper); overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } p { margin: .4rem 0; }
+.soft, figcaption, td.soft { color: var(--soft); } small, figcaption { font-size: .85rem; }
+.figures { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; padding: 0; list-style: none; }
+.figures li { flex: 1 1 8rem; background: var(--raised); border-radius: .5rem; padding: .6rem .8rem; }
+.figures b { display: block; font-size: 1.5rem; line-height: 1.25; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+tr.this td { font-weight: 700; color: var(--ours); }
+.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+.strip { display: flex; gap: .4rem; padding-bottom: .3rem; }
+.strip > div { flex: 0 0 auto; width: 7.2rem; }
+.strip > div.given { border-right: 1px solid var(--line); width: 7.8rem; }
+.strip img { display: block; width: 7.2rem; height: 7.2rem; margin-bottom: .2rem; background: #fff; }
+.pixels img { image-rendering: pixelated; }
+.strip small { display: block; line-height: 1.3; color: var(--soft); }
+svg { display: block; width: 100%; min-width: 26rem; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+.grid { stroke: var(--line); } .band { fill: var(--band); } .count { fill: var(--line); }
+.mean { stroke: var(--ours); stroke-width: 2; fill: none; } .dot { fill: var(--ours); }
+.repeated { stroke: var(--base); stroke-width: 2; stroke-dasharray: 5 4; fill: none; } .rdot { fill: var(--base); }
+details { margin: .6rem 0; } summary { cursor: pointer; }
+pre { background: var(--raised); padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .8rem; }
+"""
+
+# Beyond this size pictures are shown smoothly; below, pixel by pixel.
+_SMALL_PICTURE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StripView:
+    """One drawn view with its truth, both (height, width, 3) uint8; ``angle`` in degrees from the input view."""
+
+    number: int
+    angle: float
+    psnr: float
+    drawn: np.ndarray
+    truth: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """Pictures of an object: its input views by number, and some of the others."""
+
+    name: str
+    psnr: float
+    ssim: float | None
+    inputs: Mapping[int, np.ndarray]
+    views: Sequence[StripView]
+
+
+def render(results: Mapping[str, Any], strips: Mapping[str, Sequence[Strip]]) -> str:
+    """The page.
+
+    Args:
+      results: what ``results.json`` holds.
+      strips: pictures of objects under headings.
+
+    Returns:
+      HTML that asks for no other file and no network.
+    """
+    table = published.table(results["published"])
+    title = f"Evaluation: {table.title}" if table else "Evaluation"
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p class=soft>{_text(_what(results))}</p>",
+        _headline(results),
+        "<h2>Beside others</h2>",
+        _comparison(results, table),
+        "<h2>PSNR against the angle from the input view</h2>",
+        _angles(results["psnr_by_angle"]),
+        *[_strips(heading, group) for heading, group in strips.items()],
+        "<h2>Not computed</h2>",
+        _list([f"{_title(name)}: {reason}." for name, reason in results["not_computed"].items()]),
+        "<h2>Settings</h2>",
+        _settings(results),
+        "<h2>Every object</h2>",
+        _objects(results["objects"]),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def caveats(results: Mapping[str, Any]) -> list[str]:
+    """Why figures are not those of the paper's protocol; a sentence each."""
+    protocol, found = results["protocol"], []
+    if results["num_objects"] < protocol["objects_in_split"]:
+        found.append(
+            f"Only {results['num_objects']:,} of {protocol['objects_in_split']:,} test objects, chosen by seed "
+            f"{protocol['seed']}: a quick look, not the test set."
+        )
+    if results["published"] != "none" and protocol["image_size"] != 128:
+        found.append(f"Pictures are of {protocol['image_size']} px; the paper's are of 128 px.")
+    if results["published"] in ("cars", "chairs") and protocol["input_view"] != 64:
+        found.append(f"The input view is number {protocol['input_view']}; the paper's is number 64.")
+    if results["equal_views"]:
+        found.append(
+            f"{results['equal_views']:,} drawn views equal the truth in every pixel; each counts as "
+            f"{results['psnr_of_equal_views']:.2f} dB, the highest PSNR that unequal pictures of this size can have."
+        )
+    return found + [f"{warning[:1].upper()}{warning[1:]}." for warning in results["warnings"]]
+
+
+def _what(results: Mapping[str, Any]) -> str:
+    protocol, step = results["protocol"], results["checkpoint_step"]
+    source = f"checkpoint of step {step:,}" if step is not None else f"ready-made views in {protocol['views']}"
+    return (
+        f"{results['num_objects']:,} objects, {results['num_views']:,} views of {protocol['image_size']} px, drawn "
+        f"from view {protocol['input_view']} of each; {source}"
+    )
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    dataset = results["dataset"]
+    items = []
+    for name, unit in (("psnr", " dB"), ("ssim", ""), ("fid", ""), ("patch_distance", "")):
+        value = dataset[name]
+        shown = "–" if value is None else f"{_number(name, value)}{unit}"
+        spread = dataset.get(f"{name}_std_over_objects")
+        note = "" if spread is None else f"objects: ± {_number(name, spread)}"
+        note = "not computed, see below" if value is None else note
+        items.append(f"<li>{_text(_title(name))}<b>{_text(shown)}</b><small class=soft>{_text(note)}</small></li>")
+    return f"<ul class=figures>{''.join(items)}</ul>{_list(caveats(results))}"
+
+
+def _comparison(results: Mapping[str, Any], table: published.Table | None) -> str:
+    dataset = results["dataset"]
+    ours = [("this run", dataset, "this"), *[(name, figures, "") for name, figures in results["baselines"].items()]]
+    others = [(row.name, dataclasses.asdict(row), "") for row in table.rows] if table else []
+    columns = [
+        name
+        for name in ("psnr", "ssim", "fid", "lpips", "patch_distance")
+        if any(figures.get(name) is not None for _, figures, _ in ours + others)
+    ]
+    arrows = {"psnr": "↑", "ssim": "↑"}
+    head = "".join(f"<th>{_text(_title(name))} {arrows.get(name, '↓')}</th>" for name in columns)
+    lines = []
+    for rows, rounded in ((ours, _number), (others, _published_number)):
+        for name, figures, kind in rows:
+            cells = "".join(f"<td>{_text(rounded(column, figures.get(column)))}</td>" for column in columns)
+            lines.append(f'<tr class="{kind}"><td>{_text(name)}</td>{cells}</tr>')
+    if table:
+        lines.insert(len(ours), f"<tr><td colspan={len(columns) + 1} class=soft>as published</td></tr>")
+    notes = ["PSNR and SSIM are means over all views; FID is between all drawn and all true views."]
+    if dataset["patch_distance"] is not None:
+        notes.append(
+            f"Patch distance: sliced Wasserstein distance of 7x7 patches, {results['patch_distance_views']:,} views "
+            "of a set; only figures of this project compare. It asks whether views look real, not whether they are "
+            "right: the repeated input consists of true patches."
+        )
+    if table:
+        notes += [*table.notes, *[f"Source: {source}." for source in table.sources]]
+    else:
+        notes.append("Nobody has published figures on this data set; config.evaluate.published names those that have.")
+    return (
+        f"<div class=wide><table><thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f"</div><small class=soft>{''.join(f'<p>{_text(note)}</p>' for note in notes)}</small>"
+    )
+
+
+def _angles(bins: Sequence[Mapping[str, float]]) -> str:
+    rows = "".join(
+        f"<tr><td>{each['from_degrees']}° to {each['to_degrees']}°</td><td>{each['views']:,}</td>"
+        f"<td>{each['psnr']:.2f}</td><td>{each['psnr_p10']:.2f} to {each['psnr_p90']:.2f}</td>"
+        f"<td>{each['repeated_psnr']:.2f}</td></tr>"
+        for each in bins
+    )
+    return (
+        f"<div class=wide>{plot.psnr_by_angle(bins)}</div>"
+        "<p><small class=soft>Solid: mean PSNR of the drawn views. Band: from the 10th to the 90th percentile of "
+        "views. Dashed: the input view repeated. Gray bars: shares of the views. The angle is that between the optical "
+        "axes.</small></p><details><summary>The same as a table</summary><div class=wide><table><thead><tr>"
+        "<th>angle</th><th>views</th><th>PSNR, dB</th><th>10 % to 90 %</th><th>input repeated, dB</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _strips(heading: str, strips: Sequence[Strip]) -> str:
+    return f"<h2>{_text(heading)}</h2>" + "".join(_strip(strip) for strip in strips)
+
+
+def _strip(strip: Strip) -> str:
+    small = strip.views[0].drawn.shape[0] <= _SMALL_PICTURE
+    given = "".join(
+        f"{_picture(picture, f'input view {number}')}<small>input, view {number}</small>"
+        for number, picture in strip.inputs.items()
+    )
+    views = "".join(
+        f"<div>{_picture(view.drawn, f'view {view.number}, drawn')}{_picture(view.truth, f'view {view.number}, true')}"
+        f"<small>view {view.number}, {view.angle:.0f}°<br>{view.psnr:.2f} dB</small></div>"
+        for view in strip.views
+    )
+    ssim = "" if strip.ssim is None else f", SSIM {_number('ssim', strip.ssim)}"
+    return (
+        f"<h3>{_text(strip.name)}</h3><p><small class=soft>{strip.psnr:.2f} dB{ssim} over all its views; "
+        "above drawn, below true</small></p>"
+        f'<div class="wide{" pixels" if small else ""}"><div class=strip><div class=given>{given}</div>{views}'
+        "</div></div>"
+    )
+
+
+def _picture(picture: np.ndarray, description: str) -> str:
+    encoded = base64.b64encode(images_lib.encode_png(picture)).decode()
+    return f'<img alt="{_text(description)}" src="data:image/png;base64,{encoded}">'
+
+
+def _settings(results: Mapping[str, Any]) -> str:
+    commit, device, inception = results["commit"], results["device"], results["inception"]
+    sampling = results["sampling"]
+    rows = {
+        "views": results["protocol"]["views"],
+        "checkpoint": "not known" if results["checkpoint_step"] is None else f"step {results['checkpoint_step']:,}",
+        "sampling": "not known"
+        if sampling is None
+        else ", ".join(f"{name} {value}" for name, value in sampling.items() if value not in (None, "")),
+        "protocol": ", ".join(f"{name} {value}" for name, value in results["protocol"].items() if name != "views"),
+        "weights of the FID's network": "none" if inception is None else f"{inception['name']}, {inception['sha256']}",
+        "commit": "not in a checkout"
+        if commit is None
+        else commit["hash"] + (", with changes that are not committed" if commit["modified"] else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+        "device": f"{device['count']} x {device['kind']} ({device['platform']}), {device['processes']} process(es)",
+    }
+    lines = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in rows.items())
+    config = json.dumps(results["config"], indent=2, ensure_ascii=False)
+    return (
+        f"<table class=settings><tbody>{lines}</tbody></table>"
+        f"<details><summary>The whole configuration</summary><pre>{_text(config)}</pre></details>"
+    )
+
+
+def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = "".join(
+        f"<tr><td>{_text(name)}</td><td>{len(each['views']['number']):,}</td><td>{_number('psnr', each['psnr'])}</td>"
+        f"<td>{_number('ssim', each['ssim'])}</td><td>{_number('psnr', each['repeated_psnr'])}</td></tr>"
+        for name, each in sorted(objects.items(), key=lambda item: -item[1]["psnr"])
+    )
+    return (
+        f"<details><summary>{len(objects):,} objects by PSNR</summary><div class=wide><table><thead><tr><th>object</th>"
+        f"<th>views</th><th>PSNR, dB</th><th>SSIM</th><th>input repeated, dB</th></tr></thead><tbody>{lines}</tbody>"
+        "</table></div></details>"
+    )
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{_text(each)}</li>" for each in sentences) + "</ul>" if sentences else ""
+
+
+def _title(name: str) -> str:
+    return "patch distance" if name == "patch_distance" else name.upper()
+
+
+def _number(name: str, value: float | None) -> str:
+    return "–" if value is None else f"{value:.{3 if name in ('ssim', 'lpips') else 2}f}"
+
+
+def _published_number(name: str, value: float | None) -> str:
+    """With as many digits as papers give."""
+    return f"{value:.2f}" if name == "ssim" and value is not None else _number(name, value)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
