@@ -83,11 +83,11 @@ def _group_size(line: str) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(found[1].split(","))
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+    if found := re.search(r"replica_groups=mesh\[(.*?)\].*?\{('.*?)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         # An axis by its name, or a part of one: 'axis':(before)size.
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return int(np.prod([int(size or sizes[axis]) for axis, size in parts]))
     if found := re.search(r"source_target_pairs=", line):
         return 2
-    raise ValueError(f"cannot tell who takes part in {line.strip()[:300]}")
+    raise ValueError(f"cannot tell who takes part in {line.strip()[:1000]}")

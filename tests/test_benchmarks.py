@@ -111,7 +111,7 @@ def test_bytes_on_the_wire_are_read_from_a_compiled_program():
   %ag = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) all-gather-start(bf16[8,4]{1,0} %q), replica_groups={{0,1,2,3},{4,5,6,7}}
   %done = bf16[32,4]{1,0} all-gather-done((bf16[8,4]{1,0}, bf16[32,4]{1,0}) %ag)
   ROOT %rs = (f32[2]{0}, f32[6]{0}) reduce-scatter(f32[8]{0} %a, f32[24]{0} %b), replica_groups=[2,4]<=[8]
-  %ar.2 = f32[100]{0} all-reduce(f32[100]{0} %c), replica_groups=mesh['a'=2,'b'=16] {'a','b':(4)4}, to_apply=%add
+  %ar.2 = f32[100]{0} all-reduce(f32[100]{0} %c), replica_groups=mesh['a'=2,'b'=16], ids=[8,4]T(1,0) {'a','b':(4)4}
   %name_with_all-reduce = f32[100]{0} add(f32[100]{0} %x, f32[100]{0} %y)
 """
     assert compiling.wire_bytes(text) == {
