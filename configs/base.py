@@ -79,8 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The device mesh: data x fsdp devices. The batch is split over both, parameters and optimizer state over fsdp.
     h = c.mesh = ml_collections.ConfigDict()
     h.preset = ""  # or "cpu", "gpu_8", "tpu_v4_32", "tpu_v5e_16", "tpu_v6e_8" (threedim/training/sharding.py)
-    h.data = config_dict.placeholder(int)  # -1: all devices that fsdp leaves; without preset the default
-    h.fsdp = config_dict.placeholder(int)  # without preset 1
+    h.data = config_dict.placeholder(int)  # -1: all devices that fsdp leaves; None: as the preset says, without one -1
+    h.fsdp = config_dict.placeholder(int)  # None: as the preset says, without one 1
 
     # A trace for TensorBoard's profile page.
     p = c.profile = ml_collections.ConfigDict()

@@ -33,7 +33,7 @@ def test_cost_counts_flops_and_bytes(compiled):
 
 def test_utilization_is_of_the_data_sheet(compiled, monkeypatch):
     mesh = sharding.make_mesh(-1, 1)
-    monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.Chip("cpu", 1e9, 1e9, 1e9, 1e9))
+    monkeypatch.setitem(hardware.CHIPS, "cpu", hardware.Chip("cpu", 1e9, 1e9, 1e9))
     cost = watch.Cost(*compiled, mesh, RECIPE)
     clock = iter([10.0, 11.0, 11.5, 14.0])
     monkeypatch.setattr(watch, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))

@@ -14,27 +14,25 @@ class Chip(NamedTuple):
       name: what people call it.
       flops: bfloat16 FLOP/s, dense.
       memory: bytes.
-      bandwidth: of its memory, bytes/s.
       link: to other devices of the slice or host, bytes/s in each direction, all links together.
     """
 
     name: str
     flops: float
     memory: float
-    bandwidth: float
     link: float
 
 
 # By ``jax.Device.device_kind``. TPU: docs.cloud.google.com/tpu/docs, per chip, which is one device; its interconnect
 # figures, both ways together, are halved. GPU: NVIDIA data sheets of the SXM modules, NVLink.
 CHIPS = {
-    "TPU v4": Chip("TPU v4", 275e12, 32 * 2**30, 1.2e12, 300e9),
-    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * 2**30, 0.82e12, 200e9),
-    "TPU v5": Chip("TPU v5p", 459e12, 95 * 2**30, 2.765e12, 600e9),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * 2**30, 1.64e12, 400e9),
-    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80e9, 2.0e12, 300e9),
-    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3.35e12, 450e9),
-    "NVIDIA H200": Chip("H200", 989e12, 141e9, 4.8e12, 450e9),
+    "TPU v4": Chip("TPU v4", 275e12, 32 * 2**30, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * 2**30, 200e9),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * 2**30, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * 2**30, 400e9),
+    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 450e9),
+    "NVIDIA H200": Chip("H200", 989e12, 141e9, 450e9),
 }
 
 
