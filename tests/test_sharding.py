@@ -81,9 +81,12 @@ def check_steps(steps):
         np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(other["ema"], one["ema"], rtol=1e-5, err_msg=name)
-        # What is added to all keys alike moves no attention: Adam makes steps of its gradient's rounding.
+        # What is added to all keys alike moves no attention: Adam makes steps of its gradient's rounding. So it does,
+        # here and there, of a gradient that happens to be nearly zero: one number of a thousand may be off.
         off = {path: value for path, value in other["off"].items() if "['key']['bias']" not in path}
-        assert max(off.values()) < 1e-5, (name, max(off, key=off.get))
+        for path, (share, largest) in off.items():
+            assert share <= 1e-3, (name, path)
+            assert largest < 1e-4, (name, path)
         assert len(off) > len(other["off"]) / 2
     # Parameters, their average and Adam's two moments: split over "fsdp" and nowhere else.
     for name in steps.keys() - {"0x0 in 1", "0x0 in 4"}:
