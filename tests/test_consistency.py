@@ -128,6 +128,56 @@ def test_true_views_score_higher_than_disturbed_ones(car, tmp_path):
     np.testing.assert_allclose(np.mean(one["psnr_of_view"]), figures["true"], rtol=1e-6)
 
 
+def test_the_input_view_counts_and_the_truth_does_not(car, tmp_path):
+    images, camera = car
+    other = raycast.render_views(shapes.make_shape("car", 1), camera, 16, 8)
+    wrong_input = np.concatenate([images[:1], other[1:]])
+    for name, views in (("asked", images), ("consistent", other), ("other_than_asked", wrong_input)):
+        srn.write_object(tmp_path / name / "car", views, camera)
+    folders = [str(tmp_path / name) for name in ("asked", "consistent", "other_than_asked")]
+    rows = consistency.score(folders, tmp_path / "out", SMALL)["rows"]
+    print({name: (row["psnr"], row["input_psnr"]) for name, row in rows.items()})
+    # Another object than the true one, shown consistently, loses nothing.
+    assert rows["consistent"]["psnr"] > 20
+    assert rows["consistent"]["input_psnr"] > 20
+    # One that is not that of the input view does: at the input view, and a little everywhere.
+    assert rows["other_than_asked"]["input_psnr"] < rows["consistent"]["input_psnr"] - 1
+    assert rows["other_than_asked"]["psnr"] < rows["consistent"]["psnr"]
+
+
+class MeanColors:
+    """Features that need no weights."""
+
+    num_features = 3
+
+    def __call__(self, images):
+        return images.mean(axis=(1, 2), dtype=np.float64)
+
+
+def test_fid_is_taken_of_held_out_views_and_renders_of_all_objects(views, tmp_path):
+    out = tmp_path / "out"
+    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
+    # Without fitting again.
+    row = consistency.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
+    means = []
+    for folder, wanted in ((views, held_out.held_out_indices(10, [0])), (out / "views" / "renders", None)):
+        pictures = [srn.read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
+        means.append(np.concatenate(pictures).mean(axis=(1, 2)))
+    a, b = means
+    # Of two pictures, the covariance is that of one difference.
+    one, two = (each[0] - each[1] for each in means)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + (one @ one + two @ two - 2 * abs(one @ two)) / 2
+    assert row["fid"] == pytest.approx(expected, rel=1e-3)
+    assert "singular" in row["warnings"][0]
+    # It stays where the objects are the same, and goes where they are not.
+    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] == row["fid"]
+    path = out / "views" / "scores" / "car_1.json"
+    path.write_text(path.read_text().replace('"num_views": 10', '"num_views": 11'))
+    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
+    with pytest.raises(FileNotFoundError, match=r"absent.pth: no such file, so no FID; download"):
+        consistency.score([str(views)], out, QUICK, weights=tmp_path / "absent.pth")
+
+
 def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = consistency.score([str(views)], out, QUICK)
@@ -137,7 +187,7 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     row = first["rows"]["views"]
     assert row["psnr"] == pytest.approx(np.mean([one["psnr"] for one in row["objects"].values()]))
     assert row["bounds"] == pytest.approx({"near": 0.975, "far": 3.9, "half_width": 1.3}, rel=1e-5)
-    strip = images_lib.load_png(out / "views" / "car_0.png")
+    strip = images_lib.load_png(out / "views" / "strips" / "car_0.png")
     assert strip.shape[1] > 4 * 128
 
     def refuse(*_, **__):
@@ -146,7 +196,7 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     fit = consistency.field_fit.fit
     monkeypatch.setattr(consistency.field_fit, "fit", refuse)
     assert consistency.score([str(views)], out, QUICK) == first
-    (out / "views" / "car_1.json").unlink()
+    (out / "views" / "scores" / "car_1.json").unlink()
     monkeypatch.setattr(consistency.field_fit, "fit", fit)
     again = consistency.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
     assert again["car_1"]["psnr"] == row["objects"]["car_1"]["psnr"]  # the seed decides
@@ -224,7 +274,7 @@ def test_command_line(views, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not MESHES.is_dir(), reason="no folder of meshes beside the repository")
 def test_scores_fall_as_the_disturbance_grows(tmp_path):
-    """The frozen settings on a mesh that the project did not make, 100 views of 64 px: half an hour on two cores."""
+    """The frozen settings on a mesh that the project did not make, 100 views of 64 px: 40 minutes on two cores."""
     objects = {}
     settings = render.ViewSettings(100, 64, 8)
     for name, path in (("car", "kenney_cars/taxi.glb"), ("other", "kenney_cars/van.glb")):
@@ -237,6 +287,10 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     rows |= {f"turned_{angle}": (true, turned(camera, angle)) for angle in (1, 2.5, 5)}
     rows |= {f"tinted_{strength}": (tinted(true, strength), camera) for strength in (0.1, 0.3)}
     rows |= {f"mixed_{count}": (mixed(true, objects["other"], count), camera) for count in (10, 50)}
+    # The other car, with and without the view that it should have been drawn from.
+    asked = objects["other"].copy()
+    asked[64] = true[64]
+    rows |= {"other": (objects["other"], camera), "other_than_asked": (asked, camera)}
     for name, row in rows.items():
         srn.write_object(tmp_path / name / "car", *row)
     command = [sys.executable, "-m", "threedim.evaluation.consistency", f"--out={tmp_path / 'out'}"]
@@ -246,8 +300,13 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     results = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     psnr = {name: row["psnr"] for name, row in results.items()}
-    print(json.dumps(psnr))
+    inputs = {name: row["input_psnr"] for name, row in results.items()}
+    print(json.dumps([psnr, inputs]))
     assert psnr["true"] >= 30
     assert psnr["true"] > psnr["turned_1"] > psnr["turned_2.5"] > psnr["turned_5"]
     assert psnr["true"] > psnr["tinted_0.1"] > psnr["tinted_0.3"]
     assert psnr["true"] > psnr["mixed_10"] > psnr["mixed_50"]
+    # What the true object is, is not asked; what the input view shows, is.
+    assert psnr["other"] >= 30
+    assert psnr["other_than_asked"] < psnr["other"]
+    assert inputs["other_than_asked"] < inputs["other"] - 3

@@ -4,9 +4,12 @@
 
 fits one neural field per object to its views, a tenth of them set aside, and compares the field's renders with the
 views that were set aside: those of the same folder, never the truth. Folders are in SRN format. ``FOLDER`` gets
-``results.json``, a line for each folder there is, and for each folder ``NAME/<object>.json`` (figures of every view),
-``NAME/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN format). The same
-command goes on after an interruption; other settings need another folder.
+``results.json``, a line for each folder there is, and for each folder ``NAME/scores/<object>.json`` (figures of every
+view), ``NAME/strips/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN
+format). The same command goes on after an interruption; other settings need another folder.
+
+Beside the score stands how well the field's render from the input camera agrees with the input view: views may agree
+with each other, and yet show another object than the one that was asked for.
 """
 
 from __future__ import annotations
@@ -26,22 +29,22 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from threedim import files
 from threedim.data import srn
-from threedim.evaluation import field_fit, image_metrics, neural_field
+from threedim.evaluation import consistency_results as results_folder
+from threedim.evaluation import field_fit, image_metrics, inception, neural_field, provenance
+from threedim.evaluation.consistency_results import ScoreSettings
 from threedim.evaluation.field_fit import Rays
 from threedim.evaluation.held_out import (
-    Row,
     ScoredObject,
     default_inputs,
     fingerprint,
-    load_json,
     load_views,
     named_folders,
     read_row,
     sampled_inputs,
 )
 from threedim.evaluation.neural_field import FieldSettings
+from threedim.evaluation.scores import Extractor
 from threedim.output import images as images_lib
 from threedim.progress import progress
 
@@ -50,27 +53,6 @@ CPU_RAYS_PER_STEP = 1536
 # Of a render that equals the view to the last bit, whose PSNR is infinite, which JSON has no number for.
 _MAX_PSNR = 100.0
 _STRIP_VIEWS, _DIFFERENCE_GAIN = 4, 4
-_NO_FID = (
-    "not computed here: over one object's views it means little, and it needs the Inception weights; the renders are "
-    "kept in SRN format under renders/, so it can be taken from them without fitting again"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreSettings:
-    """Everything that decides a score beside the views.
-
-    Attributes:
-      field: of the fits.
-      input_views: numbers of the views that the others were drawn from; never set aside.
-      size: pixels that views are averaged down to; 0 leaves them as they are.
-      seed: of the fits. The held-out views have no seed: they are drawn once and for all.
-    """
-
-    field: FieldSettings
-    input_views: tuple[int, ...]
-    size: int = 0
-    seed: int = 0
 
 
 def score(
@@ -83,6 +65,8 @@ def score(
     seed: int = 0,
     max_objects: int = 0,
     objects_at_once: int = 1,
+    weights: epath.PathLike | None = None,
+    extract: Extractor | None = None,
 ) -> dict[str, Any]:
     """Scores folders of objects; what the module's docstring says is written to ``out``.
 
@@ -94,6 +78,8 @@ def score(
         samples.json, or else view 64, or else 0.
       max_objects: if positive, only that many objects of each folder, the first by a hash of their names.
       objects_at_once: fields fitted side by side, on an accelerator with room for them.
+      weights: file with the weights of the FID's network; without it there is no FID.
+      extract: features for the FID instead of those.
 
     Returns:
       The content of results.json.
@@ -108,6 +94,8 @@ def score(
             f"objects_at_once must be positive, max_objects and size not negative; got {objects_at_once}, "
             f"{max_objects}, {size}"
         )
+    # Before anything is fitted, which takes long.
+    params = inception.load_params(weights) if weights and not extract else None
     named = named_folders(views)
     if input_views is None:
         input_views = next((inputs for _, folder in named if (inputs := sampled_inputs(folder))), None)
@@ -119,17 +107,17 @@ def score(
         (input_views,) = defaults
     settings = ScoreSettings(field, tuple(int(view) for view in input_views), size, seed)
     out = epath.Path(out)
-    _claim(out / "settings.json", dataclasses.asdict(settings), "was scored with other settings")
+    results_folder.claim(out / "settings.json", dataclasses.asdict(settings), "was scored with other settings")
     for row in rows:
         about = {"views": str(row.folder), "bounds": row.bounds._asdict()}
-        _claim(out / row.name / "row.json", about, "is of other views")
+        results_folder.claim(out / row.name / "row.json", about, "is of other views")
 
     jobs = []
     for row in rows:
         chosen = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
         chosen = chosen[:max_objects] if max_objects else row.objects
         jobs += [(row, one) for one in chosen]
-    todo = [job for job in jobs if not _is_done(out, *job)]
+    todo = [job for job in jobs if not results_folder.is_done(out, *job)]
     steps = field.num_steps
     with progress(len(jobs) * steps, initial=(len(jobs) - len(todo)) * steps, desc="fitting, steps") as bar:
         done = bar.initial
@@ -140,7 +128,13 @@ def score(
 
             _score_batch(out, batch, objects_at_once, settings, on_step)
             done += steps * len(batch)
-    return _collect(out, settings)
+    identity = provenance.file_identity(weights) if weights else None
+    if params is not None:
+        extract = inception.FeatureExtractor(params)
+    if extract is not None:
+        for row in rows:
+            results_folder.take_fid(out, row, extract, identity)
+    return results_folder.collect(out, settings)
 
 
 def _batches(jobs, size):
@@ -178,17 +172,17 @@ def _score_batch(out, batch, width, settings: ScoreSettings, on_step) -> None:
             pictures[held_out],
             cameras[held_out],
         )
-        target = _rays(held, seen_by)
-        rendering = neural_field.render(field, target.origins, target.directions, bounds, settings.field)
-        renders = images_lib.to_uint8(2 * np.asarray(rendering.colors).reshape(held.shape) - 1)
-        psnr = np.minimum(image_metrics.psnr(renders, held), _MAX_PSNR)
+        renders, rendering = _render(field, held, seen_by, bounds, settings)
+        psnr = _psnr(renders, held)
         ssim = image_metrics.ssim(renders, held)
+        inputs = [one.numbers.index(view) for view in settings.input_views]
+        from_input, _ = _render(field, pictures[inputs], cameras[inputs], bounds, settings)
         folder, name = out / row.name, one.folder.name
         kept = folder / "renders" / name
         if kept.exists():  # of an attempt that did not get to the end
             kept.rmtree()
         srn.write_object(kept, renders, seen_by)
-        images_lib.save_png(folder / f"{name}.png", _strip(one, held, renders, rendering))
+        images_lib.save_png(results_folder.strip_path(folder, name), _strip(one, held, renders, rendering))
         figures = {
             "views_sha256": fingerprint(one),
             "num_views": len(one.numbers),
@@ -197,10 +191,22 @@ def _score_batch(out, batch, width, settings: ScoreSettings, on_step) -> None:
             "ssim": float(np.mean(ssim, dtype=np.float64)),
             "psnr_of_view": [float(value) for value in psnr],
             "ssim_of_view": [float(value) for value in ssim],
+            "input_psnr": float(np.mean(_psnr(from_input, pictures[inputs]), dtype=np.float64)),
             "fit_seconds": round(seconds / len(batch), 2),
         }
         # Last, because an object that has it is finished.
-        _save(folder / f"{name}.json", figures)
+        results_folder.save(results_folder.score_path(folder, name), figures)
+
+
+def _render(field, pictures: np.ndarray, cameras, bounds, settings: ScoreSettings):
+    """What the field shows from these cameras, (view, height, width, 3) uint8, and all that is known of each pixel."""
+    target = _rays(pictures, cameras)
+    rendering = neural_field.render(field, target.origins, target.directions, bounds, settings.field)
+    return images_lib.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
+
+
+def _psnr(renders: np.ndarray, views: np.ndarray) -> np.ndarray:
+    return np.minimum(image_metrics.psnr(renders, views), _MAX_PSNR)
 
 
 def _rays(pictures: np.ndarray, cameras) -> Rays:
@@ -229,73 +235,6 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
         row_labels=[f"view {one.held_out[index]}" for index in chosen],
         col_labels=["held out", "field", f"difference x{_DIFFERENCE_GAIN}", "depth, near is dark"],
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- results
-
-
-def _save(path: epath.Path, content: Any) -> None:
-    files.write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in content.items():
-        flat |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _claim(path: epath.Path, content: dict[str, Any], problem: str) -> None:
-    """Writes what decides the results here, or checks that it is what it was."""
-    now = json.loads(json.dumps(content))
-    if not path.exists():
-        if path.parent.exists() and any(not child.name.startswith(".") for child in path.parent.iterdir()):
-            raise ValueError(f"{path.parent} is not empty and holds no {path.name}; choose another --out")
-        _save(path, now)
-        return
-    before, now = _flat(load_json(path)), _flat(now)
-    changed = [f"{k}: {before.get(k)} → {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
-        raise ValueError(f"{path.parent} {problem} (then → now): {'; '.join(changed)}; choose another --out")
-
-
-def _is_done(out: epath.Path, row: Row, one: ScoredObject) -> bool:
-    path = out / row.name / f"{one.folder.name}.json"
-    if not path.exists():
-        return False
-    if load_json(path).get("views_sha256") != fingerprint(one):
-        raise ValueError(
-            f"{path} is the score of other views than {one.folder} holds now; delete it or choose another --out"
-        )
-    return True
-
-
-def _collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
-    """results.json from every row that this folder has, of this call or of earlier ones."""
-    rows = {}
-    for path in sorted(out.glob("*/row.json")):
-        objects = {one.stem: load_json(one) for one in sorted(path.parent.glob("*.json")) if one.name != "row.json"}
-        rows[path.parent.name] = {
-            **load_json(path),
-            "num_objects": len(objects),
-            **{name: float(np.mean([one[name] for one in objects.values()])) for name in ("psnr", "ssim")},
-            "fid": None,
-            "objects": objects,
-        }
-    frozen = dataclasses.asdict(FieldSettings())
-    # How many rays a step takes is a matter of the machine, and stands among the settings.
-    free = ("rays_per_step", "rays_per_chunk")
-    changed = {k: v for k, v in dataclasses.asdict(settings.field).items() if v != frozen[k] and k not in free}
-    results = {
-        "measure": "3D consistency score (PAPER.md section 8): PSNR in dB, SSIM with a Gaussian window",
-        "settings": {**dataclasses.asdict(settings), "input_views": list(settings.input_views)},
-        "not_the_frozen_settings": changed,
-        "fid": _NO_FID,
-        "jax_backend": jax.default_backend(),
-        "rows": rows,
-    }
-    _save(out / "results.json", results)
-    return results
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -332,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--objects_at_once", type=int, default=1, help="Fitted side by side, on an accelerator with room for them.")
     add("--rays_per_step", type=int, help=f"Random rays of a step; 0 for all pixels of all views. Unless given: "
         f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Compare only rows of equal numbers.")  # fmt: skip
+    add("--inception", help="File with the weights of the FID's network; without it there is no FID.")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="Another field setting than the frozen one.")
     add("--compilation_cache", default="~/.cache/threedim/xla", help="Folder of compiled programs; empty for none.")
     return parser
@@ -352,16 +292,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=given.seed,
             max_objects=given.max_objects,
             objects_at_once=given.objects_at_once,
+            weights=given.inception,
         )
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(results["settings"]))
     for name, row in results["rows"].items():
         seconds = np.mean([one["fit_seconds"] for one in row["objects"].values()])
-        figures = (
-            f"{row['psnr']:6.2f} dB   SSIM {row['ssim']:.3f}   {row['num_objects']} objects   {seconds:.0f} s each"
+        fid = "" if row["fid"] is None else f"   FID {row['fid']:.2f}"
+        print(
+            f"{name:24} {row['psnr']:6.2f} dB   SSIM {row['ssim']:.3f}{fid}   input view {row['input_psnr']:.2f} dB   "
+            f"{row['num_objects']} objects   {seconds:.0f} s each"
         )
-        print(f"{name:24} {figures}")
     print(f"{epath.Path(given.out) / 'results.json'}")
 
 
