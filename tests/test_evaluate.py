@@ -17,7 +17,7 @@ from configs import base
 from threedim import rollout
 from threedim.data import images as images_lib
 from threedim.data import sources, srn
-from threedim.evaluation import drawn, evaluate, frechet, provenance, scores
+from threedim.evaluation import drawn, evaluate, frechet, lpips, provenance, scores
 from threedim.evaluation.inception import entry_shapes
 from threedim.evaluation.patch_distance import sliced_wasserstein
 from threedim.training import loop
@@ -108,6 +108,15 @@ class Colors:
         return np.concatenate([images.mean((1, 2)), images.std((1, 2))], axis=-1)
 
 
+class Difference:
+    """A stand-in for LPIPS: mean difference of gray levels."""
+
+    name, smallest = "Differences", 16
+
+    def __call__(self, truth, *others):
+        return [np.abs(other.astype(float) - truth).mean((1, 2, 3)) for other in others]
+
+
 def test_figures_against_numpy(ready):
     out = evaluate.evaluate(ready, "nowhere", extract=Colors())
     results = results_of(out)
@@ -143,12 +152,45 @@ def test_figures_against_numpy(ready):
     np.testing.assert_allclose(figures["fid"], frechet.frechet_distance(first, second).value, rtol=1e-6)
     assert figures["lpips"] is None
     assert list(results["not_computed"]) == ["lpips"]
+    assert "vgg16-397923af.pth" in results["not_computed"]["lpips"]
+    assert (results["lpips_network"], results["lpips_weights"]) == (None, None)
     bins = results["psnr_by_angle"]
     assert sum(each["views"] for each in bins) == results["num_views"] == 16
     np.testing.assert_allclose(sum(b["views"] * b["psnr"] for b in bins) / 16, figures["psnr"], rtol=1e-9)
     assert results["checkpoint_step"] is None
     assert results["protocol"]["data_fingerprint"] == dataset.fingerprint
     assert results["config"]["evaluate"]["input_view"] == 1
+
+
+def test_lpips_of_views_objects_and_all(ready):
+    results = results_of(evaluate.evaluate(ready, "nowhere", compare=Difference()))
+    dataset = sources.open_from_config(ready.data, "test")
+    found, repeated = [], []
+    for index, name in enumerate(dataset.names):
+        truth, _ = dataset.views(index, [0, 2, 3, 4])
+        given, _ = dataset.views(index, [1])
+        found += Difference()(truth, pictures_of(ready, name))
+        repeated += Difference()(truth, given)
+        scored = results["objects"][name]
+        np.testing.assert_allclose(scored["views"]["lpips"], found[-1], atol=1e-5)
+        np.testing.assert_allclose(scored["lpips"], found[-1].mean(), atol=1e-5)
+        np.testing.assert_allclose(scored["repeated_lpips"], repeated[-1].mean(), atol=1e-5)
+    np.testing.assert_allclose(results["dataset"]["lpips"], np.mean(found))
+    np.testing.assert_allclose(results["dataset"]["lpips_std_over_objects"], np.std(np.mean(found, 1), ddof=1))
+    np.testing.assert_allclose(results["baselines"]["input view repeated"]["lpips"], np.mean(repeated))
+    assert results["lpips_network"] == "Differences"
+    assert "lpips" not in results["not_computed"]
+    page = (pathlib.Path(ready.evaluate.out) / "report.html").read_text()
+    assert f"{np.mean(found):.3f}" in page
+
+
+def test_pictures_too_small_for_lpips(ready):
+    compare = Difference()
+    compare.smallest = 17
+    results = results_of(evaluate.evaluate(ready, "nowhere", compare=compare))
+    assert results["not_computed"]["lpips"] == "pictures of 16 px are smaller than the 17 px that Differences needs"
+    assert results["dataset"]["lpips"] is None
+    assert results["lpips_network"] is None
 
 
 def test_draws_scores_and_does_not_draw_again(tiny, run, monkeypatch, capsys):
@@ -163,6 +205,7 @@ def test_draws_scores_and_does_not_draw_again(tiny, run, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert f"PSNR {results['dataset']['psnr']:.4g}" in said
     assert "no FID: no weights named with --config.evaluate.inception=FILE; download" in said
+    assert "no LPIPS: the paper has none, and no weights are named with --config.evaluate.lpips_backbone=FILE" in said
     dataset = sources.open_from_config(tiny.data, "test")
     assert set(results["objects"]) == set(dataset.names)
     for index, name in enumerate(dataset.names):
@@ -262,6 +305,7 @@ def test_equal_views_count_with_the_highest_finite_psnr(ready, tmp_path):
         ),
         ("evaluate.max_objects", -1, "evaluate.max_objects must be 0 (all) or more, got -1"),
         ("evaluate.inception", "weights.pth", "weights.pth: no such file, so no FID; download"),
+        ("evaluate.lpips_lin", "lin.pth", "must both be named, or neither; only lpips_lin is; download https://"),
         ("evaluate.input_view", 9, "has 5 (0 to 4); with --mode=evaluate it is evaluate.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
         ("model.image_size", 8, "is 16 px wide, but views are compared at 8 px"),
@@ -334,6 +378,33 @@ def test_fid_from_a_named_file_of_weights(ready, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert f"{results['dataset']['fid']:.2f}" in page
     assert "covariance is singular" in page
+
+
+@pytest.mark.slow
+def test_lpips_from_named_files_of_weights(ready, tmp_path):
+    """Made-up weights: through the files, the network and the page. Both networks, of which one is too large."""
+    for network in (lpips.VGG16, lpips.ALEXNET):
+        names = {"backbone": tmp_path / f"{network.name}.npz", "lin": tmp_path / f"{network.name}_lin.npz"}
+        np.savez(names["backbone"], **{name: make_entry(name, s) for name, s in network.backbone_shapes().items()})
+        np.savez(names["lin"], **{name: np.abs(make_entry(name, s)) for name, s in network.lin_shapes().items()})
+        ready.evaluate.lpips_backbone, ready.evaluate.lpips_lin = map(str, names.values())
+        results = results_of(evaluate.evaluate(ready, "nowhere"))
+        page = (tmp_path / "out/report.html").read_text()
+        if network is lpips.ALEXNET:
+            assert "16 px are smaller than the 31 px that AlexNet needs" in results["not_computed"]["lpips"]
+            assert results["lpips_weights"] is None
+            assert results["warnings"] == []
+            continue
+        each = results["objects"].values()
+        np.testing.assert_allclose(results["dataset"]["lpips"], np.mean([one["lpips"] for one in each]), atol=1e-5)
+        # The seed's noise grows from object to object.
+        assert [one["lpips"] for one in each] == sorted(one["lpips"] for one in each)
+        assert results["lpips_network"] == "VGG16"
+        digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in names.items()}
+        assert {name: file["sha256"] for name, file in results["lpips_weights"].items()} == digests
+        assert len(results["warnings"]) == 2
+        for words in (*digests.values(), "VGG16_lin.npz is not, by its sha256, the published file", "by VGG16"):
+            assert words in page
 
 
 @pytest.mark.slow

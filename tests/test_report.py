@@ -55,11 +55,14 @@ def bins():
 
 def one_object(psnr):
     views = {"number": [0, 2], "angle_degrees": [10.5, 80.0], "psnr": [psnr + 1, psnr - 1], "ssim": [0.5, 0.7]}
+    views["lpips"] = None
     return {
         "psnr": psnr,
         "ssim": 0.6,
+        "lpips": None,
         "repeated_psnr": 11.25,
         "repeated_ssim": 0.4,
+        "repeated_lpips": None,
         "input_views": [64],
         "views": views,
     }
@@ -100,6 +103,8 @@ def results():
         "checkpoint_step": 1234,
         "sampling": {"solver": "ddim", "eta": None},
         "inception": None,
+        "lpips_network": None,
+        "lpips_weights": None,
         "commit": {"hash": "0123abcd", "modified": True},
         "versions": {"jax": "9.8.7"},
         "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},
@@ -146,6 +151,32 @@ def test_page_asks_for_nothing(results):
             assert attributes.get(name, "data:").startswith("data:")
         assert not any(name.startswith("on") for name in attributes)
     assert not re.search(r"url\(|@import", text)
+
+
+def test_lpips_where_there_is_one(results):
+    without = " ".join(Page(report.render(results, {})).text)
+    assert "weights of LPIPS none" in without
+    assert "version 0.1 by" not in without
+    results["published"] = "none"
+    assert "LPIPS ↓" not in report.render(results, {})
+    results["published"] = "cars"
+    results["dataset"] |= {"lpips": 0.12345, "lpips_std_over_objects": 0.0321}
+    results["baselines"]["input view repeated"]["lpips"] = 0.4567
+    results["objects"]["b&b"]["lpips"] = 0.9871
+    results["lpips_network"] = "VGG16"
+    results["lpips_weights"] = {
+        "backbone": {"name": "back<bone>.pth", "sha256": "12ab"},
+        "lin": {"name": "lin.pth", "sha256": "34cd"},
+    }
+    said = " ".join(Page(report.render(results, {})).text)
+    for words in ("0.123", "± 0.032", "0.457", "0.987", "0.078", "LPIPS: version 0.1 by VGG16, mean over all views"):
+        assert words in said, words
+    assert "back<bone>.pth, 12ab; lin.pth, 34cd" in said
+    assert report.caveats(results) == []
+    results["lpips_network"] = "AlexNet"
+    assert report.caveats(results) == ["LPIPS is by AlexNet; the published ones are by VGG16."]
+    results["published"] = "none"
+    assert report.caveats(results) == []
 
 
 def test_text_is_escaped(results):

@@ -72,6 +72,33 @@ def test_files_of_python_2_and_parameters(tmp_path):
     np.testing.assert_array_equal(found["parameter"], FLAT)
 
 
+def test_files_of_2017(tmp_path):
+    """Their state dicts may hold parameters: made from a tensor, then given flags. Sizes had a type of their own."""
+    size = name("torch", "Size") + torch_files.numbers([4, 6]) + b"\x85" + REDUCE
+    where = storage("0", "f4", 24, True) + integer(0) + size + torch_files.numbers([6, 1])
+    old = name("torch._utils", "_rebuild_tensor") + MARK + where + b"t" + REDUCE
+    parameter = name("torch.nn.parameter", "Parameter") + old + b"\x85" + REDUCE
+    flags = b"\x88\x89" + torch_files.ORDERED_DICT + b"\x87b"
+    for attributes in (flags, b"\x88\x89N\x87b"):
+        pickled = state_dict({"weight": parameter + attributes})
+        found = read_state_dict(write_file(tmp_path / "w.pth", torch_files.legacy_file(pickled, {"0": FLAT})))
+        np.testing.assert_array_equal(found["weight"], FLAT.reshape(4, 6))
+    # Other attributes would be the numbers.
+    for attributes in (MARK + storage("0", "f4", 24, True) + b"K\x01))tb", b"}b", b"\x88\x89\x86b"):
+        pickled = state_dict({"weight": parameter + attributes})
+        with pytest.raises(ValueError, match="belongs"):
+            read_state_dict(write_file(tmp_path / "w.pth", torch_files.legacy_file(pickled, {"0": FLAT})))
+
+
+def test_files_written_from_a_gpu(tmp_path):
+    data = file_of({"a": view(True, (4, 6), (6, 1))}, True)
+    for cpu, gpu in ((b"ctorch\nFloat", b"ctorch.cuda\nFloat"), (text("cpu"), text("cuda:0"))):
+        assert cpu in data
+        data = data.replace(cpu, gpu)
+    found = read_state_dict(write_file(tmp_path / "w.pth", data))
+    np.testing.assert_array_equal(found["a"], FLAT.reshape(4, 6))
+
+
 def hostile_pickles(marker):
     """Each would make a folder if it were unpickled."""
     argument = text(str(marker))

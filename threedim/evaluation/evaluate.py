@@ -25,7 +25,7 @@ from etils import epath
 from threedim import distributed, files, rollout
 from threedim.data import sources
 from threedim.evaluation import drawn as drawn_lib
-from threedim.evaluation import inception, provenance, published, report, scores
+from threedim.evaluation import inception, lpips, provenance, published, report, scores
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
 
@@ -33,7 +33,10 @@ from threedim.tasks import Task, make_tasks
 _ENDS, _STRIP_VIEWS = 4, 6
 
 _DRAWN_HERE = "drawn here"
-_NO_LPIPS = "not part of this project; the paper does not report it"
+_NO_LPIPS = (
+    "the paper has none, and no weights are named with --config.evaluate.lpips_backbone=FILE "
+    f"--config.evaluate.lpips_lin=FILE; {lpips.HOW_TO_GET_WEIGHTS}"
+)
 _NO_WEIGHTS = f"no weights named with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
 
 
@@ -47,7 +50,11 @@ class _Found:
 
 
 def evaluate(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike, *, extract: scores.Extractor | None = None
+    config: ml_collections.ConfigDict,
+    workdir: epath.PathLike,
+    *,
+    extract: scores.Extractor | None = None,
+    compare: scores.Comparer | None = None,
 ) -> epath.Path:
     """Draws what is not drawn yet, scores all of it, and writes ``results.json`` and ``report.html``.
 
@@ -55,6 +62,7 @@ def evaluate(
       config: its section ``evaluate`` sets the protocol; ``sample`` how views are drawn, but not which.
       workdir: of the run; with ``config.evaluate.views`` only the place for the output.
       extract: features for the FID instead of those of ``config.evaluate.inception``.
+      compare: LPIPS instead of that of ``config.evaluate.lpips_backbone`` and ``lpips_lin``.
 
     Returns:
       The output folder.
@@ -69,6 +77,7 @@ def evaluate(
         raise ValueError(f"evaluate.max_objects must be 0 (all) or more, got {e.max_objects}")
     # Before anything is drawn, which may take days.
     params = inception.load_params(e.inception) if e.inception and not extract else None
+    weights = _lpips_weights(e) if not compare else None
     protocol = _sampling(config)
     if e.views:
         ready_made = drawn_lib.DrawnViews(e.views)
@@ -85,9 +94,11 @@ def evaluate(
         return out
     if params is not None:
         extract = inception.FeatureExtractor(params)
+    if weights is not None:
+        compare = lpips.PerceptualDistance(weights)
     drawn = ready_made if e.views else drawn_lib.DrawnViews(out / "views")
     found = _Found(drawn, tasks, drawn.find(tasks))
-    results = _score(config, found, extract)
+    results = _score(config, found, extract, compare)
     files.write_atomically(out / "results.json", to_json(results))
     best_and_worst = _strips(config, found, results["objects"])
     files.write_atomically(out / "report.html", report.render(results, best_and_worst))
@@ -104,6 +115,17 @@ def to_json(results: dict[str, Any]) -> str:
         for name, figures in results["objects"].items()
     ]
     return head + ',\n  "objects": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+
+def _lpips_weights(e: ml_collections.ConfigDict) -> lpips.Weights | None:
+    """None if no files are named."""
+    if bool(e.lpips_backbone) != bool(e.lpips_lin):
+        named = "lpips_backbone" if e.lpips_backbone else "lpips_lin"
+        raise ValueError(
+            f"evaluate.lpips_backbone and evaluate.lpips_lin must both be named, or neither; only {named} is; "
+            f"{lpips.HOW_TO_GET_WEIGHTS}"
+        )
+    return lpips.load_weights(e.lpips_backbone, e.lpips_lin) if e.lpips_backbone else None
 
 
 def _sampling(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -159,7 +181,12 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
         )
 
 
-def _score(config: ml_collections.ConfigDict, found: _Found, extract: scores.Extractor | None) -> dict[str, Any]:
+def _score(
+    config: ml_collections.ConfigDict,
+    found: _Found,
+    extract: scores.Extractor | None,
+    compare: scores.Comparer | None,
+) -> dict[str, Any]:
     """All that goes into ``results.json``."""
     e, size = config.evaluate, config.model.image_size
     total = sum(len(task.target_views) for task in found.tasks)
@@ -169,14 +196,16 @@ def _score(config: ml_collections.ConfigDict, found: _Found, extract: scores.Ext
         for task in found.tasks:
             views = task.load()
             pictures = drawn_lib.read(found.paths[task.name], views.targets, size)
-            scored.append(scores.score_object(task, views, pictures))
+            scored.append(scores.score_object(task, views, pictures, compare))
             distances.add(views, pictures)
             bar.advance(len(pictures))
     summary = scores.summary(scored)
-    not_computed, warnings = {"lpips": _NO_LPIPS}, []
+    not_computed, warnings = {}, []
     if reason := scores.ssim_refusal(size):
         not_computed["ssim"] = reason
-    dataset = summary["dataset"] | {"fid": None, "patch_distance": None, "lpips": None}
+    if reason := scores.lpips_refusal(size, compare) if compare else _NO_LPIPS:
+        not_computed["lpips"] = reason
+    dataset = summary["dataset"] | {"fid": None, "patch_distance": None}
     repeated = summary["repeated"] | {"patch_distance": None}
     if reason := scores.patch_refusal(size):
         not_computed["patch_distance"] = reason
@@ -189,6 +218,10 @@ def _score(config: ml_collections.ConfigDict, found: _Found, extract: scores.Ext
     else:
         distance = distances.fid()
         dataset["fid"], warnings = distance.value, [f"FID: {warning}" for warning in distance.warnings]
+    lpips_files = None
+    if e.lpips_backbone and dataset["lpips"] is not None:
+        lpips_files = {name: provenance.file_identity(e[f"lpips_{name}"]) for name in ("backbone", "lin")}
+        warnings += lpips.not_as_published(compare.name, **lpips_files)
     settings = found.drawn.settings
     return {
         "dataset": dataset,
@@ -206,6 +239,8 @@ def _score(config: ml_collections.ConfigDict, found: _Found, extract: scores.Ext
         "checkpoint_step": settings and settings.get("checkpoint_step"),
         "sampling": settings,
         "inception": provenance.file_identity(e.inception) if e.inception and extract else None,
+        "lpips_network": None if dataset["lpips"] is None else compare.name,
+        "lpips_weights": lpips_files,
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "device": provenance.device(),
@@ -225,14 +260,17 @@ def _object(each: scores.ObjectScores) -> dict[str, Any]:
     return {
         "psnr": mean(each.psnr),
         "ssim": mean(each.ssim),
+        "lpips": mean(each.lpips),
         "repeated_psnr": mean(each.repeated_psnr),
         "repeated_ssim": mean(each.repeated_ssim),
+        "repeated_lpips": mean(each.repeated_lpips),
         "input_views": each.input_views,
         "views": {
             "number": each.views,
             "angle_degrees": rounded(each.angle),
             "psnr": rounded(each.psnr),
             "ssim": rounded(each.ssim),
+            "lpips": rounded(each.lpips),
         },
     }
 
@@ -270,12 +308,11 @@ def _strips(config: ml_collections.ConfigDict, found: _Found, objects: dict[str,
 
 def _say(results: dict[str, Any], out: epath.Path) -> None:
     figures = results["dataset"]
-    shown = {"PSNR": "psnr", "SSIM": "ssim", "FID": "fid", "patch distance": "patch_distance"}
+    shown = {"PSNR": "psnr", "SSIM": "ssim", "FID": "fid", "LPIPS": "lpips", "patch distance": "patch_distance"}
     parts = [f"{title} {figures[name]:.4g}" for title, name in shown.items() if figures[name] is not None]
     print(f"{results['num_objects']} objects, {results['num_views']} views: {', '.join(parts)}")
     for name, reason in results["not_computed"].items():
-        if name != "lpips":
-            print(f"no {name.upper().replace('_', ' ')}: {reason}")
+        print(f"no {name.upper().replace('_', ' ')}: {reason}")
     for warning in results["warnings"]:
         print(warning)
     print(f"figures: {out / 'results.json'}\nreport:  {out / 'report.html'}")

@@ -16,7 +16,6 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from etils import epath
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -254,7 +253,10 @@ def _features(params: Any, images: jax.Array) -> jax.Array:
 
 
 class FeatureExtractor:
-    """Features of any number of pictures, some at a time, spread over this process's devices."""
+    """Features of any number of pictures, some at a time, spread over this process's devices.
+
+    Shows no progress: whoever has many pictures comes with some after others, and shows that.
+    """
 
     num_features = NUM_FEATURES
 
@@ -284,8 +286,7 @@ class FeatureExtractor:
             raise ValueError(f"pictures are {images.dtype} {images.shape}, must be uint8 (..., height, width, 3)")
         images = images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])
         features = np.empty((len(images), NUM_FEATURES), np.float32)
-        starts = range(0, len(images), self._chunk_size)
-        for start in tqdm.tqdm(starts, desc="Inception features", leave=False, delay=3):
+        for start in range(0, len(images), self._chunk_size):
             chunk = images[start : start + self._chunk_size]
             # Filled up, so that there is one compiled program, whatever the number of pictures.
             filled = np.pad(chunk, ((0, self._chunk_size - len(chunk)), (0, 0), (0, 0), (0, 0)))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.ndimage
-import tqdm
+
+from threedim.progress import Progress, progress
 
 _PATCH = 7
 _SMALLEST_LEVEL = 16
@@ -88,7 +89,7 @@ def sliced_wasserstein(
     positions = [_draw_positions(rng, shape, patches_per_picture) for shape in shapes]
     set_patches = [_patches(each.reshape(-1, *each.shape[-3:]), positions) for each in (images, truth)]
     distances = []
-    with tqdm.tqdm(total=len(shapes) * num_directions, desc="comparing patches", leave=False, delay=3) as bar:
+    with progress(len(shapes) * num_directions, desc="comparing patches") as bar:
         for ours, true in zip(*set_patches, strict=True):
             directions = rng.normal(size=(num_directions, _PATCH * _PATCH * 3))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -144,7 +145,7 @@ def _blurred(images: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return scipy.ndimage.convolve1d(rows, weights, axis=2, mode="mirror")
 
 
-def _projected_distance(images: np.ndarray, truth: np.ndarray, directions: np.ndarray, bar: tqdm.tqdm) -> float:
+def _projected_distance(images: np.ndarray, truth: np.ndarray, directions: np.ndarray, bar: Progress) -> float:
     """Mean over directions of the Wasserstein-1 distance between the projections of two clouds of patches."""
     colors = np.moveaxis(truth.reshape(len(truth), 3, -1), 1, 0)
     deviation = np.maximum([color.std(dtype=np.float64) for color in colors], _ROUNDING)
@@ -157,7 +158,7 @@ def _projected_distance(images: np.ndarray, truth: np.ndarray, directions: np.nd
         chunk = directions[start : start + step]
         ours, true = (np.sort(chunk @ patches.T, axis=1) for patches in (images, truth))
         total += float(_quantile_distance(ours, true, pairs).sum())
-        bar.update(len(chunk))
+        bar.advance(len(chunk))
     return total / len(directions)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from threedim.data import images as images_lib
-from threedim.evaluation import plot, published
+from threedim.evaluation import lpips, plot, published
 
 _CSS = """
 :root { color-scheme: light dark; --text: #1a1c1f; --soft: #5c6470; --paper: #fff; --raised: #f4f5f7; --line: #d9dde3;
@@ -123,6 +123,8 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         found.append(f"Pictures are of {protocol['image_size']} px; the paper's are of 128 px.")
     if results["published"] in ("cars", "chairs") and protocol["input_view"] != 64:
         found.append(f"The input view is number {protocol['input_view']}; the paper's is number 64.")
+    if results["lpips_network"] not in (None, lpips.VGG16.name) and results["published"] != "none":
+        found.append(f"LPIPS is by {results['lpips_network']}; the published ones are by {lpips.VGG16.name}.")
     if results["equal_views"]:
         found.append(
             f"{results['equal_views']:,} drawn views equal the truth in every pixel; each counts as "
@@ -143,8 +145,11 @@ def _what(results: Mapping[str, Any]) -> str:
 def _headline(results: Mapping[str, Any]) -> str:
     dataset = results["dataset"]
     items = []
-    for name, unit in (("psnr", " dB"), ("ssim", ""), ("fid", ""), ("patch_distance", "")):
+    for name, unit in (("psnr", " dB"), ("ssim", ""), ("fid", ""), ("lpips", ""), ("patch_distance", "")):
         value = dataset[name]
+        if name == "lpips" and value is None:
+            # The paper has none, so that nobody misses it.
+            continue
         shown = "–" if value is None else f"{_number(name, value)}{unit}"
         spread = dataset.get(f"{name}_std_over_objects")
         note = "" if spread is None else f"objects: ± {_number(name, spread)}"
@@ -172,6 +177,8 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
     if table:
         lines.insert(len(ours), f"<tr><td colspan={len(columns) + 1} class=soft>as published</td></tr>")
     notes = ["PSNR and SSIM are means over all views; FID is between all drawn and all true views."]
+    if dataset["lpips"] is not None:
+        notes.append(f"LPIPS: version 0.1 by {results['lpips_network']}, mean over all views.")
     if dataset["patch_distance"] is not None:
         notes.append(
             f"Patch distance: sliced Wasserstein distance of 7x7 patches, {results['patch_distance_views']:,} views "
@@ -236,7 +243,7 @@ def _picture(picture: np.ndarray, description: str) -> str:
 
 def _settings(results: Mapping[str, Any]) -> str:
     commit, device, inception = results["commit"], results["device"], results["inception"]
-    sampling = results["sampling"]
+    sampling, lpips_files = results["sampling"], results["lpips_weights"]
     rows = {
         "views": results["protocol"]["views"],
         "checkpoint": "not known" if results["checkpoint_step"] is None else f"step {results['checkpoint_step']:,}",
@@ -245,6 +252,9 @@ def _settings(results: Mapping[str, Any]) -> str:
         else ", ".join(f"{name} {value}" for name, value in sampling.items() if value not in (None, "")),
         "protocol": ", ".join(f"{name} {value}" for name, value in results["protocol"].items() if name != "views"),
         "weights of the FID's network": "none" if inception is None else f"{inception['name']}, {inception['sha256']}",
+        "weights of LPIPS": "none"
+        if lpips_files is None
+        else "; ".join(f"{file['name']}, {file['sha256']}" for file in lpips_files.values()),
         "commit": "not in a checkout"
         if commit is None
         else commit["hash"] + (", with changes that are not committed" if commit["modified"] else ""),
@@ -260,14 +270,19 @@ def _settings(results: Mapping[str, Any]) -> str:
 
 
 def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = {"psnr": "PSNR, dB", "ssim": "SSIM"}
+    if any(each["lpips"] is not None for each in objects.values()):
+        columns["lpips"] = "LPIPS"
     lines = "".join(
-        f"<tr><td>{_text(name)}</td><td>{len(each['views']['number']):,}</td><td>{_number('psnr', each['psnr'])}</td>"
-        f"<td>{_number('ssim', each['ssim'])}</td><td>{_number('psnr', each['repeated_psnr'])}</td></tr>"
+        f"<tr><td>{_text(name)}</td><td>{len(each['views']['number']):,}</td>"
+        + "".join(f"<td>{_number(column, each[column])}</td>" for column in columns)
+        + f"<td>{_number('psnr', each['repeated_psnr'])}</td></tr>"
         for name, each in sorted(objects.items(), key=lambda item: -item[1]["psnr"])
     )
+    head = "".join(f"<th>{title}</th>" for title in columns.values())
     return (
         f"<details><summary>{len(objects):,} objects by PSNR</summary><div class=wide><table><thead><tr><th>object</th>"
-        f"<th>views</th><th>PSNR, dB</th><th>SSIM</th><th>input repeated, dB</th></tr></thead><tbody>{lines}</tbody>"
+        f"<th>views</th>{head}<th>input repeated, dB</th></tr></thead><tbody>{lines}</tbody>"
         "</table></div></details>"
     )
 

@@ -25,6 +25,16 @@ class Extractor(Protocol):
         """(picture, feature) of (picture, height, width, 3) uint8."""
 
 
+class Comparer(Protocol):
+    """What gives LPIPS: `lpips.PerceptualDistance`."""
+
+    name: str
+    smallest: int
+
+    def __call__(self, truth: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+        """(picture,) for each of the others, of (picture or 1, height, width, 3) uint8."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ObjectScores:
     """One object's figures, arrays (view,) float64 in the order of ``views``.
@@ -35,8 +45,9 @@ class ObjectScores:
       angle: degrees between the optical axes of a view's camera and the first input's.
       psnr: dB, at most `psnr_limit`.
       ssim: None where pictures are too small for it.
+      lpips: None where pictures are too small for it, or without its network.
       equal: how many views equal the truth in every pixel.
-      repeated_psnr, repeated_ssim: the same of the input view, taken for every view: a baseline.
+      repeated_psnr, repeated_ssim, repeated_lpips: the same of the input view, taken for every view: a baseline.
     """
 
     name: str
@@ -45,9 +56,11 @@ class ObjectScores:
     angle: np.ndarray
     psnr: np.ndarray
     ssim: np.ndarray | None
+    lpips: np.ndarray | None
     equal: int
     repeated_psnr: np.ndarray
     repeated_ssim: np.ndarray | None
+    repeated_lpips: np.ndarray | None
 
 
 def psnr_limit(height: int, width: int) -> float:
@@ -67,8 +80,8 @@ def angles(task_views: Views) -> np.ndarray:
     return np.degrees(np.arctan2(sine, axes @ given))
 
 
-def score_object(task: Task, views: Views, drawn: np.ndarray) -> ObjectScores:
-    """Scores the drawn views (view, height, width, 3) uint8 of an object.
+def score_object(task: Task, views: Views, drawn: np.ndarray, compare: Comparer | None = None) -> ObjectScores:
+    """Scores the drawn views (view, height, width, 3) uint8 of an object, with ``compare`` also by LPIPS.
 
     Raises:
       ValueError: if they are not as many and as large as the true ones.
@@ -83,6 +96,10 @@ def score_object(task: Task, views: Views, drawn: np.ndarray) -> ObjectScores:
     def ssim(images: np.ndarray) -> np.ndarray | None:
         return None if ssim_refusal(height) else image_metrics.ssim(images, views.truth).astype(np.float64)
 
+    lpips = repeated_lpips = None
+    if compare and not lpips_refusal(height, compare):
+        # One input picture stands for its repetitions, as nothing else depends on the view.
+        lpips, repeated_lpips = compare(views.truth, drawn, views.inputs[:1])
     return ObjectScores(
         task.name,
         task.input_views,
@@ -90,15 +107,24 @@ def score_object(task: Task, views: Views, drawn: np.ndarray) -> ObjectScores:
         angles(views),
         psnr(drawn),
         ssim(drawn),
+        lpips,
         int(np.all(drawn == views.truth, axis=(1, 2, 3)).sum()),
         psnr(repeated),
         ssim(repeated),
+        repeated_lpips,
     )
 
 
 def ssim_refusal(size: int) -> str | None:
     """Why there is no SSIM of pictures of that size; None if there is."""
     return None if size >= 11 else f"pictures of {size} px are smaller than its window of 11 px"
+
+
+def lpips_refusal(size: int, compare: Comparer) -> str | None:
+    """Why there is no LPIPS of pictures of that size; None if there is."""
+    if size >= compare.smallest:
+        return None
+    return f"pictures of {size} px are smaller than the {compare.smallest} px that {compare.name} needs"
 
 
 def patch_refusal(size: int) -> str | None:
@@ -150,20 +176,20 @@ def summary(scores: list[ObjectScores]) -> dict[str, Any]:
     """Means over all views as in the paper [3], and how much objects differ. Plain numbers, None for what there is not.
 
     Returns:
-      "dataset" with "psnr" and "ssim", each also "..._std_over_objects"; the same of the repeated input as "repeated";
-      and "psnr_by_angle", a list of bins with views in them.
+      "dataset" with "psnr", "ssim" and "lpips", each also "..._std_over_objects"; the same of the repeated input as
+      "repeated"; and "psnr_by_angle", a list of bins with views in them.
     """
     return {
-        "dataset": _means(scores, "psnr", "ssim"),
-        "repeated": _means(scores, "repeated_psnr", "repeated_ssim"),
+        "dataset": _means(scores, ""),
+        "repeated": _means(scores, "repeated_"),
         "psnr_by_angle": _by_angle(scores),
     }
 
 
-def _means(scores: list[ObjectScores], *fields: str) -> dict[str, float | None]:
+def _means(scores: list[ObjectScores], prefix: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    for name, field in zip(("psnr", "ssim"), fields, strict=True):
-        values = [getattr(each, field) for each in scores]
+    for name in ("psnr", "ssim", "lpips"):
+        values = [getattr(each, prefix + name) for each in scores]
         known = all(each is not None for each in values)
         found[name] = float(np.concatenate(values).mean()) if known else None
         spread = known and len(values) > 1

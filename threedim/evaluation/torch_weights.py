@@ -43,11 +43,16 @@ _DTYPES = {
     "torch ByteStorage": np.dtype("u1"),
     "torch BoolStorage": np.dtype("?"),
 }
+# Written from a GPU, as files seldom are that somebody publishes; their bytes are the same.
+_DTYPES |= {name.replace("torch ", "torch.cuda "): dtype for name, dtype in _DTYPES.items()}
 _CALLABLES = (
     "collections OrderedDict",
     "torch._utils _rebuild_tensor",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
+    # Of 2017, as the published VGG networks are.
+    "torch.nn.parameter Parameter",
+    "torch Size",
 )
 
 
@@ -281,9 +286,12 @@ def _interpret(file: BinaryIO) -> Any:
                 arguments = _expect(stack.pop(), tuple)
                 stack.append(_rebuilt(_expect(stack.pop(), _Global).name, arguments))
             elif name == "BUILD":
-                # The attributes of a state dict, its "_metadata": versions of layers, of no use here.
-                _expect(stack.pop(), dict)
-                _expect(stack[-1], dict)
+                # The attributes of a state dict, its "_metadata": versions of layers, of no use here. Those of a
+                # parameter of 2017 are flags for training; there were others before, with the numbers among them.
+                attributes = stack.pop()
+                if not (isinstance(stack[-1], _Tensor) and isinstance(attributes, tuple) and len(attributes) == 3):
+                    _expect(attributes, dict)
+                    _expect(stack[-1], dict)
             elif name != "PROTO":
                 raise ValueError(f"it has the instruction {name}, which tensors do not need; nothing was executed")
     except (IndexError, KeyError, TypeError) as error:
@@ -330,8 +338,10 @@ def _rebuilt(function: str, arguments: tuple[Any, ...]) -> Any:
         ordered: dict = {}
         _set_items(ordered, arguments[0] if arguments else ())
         return ordered
-    if function == "torch._utils _rebuild_parameter":
+    if function in ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter"):
         return _expect(arguments[0], _Tensor)
+    if function == "torch Size":
+        return _expect(arguments[0], tuple)
     if not function.startswith("torch._utils _rebuild_tensor"):
         raise ValueError(f"it calls {function!r}; nothing was executed")
     storage, offset, shape, strides = arguments[:4]
