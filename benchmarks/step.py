@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from threedim.cameras import intrinsics, orbit
-from threedim.models.xunet import XUNetDenoiser
+from threedim.models.unet import NetworkDenoiser
 from threedim.training import build
 from threedim.training.state import Metrics, batch_images, init_state, make_train_step
 
@@ -96,7 +96,7 @@ def measure(config, repeats: int) -> dict:
 
     state = jax.jit(init_state, static_argnums=(0, 1))(network, recipe)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    denoiser, params = XUNetDenoiser(network), jax.tree.map(jnp.copy, state.params)
+    denoiser, params = NetworkDenoiser(network), jax.tree.map(jnp.copy, state.params)
 
     step = jax.jit(make_train_step(network, process, recipe), donate_argnums=(0, 1))
     args = (state, Metrics.zeros(), batch)

@@ -25,6 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     d.holdout_views = 0  # views of every training object that training does not see
     d.pose = "absolute"  # or "relative": cameras in the coordinates of the pair's clean view
     d.on_bad = "raise"  # "raise" at the first bad object, or "skip" it and list it
+    a = d.augment = ml_collections.ConfigDict()  # random changes of a training pair, alike for both views
+    a.orientation = False  # turns the world; nothing changes where data.pose is "relative"
+    a.scale = (1.0, 1.0)  # lowest and highest factor of the world's size
+    a.hue = 0.0  # the hue is turned by up to so many turns either way; 0.5 is every hue
     p = d.procedural = ml_collections.ConfigDict()
     p.kinds = ("chair", "car")
     p.num_train_objects = 1000
@@ -35,21 +39,23 @@ def get_config() -> ml_collections.ConfigDict:
     p.samples = 16  # rays per pixel
     p.seed = 0
 
-    # The X-UNet [6, 7.1].
+    # The network [6, 7.1].
     m = c.model = ml_collections.ConfigDict()
+    m.network = "xunet"  # or "concat_unet", the paper's ablation: one UNet on both pictures, stacked along channels
     m.image_size = 128  # height and width in pixels; pictures of another size are resized to it
     m.ch = 256  # channels of the first level; 256 is the 471M model, 448 the 1.3B one
     m.ch_mult = (1, 2, 2, 4)  # channels of each level, as multiples of ch
     m.emb_ch = 1024  # channels of the noise-level and pose embeddings
     m.num_res_blocks = 3  # per level on the way down; one more on the way up
-    m.attn_resolutions = (8, 16, 32)  # pixels; where the frames meet
+    m.attn_resolutions = (8, 16, 32)  # pixels; where the X-UNet's frames meet
     m.attn_heads = 4
     m.dropout = 0.1
     m.dtype = "bfloat16"  # of convolutions and matrix products: "bfloat16" or "float32"; the rest is float32
 
     # The diffusion process [2.1, 7.2].
     d = c.diffusion = ml_collections.ConfigDict()
-    d.prediction = "eps"  # "eps" (the paper's) or "v" (learns global color sooner: for small budgets)
+    d.prediction = "eps"  # "eps" (the paper's), "v" (learns global color sooner: for small budgets) or "x"
+    d.regression = False  # trains at logsnr_min alone to put out x: an ablation, sampled in one step without guidance
     d.logsnr_min = -20.0
     d.logsnr_max = 20.0
     d.uncond_logsnr = -20.0  # told for the noise frame of an unconditional pair; the paper leaves it open
@@ -98,6 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
     s.spacing = config_dict.placeholder(str)  # of the steps: equal in "t" or in "logsnr"
     s.logsnr_range = config_dict.placeholder(tuple)  # for "logsnr": first and last noise level of the network
     s.guidance_interval = config_dict.placeholder(tuple)  # noise levels at which there is guidance
+    s.conditioning = "stochastic"  # views that a step may see: all known so far, or "input": the given ones alone
     s.guidance_weight = 3.0  # w in (1 + w) eps_cond - w eps_uncond; 3 for cars, 2 for chairs
     s.fresh_uncond_noise = False  # True draws the unconditional branch's noise frame at every step, not once per view
     s.split = "test"  # "test", "val" or "train" objects; "holdout": held-out cameras of training objects
@@ -110,7 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
     s.orbit_elevation = 20.0  # degrees above the horizon
     s.orbit_radius = 0.0  # distance to the origin in the data's units; 0 takes that of the first input view
     s.batch_size = 8  # objects drawn at once
-    s.out = ""  # output folder; "" is views/step_N in the workdir
+    s.weights = ""  # a .safetensors file (threedim/weights.py) instead of the workdir's checkpoints
+    s.out = ""  # output folder; "" is views/step_N in the workdir, or views/<name of the weights' file>
     s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
 
     # Evaluation [3]: every test object from one input view, all its other views drawn as `sample` says, and scored.
@@ -120,6 +128,8 @@ def get_config() -> ml_collections.ConfigDict:
     e.seed = 0  # of that choice, and of the patch distance
     e.views = ""  # a folder of views drawn before, by any method, to be scored instead: DIR/<object>/000000.png
     e.inception = ""  # file with the weights of the FID's network; "" leaves the FID out
+    e.lpips_backbone = ""  # file with the weights of LPIPS's network: torchvision's VGG16 (later papers') or AlexNet
+    e.lpips_lin = ""  # file with those that the package lpips has for that network; "" for both leaves LPIPS out
     e.published = "none"  # rows of the paper beside the result: "cars", "chairs", "chairs_star" or "none"
-    e.out = ""  # output folder; "" is evaluation/step_N in the workdir, for ready-made views evaluation/<their folder>
+    e.out = ""  # output folder; "" is evaluation/ in the workdir, and there as for sample.out or the ready-made views
     return c

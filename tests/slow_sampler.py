@@ -165,7 +165,8 @@ def slow_sample_views(output, images, cameras, targets, key, process, settings, 
     w = settings.guidance_weight
     for o, j in np.ndindex(result.shape[:2]):
         known = [(images[o, i], cameras[o, i]) for i in range(images.shape[1])]
-        known += [(rounded(joined[o, i]), targets[o, i]) for i in range(j)]
+        if settings.conditioning == "stochastic":
+            known += [(rounded(joined[o, i]), targets[o, i]) for i in range(j)]
         key_start, key_uncond, key_steps = (
             jax.random.fold_in(jax.random.fold_in(key[o], j), stream) for stream in range(3)
         )
@@ -182,7 +183,7 @@ def slow_sample_views(output, images, cameras, targets, key, process, settings, 
             alpha, sigma = np.sqrt(1 / (1 + np.exp(-lt))), np.sqrt(1 / (1 + np.exp(lt)))
 
             def eps_hat(y, z=z, alpha=alpha, sigma=sigma):
-                return y if process.prediction == "eps" else alpha * y + sigma * z
+                return {"eps": y, "v": alpha * y + sigma * z, "x": (z - alpha * y) / sigma}[process.prediction]
 
             eps = eps_hat(output(x, process.logsnr_max, camera_x, z, lt, target, True))
             if guided[i]:

@@ -16,6 +16,7 @@ import optax
 import pytest
 from orbax.checkpoint._src.path import atomicity
 
+from configs import base
 from threedim.training import checkpoints, leaves, run_info
 from threedim.training.checkpoints import CheckpointError, Checkpoints
 from threedim.training.state import TrainState
@@ -560,6 +561,20 @@ def test_other_fields_may_change_and_are_recorded(tmp_path):
     assert run_info.check_run_info(tmp_path, new, "abc", write=False) == shown
     assert run_info.check_run_info(tmp_path, new, "abc") == shown
     assert run_info.read_run_info(tmp_path)[0]["train"]["num_steps"] == 2000
+
+
+def test_augmentation_may_not_change_and_older_runs_had_none(tmp_path):
+    older, new = config(), config()
+    older.data = ml_collections.ConfigDict({"pose": "absolute"})
+    new.data = ml_collections.ConfigDict({"pose": "absolute", "augment": base.get_config().data.augment})
+    run_info.write_run_info(tmp_path, older, "abc")
+    assert run_info.check_run_info(tmp_path, new, "abc") == []
+    new.data.augment.hue = 0.5
+    with pytest.raises(ValueError, match=r"\n  data\.augment\.hue: 0 → 0\.5\n"):
+        run_info.check_run_info(tmp_path, new, "abc")
+    new.data.augment.hue, new.data.augment.scale = 0.0, (0.5, 1.0)
+    with pytest.raises(ValueError, match=r"\n  data\.augment\.scale: \[1\.0, 1\.0\] → \[0\.5, 1\.0\]\n"):
+        run_info.check_run_info(tmp_path, new, "abc")
 
 
 def test_a_run_with_checkpoints_is_not_started_anew(saved_run):

@@ -8,6 +8,7 @@ import pytest
 from tiny import NETWORK, SIZE, random_batch, random_cameras, random_params
 
 from threedim import diffusion
+from threedim.augmentation import NO_AUGMENTATION, Augmentation
 from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.training.state import (
@@ -354,6 +355,37 @@ def test_with_relative_poses_training_does_not_see_where_the_world_is():
     assert abs(losses[False, "moved"] - losses[False, "as given"]) > 1e-3
     np.testing.assert_allclose(losses[True, "moved"], losses[True, "as given"], rtol=1e-5)
     np.testing.assert_allclose(losses[True, "as given"], losses[False, "own"], rtol=1e-5)
+
+
+def test_augmentation_comes_before_relative_poses():
+    batch = random_batch(8)
+
+    def loss(augmentation=NO_AUGMENTATION, relative=False, **changes):
+        step = jax.jit(make_train_step(Poses(), PROCESS, recipe(relative_poses=relative, augmentation=augmentation)))
+        return float(step(init_state(Poses(), RECIPE), Metrics.zeros(), batch | changes)[1].loss)
+
+    turned, larger, recolored = Augmentation(orientation=True), Augmentation(scale=(2.0, 2.0)), Augmentation(hue=0.5)
+    assert abs(loss(turned) - loss()) > 1e-3
+    np.testing.assert_allclose(loss(turned, relative=True), loss(relative=True), rtol=1e-5)
+    for relative in (False, True):
+        np.testing.assert_allclose(loss(larger, relative), loss(relative=relative, t=2 * batch["t"]), rtol=1e-5)
+        assert abs(loss(larger, relative) - loss(relative=relative)) > 1e-3
+    # The toy's output depends on z alone, which has the augmented colors; where there are none, on nothing new.
+    assert abs(loss(recolored) - loss()) > 1e-6
+    gray = np.broadcast_to(batch["image"][..., :1], batch["image"].shape)
+    assert loss(recolored, image=gray) == loss(image=gray)
+
+
+def test_augmentation_is_new_at_every_step():
+    batch = random_batch(8)
+    step = jax.jit(make_train_step(Poses(), PROCESS, recipe(augmentation=Augmentation(orientation=True))))
+    plain = jax.jit(make_train_step(Poses(), PROCESS, RECIPE))
+    state = init_state(Poses(), RECIPE)
+    effects = set()
+    for number in range(3):
+        now = state.replace(step=jnp.asarray(number, jnp.int32))
+        effects.add(float(step(now, Metrics.zeros(), batch)[1].loss - plain(now, Metrics.zeros(), batch)[1].loss))
+    assert len(effects) == 3
 
 
 def _relative(camera):

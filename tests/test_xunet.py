@@ -8,7 +8,8 @@ from tiny import NETWORK, SIZE, jax_cameras, random_params
 
 from threedim.cameras import Camera
 from threedim.models.blocks import ResnetBlock
-from threedim.models.xunet import POSE_CHANNELS, XUNet, XUNetDenoiser
+from threedim.models.unet import POSE_CHANNELS, NetworkDenoiser
+from threedim.models.xunet import XUNet
 from threedim.training.state import abstract_params, init_params
 
 BATCH = 2
@@ -36,7 +37,7 @@ def network():
 
 def test_the_call_is_the_composition_of_its_parts(network, params):
     x, z, logsnr, camera, cond_mask = inputs()
-    denoiser = XUNetDenoiser(NETWORK)
+    denoiser = NetworkDenoiser(NETWORK)
 
     @jax.jit
     def known(params, x, logsnr, camera, target, cond_mask):
@@ -141,7 +142,7 @@ def test_bfloat16_encodes_rays_in_float32():
 
     network = NETWORK.clone(dtype=jnp.bfloat16)
     with nn.intercept_methods(record):
-        denoiser = XUNetDenoiser(network)
+        denoiser = NetworkDenoiser(network)
         jax.eval_shape(denoiser.embed_camera, abstract_params(network), jax_cameras(BATCH), jnp.ones(BATCH, bool))
     assert {leaf.dtype for leaf in seen} == {jnp.dtype("float32")}
     assert {leaf.shape for leaf in seen} == {(BATCH, SIZE, SIZE, POSE_CHANNELS), (1, SIZE, SIZE, POSE_CHANNELS)}
@@ -194,7 +195,7 @@ def test_other_shapes_of_network(fields, meet):
     shapes = abstract_params(network)
     y = jax.eval_shape(lambda p, *args: network.apply({"params": p}, *args, train=False), shapes, *args)
     assert y.shape == (BATCH, SIZE, SIZE, 3)
-    denoiser = XUNetDenoiser(network)
+    denoiser = NetworkDenoiser(network)
     view = jax.eval_shape(denoiser.encode_view, shapes, args[0], args[2][:, 0], args[3][:, 0], args[4])
     levels = len(fields["ch_mult"])
     assert view.h.shape[:3] == (BATCH, SIZE >> meet, SIZE >> meet)
@@ -235,7 +236,7 @@ def test_counted_cost_of_the_papers_network():
         return jax.jit(function).lower(*args).cost_analysis()["flops"] / batch / 1e12
 
     assert teraflops(jax.grad(total), shapes, image, image) <= 7.07
-    denoiser = XUNetDenoiser(network)
+    denoiser = NetworkDenoiser(network)
     view = jax.eval_shape(denoiser.encode_view, shapes, image, logsnr[:, 0], camera[:, 0], cond_mask)
     target = jax.eval_shape(denoiser.embed_camera, shapes, camera[:, 1], cond_mask)
     assert teraflops(denoiser.denoise, shapes, image, logsnr[:, 1], target, view) <= 1.92

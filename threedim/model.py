@@ -11,9 +11,10 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from threedim import weights
 from threedim.cameras import Camera
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNetDenoiser
+from threedim.models.unet import NetworkDenoiser
 from threedim.output import images
 from threedim.sampling import Settings, sample_views
 from threedim.training import build, checkpoints, run_info
@@ -25,14 +26,14 @@ class Model:
     """A trained 3DiM.
 
     Attributes:
-      denoiser: the X-UNet and how it knows cameras.
+      denoiser: the network and how it knows cameras.
       params: its averaged parameters.
       process: the diffusion process that it was trained for.
       settings: the steps and guidance of its config.
       step: training steps behind it.
     """
 
-    denoiser: XUNetDenoiser
+    denoiser: NetworkDenoiser
     params: Any
     process: Process
     settings: Settings
@@ -92,23 +93,30 @@ class Model:
         return images.to_uint8(np.asarray(drawn[0]))
 
 
-def load(workdir: epath.PathLike, step: int | None = None) -> Model:
+def load(path: epath.PathLike, step: int | None = None) -> Model:
     """Loads the averaged weights of a training run.
 
     Args:
-      workdir: folder of the run, local or gs://.
-      step: which checkpoint; the newest if None.
+      path: folder of the run, or a .safetensors file made of it (`threedim.weights`); local or gs://.
+      step: which checkpoint of the run; the newest if None.
 
     Raises:
-      FileNotFoundError: if there is no run or no such checkpoint.
-      CheckpointError: if the checkpoint is damaged.
+      FileNotFoundError: if there is no run, no such checkpoint or no such file.
+      CheckpointError, WeightsError: if the checkpoint or the file is damaged.
+      ValueError: if a step of a file is asked for.
     """
-    saved, _ = run_info.read_run_info(workdir)
+    if weights.is_weights_file(path):
+        if step is not None:
+            raise ValueError(f"{path} holds the weights of one step; step={step} asks for another thing")
+        info, params = weights.load_weights(path)
+        denoiser, step = build.denoiser(info.config), info.training_steps
+        return Model(denoiser, params, build.process(info.config), build.sample_settings(info.config), step)
+    saved, _ = run_info.read_run_info(path)
     config = ml_collections.ConfigDict(saved)
     denoiser = build.denoiser(config)
     if step is None:
-        step = checkpoints.latest_step(workdir)
+        step = checkpoints.latest_step(path)
     if step is None:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
-    params = checkpoints.restore_params(workdir, abstract_params(denoiser.network), step=step)
+        raise FileNotFoundError(f"no checkpoint in {path}")
+    params = checkpoints.restore_params(path, abstract_params(denoiser.network), step=step)
     return Model(denoiser, params, build.process(config), build.sample_settings(config), step)

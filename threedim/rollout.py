@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,9 +25,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from threedim import distributed, files
+from threedim import distributed, files, weights
 from threedim.cameras import Camera
 from threedim.data import srn
+from threedim.evaluation import provenance
 from threedim.output import images
 from threedim.progress import progress
 from threedim.sampling import sample_views
@@ -36,15 +37,27 @@ from threedim.training import build, checkpoints, run_info
 from threedim.training.state import abstract_params
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """Where weights come from: a checkpoint of a run, or a file."""
+
+    name: str
+    config: dict[str, Any]
+    step: int
+    identity: str  # of a file: its sha256
+    load: Callable[[Any, jax.sharding.Sharding], Any]  # from the parameters' shapes and where they go
+
+
 def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
-    """Draws the views that ``config.sample`` asks for with the averaged weights of the run in ``workdir``.
+    """Draws the views that ``config.sample`` asks for with the averaged weights of the run in ``workdir``, or a file's.
 
     Returns:
       The output folder.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint, or no such data.
-      ValueError: if the settings contradict the run, the data, or an output folder of other settings.
+      FileNotFoundError: if there is no checkpoint, no such file of weights, or no such data.
+      ValueError: if the settings contradict the run, the data, or an output folder of other settings; if weights are
+        damaged.
     """
     workdir = epath.Path(workdir)
     s = config.sample
@@ -53,22 +66,19 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     devices = jax.local_devices()
     if s.batch_size % len(devices):
         raise ValueError(f"sample.batch_size {s.batch_size} does not divide over this process's {len(devices)} devices")
-    step = _checkpoint_step(config, workdir)
-    trained, _ = run_info.read_run_info(workdir)
+    trained = _find_weights(config, workdir)
     denoiser, process, settings = build.denoiser(config), build.process(config), build.sample_settings(config)
-    _check_same_model(trained, config, workdir)
+    _check_same_model(trained, config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
     # Each process draws its own objects on its own devices: nobody waits, and none of them needs the others.
     mesh = jax.sharding.Mesh(np.asarray(devices), ("batch",))
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), abstract_params(denoiser.network)
-    )
-    params = checkpoints.restore_params(workdir, shapes, step=step)
+    params = trained.load(abstract_params(denoiser.network), whole)
 
     out = output_folder(config, workdir)
-    # The step last: the section has one too, which says nothing where the newest is taken.
-    claimed = {**_plain(s), **dataclasses.asdict(settings), "checkpoint_step": step}
+    # Step and weights last: the section has them too, but as asked for, not as found.
+    found = {"checkpoint_step": trained.step, "weights": trained.identity}
+    claimed = {**_plain(s), **dataclasses.asdict(settings), **found}
     distributed.lead_first(lambda: _claim(out, claimed, tasks, write=distributed.is_lead()))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     distributed.check_same("what is to be drawn", [task.name for task in todo])
@@ -124,10 +134,42 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
 
 
 def output_folder(config: ml_collections.ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Where ``sample`` writes: ``config.sample.out``, or a folder in the workdir named by the checkpoint's step."""
+    """Where ``sample`` writes: ``config.sample.out``, or a folder in the workdir named by what the weights are of."""
     if config.sample.out:
         return epath.Path(config.sample.out)
+    if config.sample.weights:
+        return workdir / "views" / epath.Path(config.sample.weights).stem
     return workdir / "views" / f"step_{_checkpoint_step(config, workdir):07d}"
+
+
+def _find_weights(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Trained:
+    """Looks at the weights, but does not load them yet."""
+    s = config.sample
+    if not s.weights:
+        step = _checkpoint_step(config, workdir)
+
+        def restore(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+            placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+            return checkpoints.restore_params(workdir, placed, step=step)
+
+        return _Trained(f"the run in {workdir}", run_info.read_run_info(workdir)[0], step, "", restore)
+    if s.checkpoint_step is not None:
+        raise ValueError(
+            f"sample.weights={s.weights} is a file of one step; sample.checkpoint_step {s.checkpoint_step} chooses "
+            "among the workdir's checkpoints: name one of the two"
+        )
+    if not weights.is_weights_file(s.weights):
+        raise ValueError(
+            f"sample.weights must name a {weights.SUFFIX} file, got {s.weights}; a run's folder is --workdir"
+        )
+    info = weights.read_info(s.weights)
+    return _Trained(
+        name=f"the network in {s.weights}",
+        config=_plain(info.config),
+        step=info.training_steps,
+        identity=provenance.file_identity(s.weights)["sha256"],
+        load=lambda shapes, sharding: weights.load_weights(s.weights, sharding)[1],
+    )
 
 
 def _checkpoint_step(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
@@ -138,17 +180,18 @@ def _checkpoint_step(config: ml_collections.ConfigDict, workdir: epath.Path) -> 
     return step
 
 
-def _check_same_model(trained: dict[str, Any], config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """The run's architecture and process must be those that sampling is asked for; only the dtype may differ."""
+def _check_same_model(trained: _Trained, config: ml_collections.ConfigDict) -> None:
+    """The weights' architecture and process must be those that sampling is asked for; only the dtype may differ."""
     lines = []
     for section, names in (("model", None), ("diffusion", None), ("data", ("pose",))):
-        now = _plain(config[section])
-        for name in names or sorted(now.keys() | trained[section].keys()):
-            before, after = trained[section].get(name), now.get(name)
+        then, now = trained.config[section], _plain(config[section])
+        for name in names or sorted(now.keys() | then.keys()):
+            before = then.get(name, run_info.LATER_FIELDS.get(f"{section}.{name}"))
+            after = now.get(name)
             if before != after and name not in ("dtype", "dropout"):
                 lines.append(f"{section}.{name}: {before} → {after}")
     if lines:
-        raise ValueError(f"the run in {workdir} was trained with other settings (then → now):\n  " + "\n  ".join(lines))
+        raise ValueError(f"{trained.name} was trained with other settings (then → now):\n  " + "\n  ".join(lines))
 
 
 def _plain(section: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -166,10 +209,12 @@ def _claim(out: epath.Path, settings: dict[str, Any], tasks: list[Task], write: 
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     if path.exists():
         content = json.loads(path.read_text())
+        later = {name: run_info.LATER_FIELDS[f"sample.{name}"] for name in ("conditioning", "weights")}
+        before = later | content["settings"]
         changed = [
-            f"{name}: {content['settings'].get(name)} → {settings.get(name)}"
-            for name in sorted(settings.keys() | content["settings"].keys())
-            if content["settings"].get(name) != settings.get(name)
+            f"{name}: {before.get(name)} → {settings.get(name)}"
+            for name in sorted(settings.keys() | before.keys())
+            if before.get(name) != settings.get(name)
         ]
         if changed:
             raise ValueError(

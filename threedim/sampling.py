@@ -2,7 +2,7 @@
 
 A view is drawn by ``num_steps`` denoising steps, and at *every* step the network sees another of the views known so
 far, drawn uniformly. A finished view joins the known ones. So views drawn one after another agree with each other,
-though the network only ever sees a pair.
+though the network only ever sees a pair. (``Settings.conditioning`` "input" leaves it at the input views.)
 
 A known set is a fixed-capacity array plus a count: one compiled function draws every view of a rollout. It holds what
 the network computes from a clean view alone, which is the same at every step. That holds for relative poses, too: the
@@ -34,7 +34,7 @@ PyTree = Any
 class Denoiser(Protocol):
     """What the sampler asks of a network. Hashable; leading axes are (batch,) throughout.
 
-    ``threedim.models.xunet.XUNetDenoiser`` is one; the tests have others.
+    ``threedim.models.unet.NetworkDenoiser`` is one; the tests have others.
 
     Attributes:
       relative_poses: whether the network knows cameras in the coordinates of the pair's clean view.
@@ -51,7 +51,7 @@ class Denoiser(Protocol):
         """Embeddings of target cameras."""
 
     def denoise(self, params: PyTree, z: jax.Array, logsnr: jax.Array, target: PyTree, view: PyTree) -> jax.Array:
-        """The network's output (eps or v) for noisy targets, given one view's features each."""
+        """The network's output (eps, v or x) for noisy targets, given one view's features each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Settings:
 
     Attributes:
       num_steps: denoising steps.
+      conditioning: which views a step draws from: "stochastic" is every view known so far [2.2]; "input" is the given
+        ones alone, an ablation of the paper [3.2].
       guidance_weight: w in ``(1 + w) eps_cond - w eps_uncond``; 0 leaves the unconditional branch out.
       fresh_uncond_noise: the unconditional branch sees a noise frame in the clean view's place. False draws it once per
         view, so that its features are computed once; True draws a new one at every step.
@@ -82,6 +84,7 @@ class Settings:
     eta: float = 0.0
     spacing: Literal["t", "logsnr"] = "t"
     logsnr_range: tuple[float, float] = (-10.0, 10.0)
+    conditioning: Literal["stochastic", "input"] = "stochastic"
 
     def __post_init__(self):
         if self.num_steps < 1:
@@ -96,6 +99,23 @@ class Settings:
             raise ValueError(f'sample.eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
         if self.spacing not in ("t", "logsnr"):
             raise ValueError(f'sample.spacing must be "t" or "logsnr", got {self.spacing!r}')
+        if self.conditioning not in ("stochastic", "input"):
+            raise ValueError(f'sample.conditioning must be "stochastic" or "input", got {self.conditioning!r}')
+
+    def check(self, process: Process) -> None:
+        """Whether a view can be drawn so from a network of this process.
+
+        Raises:
+          ValueError: if ``logsnr_range`` is none within the process's own, or a network that was trained by regression,
+            at the highest noise level without unconditional pairs, is asked for more than that.
+        """
+        self.levels(process)
+        if process.regression and (self.num_steps != 1 or self.guidance_weight != 0 or self.spacing != "t"):
+            raise ValueError(
+                "a network trained with diffusion.regression puts out the picture in one step from noise: "
+                "sample.num_steps (while training, train.sample_steps) must be 1, sample.guidance_weight 0 and "
+                f'sample.spacing "t"; got {self.num_steps}, {self.guidance_weight} and {self.spacing!r}'
+            )
 
     def levels(self, process: Process) -> np.ndarray:
         """Noise levels that the picture goes through, (num_steps + 1,), rising; at the last, no network is asked.
@@ -300,7 +320,7 @@ def sample_views(
     drawn: jax.Array | None = None,
     on_view: Callable[[int, jax.Array], None] | None = None,
 ) -> jax.Array:
-    """Draws views one after another, in the order given; each joins the known ones [2.2].
+    """Draws views one after another, in the order given; each joins the known ones, unless ``settings`` forbid [2.2].
 
     Args:
       denoiser: the network, and ``params`` its parameters.
@@ -309,7 +329,7 @@ def sample_views(
       targets: cameras to draw, axes (batch, views).
       key: (batch,) keys, one per object: an object's views depend on its own key alone, not on its company.
       process: the diffusion process that the network was trained for.
-      settings: steps and guidance.
+      settings: steps, guidance and conditioning.
       drawn: (batch, done, height, width, 3), the first views of an interrupted rollout; it goes on after them and
         returns what it would have returned uninterrupted.
       on_view: called with the index and the (batch, height, width, 3) picture of each view as it is finished.
@@ -318,8 +338,9 @@ def sample_views(
       (batch, views, height, width, 3) in [-1, 1], float32.
 
     Raises:
-      ValueError: if shapes do not fit together or there is no input view.
+      ValueError: if shapes do not fit together, there is no input view, or the settings do not fit the process.
     """
+    settings.check(process)
     images = jnp.asarray(images, jnp.float32)
     cameras, targets = jax.tree.map(jnp.asarray, (cameras, targets))
     batch, inputs, *shape = images.shape
@@ -334,7 +355,8 @@ def sample_views(
     if drawn is not None and (drawn.ndim != 5 or drawn.shape[0] != batch or list(drawn.shape[2:]) != shape):
         raise ValueError(f"sample_views: drawn views are {drawn.shape}, not {(batch, 'done', *shape)}")
     done = [] if drawn is None else [jnp.asarray(drawn[:, i], jnp.float32) for i in range(drawn.shape[1])]
-    known = _begin(denoiser, params, images[:, 0], cameras[:, 0], process, inputs + views)
+    joins = settings.conditioning == "stochastic"
+    known = _begin(denoiser, params, images[:, 0], cameras[:, 0], process, inputs + views if joins else inputs)
     for i in range(1, inputs):
         known = _append(denoiser, params, known, images[:, i], cameras[:, i], process)
     for i in range(views):
@@ -346,6 +368,6 @@ def sample_views(
             if on_view is not None:
                 on_view(i, picture)
             done.append(picture)
-        if i + 1 < views:
+        if joins and i + 1 < views:
             known = _append(denoiser, params, known, done[i], targets[:, i], process)
     return jnp.stack(done[:views], axis=1)

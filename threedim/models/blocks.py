@@ -1,4 +1,4 @@
-"""Building blocks of the X-UNet [7.1]: normalization, FiLM, residual and attention blocks.
+"""Building blocks of the networks [7.1]: normalization, FiLM, residual and attention blocks.
 
 Activations are (n, height, width, channel). Where two frames meet, they are folded into the first axis, frame index
 fastest: ``n = 2 * batch``, so that every convolution is two-dimensional and a mesh that splits the batch splits ``n``.
@@ -104,22 +104,34 @@ def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
 class PoseConv(nn.Module):
     """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
 
-    Takes encodings (batch, H, W, c), which have no gradient, and learned embeddings (1, H, W, c).
+    Takes encodings (batch, H, W, c), which have no gradient, and learned embeddings (1, H, W, c), of one frame. Both
+    frames have the same kernel; or, with ``stacked``, each its share of the kernel for both stacked along channels, and
+    frame 1's share has the bias.
     """
 
     features: int
     stride: int
     dtype: Any = jnp.float32
+    stacked: bool = False
 
     @nn.compact
-    def __call__(self, encoding: jax.Array, learned: jax.Array) -> jax.Array:
-        shape = (3, 3, encoding.shape[-1], self.features)
+    def __call__(self, encoding: jax.Array, learned: jax.Array, frame: int = 1) -> jax.Array:
+        shape = (3, 3, encoding.shape[-1] * (2 if self.stacked else 1), self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return _conv_of_sum(jax.lax.stop_gradient(encoding), learned, kernel, self.stride) + bias
+        if self.stacked:
+            kernel = frame_share(kernel, frame)
+        share = _conv_of_sum(jax.lax.stop_gradient(encoding), learned, kernel, self.stride)
+        return share if self.stacked and frame == 0 else share + bias
 
 
-def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def frame_share(kernel: jax.Array, frame: int) -> jax.Array:
+    """Of a kernel (3, 3, 2 * c, features) for two frames stacked along channels, what meets one of them."""
+    return jnp.split(kernel, 2, axis=2)[frame]
+
+
+def conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of (batch, h, w, c) with (3, 3, c, features), zeros around the picture, no bias."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=layout)
 
@@ -131,19 +143,19 @@ def _conv_of_sum(constant: jax.Array, shared: jax.Array, kernel: jax.Array, stri
     Its gradient is the same function as JAX's own, for a third less in this layer: by linearity, the batch is summed
     before it goes back through the convolution, not after.
     """
-    return _conv((constant + shared).astype(kernel.dtype), kernel, stride)
+    return conv3x3((constant + shared).astype(kernel.dtype), kernel, stride)
 
 
 def _conv_of_sum_forward(constant, shared, kernel, stride):
     x = (constant + shared).astype(kernel.dtype)
-    return _conv(x, kernel, stride), (x, kernel, shared)
+    return conv3x3(x, kernel, stride), (x, kernel, shared)
 
 
 def _conv_of_sum_backward(stride, saved, gradient):
     x, kernel, shared = saved
-    (to_kernel,) = jax.linear_transpose(lambda kernel: _conv(x, kernel, stride), kernel)(gradient)
+    (to_kernel,) = jax.linear_transpose(lambda kernel: conv3x3(x, kernel, stride), kernel)(gradient)
     total = jnp.sum(gradient.astype(jnp.float32), axis=0, keepdims=True).astype(kernel.dtype)
-    (to_shared,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride), shared.astype(kernel.dtype))(total)
+    (to_shared,) = jax.linear_transpose(lambda x: conv3x3(x, kernel, stride), shared.astype(kernel.dtype))(total)
     return None, to_shared.astype(shared.dtype), to_kernel
 
 
@@ -210,12 +222,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 class AttentionBlock(nn.Module):
-    """Attention of two frames, each on itself ("self") or on the other ("cross") [7.1].
+    """Attention of frames, each on itself ("self") or, of two frames, on the other ("cross") [7.1].
 
-    One set of weights serves both frames. In "cross", queries, keys and values all come from the block's input: neither
+    One set of weights serves all frames. In "cross", queries, keys and values all come from the block's input: neither
     frame sees the other's update.
 
-    Input and output: (2 * batch, h, w, c), frames folded.
+    Input and output: (n, h, w, c), for "cross" with frames folded.
     """
 
     kind: Literal["self", "cross"]
@@ -243,18 +255,20 @@ class AttentionBlock(nn.Module):
 
 
 class XUNetBlock(nn.Module):
-    """A residual block and, where ``attention`` is set, self- and then cross-attention [2.3, 7.1]."""
+    """A residual block and, where ``attention`` is set, self- and then, with ``cross``, cross-attention [2.3, 7.1]."""
 
     features: int
     attention: bool
     heads: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    cross: bool = True
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         h = ResnetBlock(self.features, dropout=self.dropout, dtype=self.dtype, name="res")(h, emb, train=train)
         if self.attention:
             h = AttentionBlock("self", self.heads, dtype=self.dtype, name="attn_self")(h)
+        if self.attention and self.cross:
             h = AttentionBlock("cross", self.heads, dtype=self.dtype, name="attn_cross")(h)
         return h

@@ -8,13 +8,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from threedim.augmentation import Augmentation
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNet, XUNetDenoiser
+from threedim.models.concat_unet import ConcatUNet
+from threedim.models.unet import NetworkDenoiser, UNet
+from threedim.models.xunet import XUNet
 from threedim.sampling import Settings
-from threedim.training import sharding
+from threedim.training import run_info, sharding
 from threedim.training.state import Recipe
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+NETWORKS = {"xunet": XUNet, "concat_unet": ConcatUNet}
 
 # Settings of the sampler by name; what they do not say is as in ``Settings``.
 PRESETS = {
@@ -23,18 +28,22 @@ PRESETS = {
 }
 
 
-def network(config: ml_collections.ConfigDict) -> XUNet:
+def network(config: ml_collections.ConfigDict) -> UNet:
     """The network of ``config.model``.
 
     Raises:
-      ValueError: on an unknown dtype.
+      ValueError: on an unknown network or dtype.
     """
     fields = dict(config.model)
+    # Runs from before there was a choice say nothing.
+    name = fields.pop("network", run_info.LATER_FIELDS["model.network"])
+    if name not in NETWORKS:
+        raise ValueError(f"model.network must be one of {', '.join(NETWORKS)}, got {name!r}")
     if fields["dtype"] not in _DTYPES:
         raise ValueError(f"model.dtype must be one of {', '.join(_DTYPES)}, got {fields['dtype']!r}")
     # Tuples, not lists: a network is a key of the compilation cache.
     fields = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()}
-    return XUNet(**{**fields, "dtype": _DTYPES[fields["dtype"]]}, remat=config.train.remat)
+    return NETWORKS[name](**{**fields, "dtype": _DTYPES[fields["dtype"]]}, remat=config.train.remat)
 
 
 def relative_poses(config: ml_collections.ConfigDict) -> bool:
@@ -44,9 +53,9 @@ def relative_poses(config: ml_collections.ConfigDict) -> bool:
     return config.data.pose == "relative"
 
 
-def denoiser(config: ml_collections.ConfigDict) -> XUNetDenoiser:
+def denoiser(config: ml_collections.ConfigDict) -> NetworkDenoiser:
     """The network of ``config.model`` as the sampler wants it."""
-    return XUNetDenoiser(network(config), relative_poses(config))
+    return NetworkDenoiser(network(config), relative_poses(config))
 
 
 def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
@@ -68,8 +77,17 @@ def process(config: ml_collections.ConfigDict) -> Process:
 
 
 def recipe(config: ml_collections.ConfigDict) -> Recipe:
-    """What the training step needs of ``config.train``."""
-    t = config.train
+    """What the training step needs of ``config.train``, and of ``config.data`` what it does to pairs.
+
+    Raises:
+      ValueError: if a setting is out of its range, or a regression is to have unconditional pairs.
+    """
+    if config.diffusion.get("regression") and config.train.uncond_prob > 0:
+        raise ValueError(
+            "with diffusion.regression nothing is guided, so train.uncond_prob must be 0, got "
+            f"{config.train.uncond_prob}"
+        )
+    t, a = config.train, config.data.augment
     return Recipe(
         batch_size=t.batch_size,
         learning_rate=t.learning_rate,
@@ -80,6 +98,7 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
         ema_rampup=t.ema_rampup,
         uncond_prob=t.uncond_prob,
         relative_poses=relative_poses(config),
+        augmentation=Augmentation(a.orientation, tuple(a.scale), a.hue),
         seed=config.seed,
         microbatches=t.microbatches,
     )
@@ -89,12 +108,14 @@ def sample_settings(config: ml_collections.ConfigDict, num_steps: int | None = N
     """How ``config.sample`` draws a view: the preset, and what is set beside it; in ``num_steps`` steps if given.
 
     Raises:
-      ValueError: on an unknown preset or a setting out of its range.
+      ValueError: on an unknown preset, a setting out of its range, or one that does not fit ``config.diffusion``.
     """
     s = config.sample
     if s.preset not in PRESETS:
         raise ValueError(f"sample.preset must be one of {', '.join(PRESETS)}, got {s.preset!r}")
     names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: s[name] for name in names if s[name] is not None}
+    given = {name: s[name] for name in names if s.get(name) is not None}
     fields = PRESETS[s.preset] | given | ({"num_steps": num_steps} if num_steps else {})
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    settings.check(process(config))
+    return settings

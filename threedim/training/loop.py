@@ -58,6 +58,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
         if t[name] < 1:
             raise ValueError(f"train.{name} must be at least 1, got {t[name]}")
+    if t.sample_every:
+        build.sample_settings(config, num_steps=t.sample_steps)  # refused now, not after the first steps
 
     lead = distributed.is_lead()
     say = functools.partial(print, flush=True) if lead else lambda line: None

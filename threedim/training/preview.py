@@ -10,7 +10,7 @@ import numpy as np
 from threedim.cameras import Camera
 from threedim.data.records import ObjectDataset
 from threedim.diffusion import Process
-from threedim.models.xunet import XUNetDenoiser
+from threedim.models.unet import NetworkDenoiser
 from threedim.output import images
 from threedim.sampling import Settings, sample_views
 
@@ -28,7 +28,7 @@ class Preview:
 
     def __init__(
         self,
-        denoiser: XUNetDenoiser,
+        denoiser: NetworkDenoiser,
         process: Process,
         settings: Settings,
         dataset: ObjectDataset,

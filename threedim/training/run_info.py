@@ -16,7 +16,18 @@ from threedim.training import checkpoints
 
 # Fields that decide what is learned and from which stream of examples: a run goes on only with the same ones.
 # "model" stands for every field below it. The fingerprint of the data belongs here too.
-FROZEN_FIELDS = ("model", "diffusion", "data.pose", "seed", "train.batch_size")
+FROZEN_FIELDS = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size")
+
+# Fields that came later: what runs did that do not have them in their config.json.
+LATER_FIELDS = {
+    "data.augment.orientation": False,
+    "data.augment.scale": [1.0, 1.0],
+    "data.augment.hue": 0.0,
+    "model.network": "xunet",
+    "diffusion.regression": False,
+    "sample.conditioning": "stochastic",
+    "sample.weights": "",
+}
 
 _CONFIG_FILE = "config.json"
 
@@ -75,7 +86,7 @@ def check_run_info(
     """
     config = _plain(config)
     old_config, old_fingerprint = read_run_info(workdir)
-    old, new = _flatten(old_config), _flatten(config)
+    old, new = (LATER_FIELDS | _flatten(settings) for settings in (old_config, config))
     changed = [name for name in sorted(old.keys() | new.keys()) if _text(old, name) != _text(new, name)]
     lines = {name: f"{name}: {_text(old, name)} → {_text(new, name)}" for name in changed}
     frozen = [lines[name] for name in changed if any(f"{name}.".startswith(f"{field}.") for field in FROZEN_FIELDS)]

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from threedim import diffusion
+from threedim.augmentation import NO_AUGMENTATION, Augmentation, augment
 from threedim.cameras import Camera
-from threedim.models.xunet import XUNet
+from threedim.models.unet import UNet
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -38,6 +39,7 @@ class Recipe:
       seed: of the whole run.
       microbatches: parts of a batch that go through the network one after another, so that it needs less memory.
       relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
+      augmentation: random changes of every pair.
     """
 
     batch_size: int
@@ -51,6 +53,7 @@ class Recipe:
     seed: int
     microbatches: int = 1
     relative_poses: bool = False
+    augmentation: Augmentation = NO_AUGMENTATION
 
     def __post_init__(self):
         if self.microbatches < 1 or self.batch_size % self.microbatches:
@@ -120,7 +123,7 @@ def batch_images(batch: Batch) -> tuple[jax.Array, Camera]:
     return batch["image"].astype(jnp.float32) / 127.5 - 1.0, Camera(batch["R"], batch["t"], batch["K"])
 
 
-def init_params(network: XUNet, key: jax.Array) -> PyTree:
+def init_params(network: UNet, key: jax.Array) -> PyTree:
     """Fresh parameters of the network."""
     size = network.image_size
     image = jnp.zeros((1, size, size, 3))
@@ -128,7 +131,7 @@ def init_params(network: XUNet, key: jax.Array) -> PyTree:
     return network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)["params"]
 
 
-def init_state(network: XUNet, recipe: Recipe) -> TrainState:
+def init_state(network: UNet, recipe: Recipe) -> TrainState:
     """The state before the first step; a pure function of the seed."""
     params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
     # The average starts as a copy, not the same buffers: both are donated to the first step.
@@ -136,13 +139,13 @@ def init_state(network: XUNet, recipe: Recipe) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, recipe.optimizer().init(params))
 
 
-def abstract_params(network: XUNet) -> PyTree:
+def abstract_params(network: UNet) -> PyTree:
     """Shapes and dtypes of the network's parameters."""
     return jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
 
 
 def make_train_step(
-    network: XUNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
+    network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
     """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics.
 
@@ -158,6 +161,8 @@ def make_train_step(
     def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(named_key(jax.random.key(recipe.seed), "train"), state.step)
         images, camera = batch_images(batch)
+        if recipe.augmentation.enabled:
+            images, camera = augment(images, camera, named_key(key, "augment"), recipe.augmentation)
         if recipe.relative_poses:
             camera = camera.relative_to(camera[:, :1])
 

@@ -1,0 +1,129 @@
+"""Augmentation of training pairs: the world turned and scaled, and other colors.
+
+Both views of a pair get the same change, so that they still show one object. Off by default: the paper's class models
+had none, its authors' later model of all ShapeNet had random orientation, scale and hue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from threedim.cameras import Camera
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How pairs are changed; hashable, off by default.
+
+    Attributes:
+      orientation: turns the world of every pair by a uniformly random rotation about its origin. Does nothing where
+        cameras are given relative to the clean view, since then no rigid motion of the world can be seen.
+      scale: (low, high), positive factors of the size of the world, drawn log-uniformly.
+      hue: the hue of both pictures is turned by up to so many turns either way, uniformly; in [0, 0.5], and 0.5 gives
+        every hue the same chance.
+
+    Raises:
+      ValueError: on a number out of its range; names the field of the config.
+    """
+
+    orientation: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    hue: float = 0.0
+
+    def __post_init__(self):
+        if not isinstance(self.orientation, bool | np.bool_):
+            raise ValueError(f"data.augment.orientation must be True or False, got {self.orientation!r}")
+        object.__setattr__(self, "scale", tuple(self.scale) if isinstance(self.scale, list) else self.scale)
+        numbers = self.scale if isinstance(self.scale, tuple) else ()
+        if len(numbers) != 2 or not all(isinstance(factor, int | float) for factor in numbers):
+            raise ValueError(f"data.augment.scale must be two factors (low, high), got {self.scale!r}")
+        low, high = self.scale
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"data.augment.scale must be (low, high) with 0 < low <= high, got {self.scale}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"data.augment.hue must be in [0, 0.5] turns, got {self.hue}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is changed at all."""
+        return self != NO_AUGMENTATION
+
+
+NO_AUGMENTATION = Augmentation()
+
+
+def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, Camera]:
+    """Changes each pair by itself, and both of its views alike.
+
+    A world that is turned or scaled together with its cameras looks as before: such changes leave pictures and K alone.
+
+    Args:
+      images: (batch, 2, height, width, 3) in [-1, 1].
+      camera: axes (batch, 2).
+      key: one key; what each part draws does not depend on whether the others are on.
+      augmentation: what is changed.
+
+    Returns:
+      Pictures in [-1, 1] and cameras, with the axes they came with.
+    """
+    batch = images.shape[0]
+    key_orientation, key_scale, key_hue = (jax.random.fold_in(key, stream) for stream in range(3))
+    R, t = camera.R, camera.t
+    if augmentation.orientation:
+        turn = random_rotations(key_orientation, batch)[:, None]  # (batch, 1, 3, 3): one for both cameras
+        # Sums, not matmuls: an accelerator may compute those in lower precision, and the pose encoding multiplies what
+        # is lost by up to 2^14.
+        R = jnp.sum(turn[..., :, :, None] * R[..., None, :, :], axis=-2)
+        t = jnp.sum(turn * t[..., None, :], axis=-1)
+    if augmentation.scale != (1.0, 1.0):
+        low, high = (float(np.log(factor)) for factor in augmentation.scale)
+        t = t * jnp.exp(jax.random.uniform(key_scale, (batch, 1, 1), minval=low, maxval=high))
+    if augmentation.hue:
+        turns = jax.random.uniform(key_hue, (batch,), minval=-augmentation.hue, maxval=augmentation.hue)
+        images = turn_hue(images, turns[:, None, None, None])
+    return images, Camera(R, t, camera.K)
+
+
+def random_rotations(key: jax.Array, count: int) -> jax.Array:
+    """Rotations (count, 3, 3), uniformly distributed: those of uniformly distributed unit quaternions."""
+    q = jax.random.normal(key, (count, 4))
+    w, x, y, z = jnp.moveaxis(q / jnp.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Colors with another hue of HSV, and the same saturation and value.
+
+    Grays, white among them, stay what they are to the bit. Pixels at an edge, where a color is mixed with the white
+    background, get the turned color mixed with white.
+
+    Args:
+      images: (..., 3) in [-1, 1]; hue does not depend on the range.
+      turns: shape that broadcasts to that of ``images`` without its last axis; 1/3 puts red's number into green.
+
+    Returns:
+      (..., 3) in [-1, 1].
+    """
+    red, green, blue = jnp.moveaxis(images, -1, 0)
+    high, low = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
+    chroma = high - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    sixths = jnp.where(
+        high == red,
+        (green - blue) / safe,
+        jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    sixths = sixths + 6.0 * turns
+    # How far each channel is below the highest one, in parts of the chroma.
+    k = jnp.mod(sixths[..., None] + jnp.asarray([5.0, 3.0, 1.0]), 6.0)
+    below = jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
+    return jnp.clip(high[..., None] - chroma[..., None] * below, -1.0, 1.0)

@@ -1,0 +1,238 @@
+"""What 3DiM's networks have in common: settings, layers, embeddings, and the order of blocks [7.1].
+
+A network takes a clean view (frame 0) and a noisy target (frame 1). It is written in parts whose composition is the
+whole, so that a sampler keeps what does not change between its steps:
+
+* ``encode_view`` computes all that is needed of a known view;
+* ``embed_camera`` the pose embeddings of a target camera;
+* ``denoise`` the rest, at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from threedim import encodings
+from threedim.cameras import Camera
+from threedim.models.blocks import GroupNorm, PoseConv, ResnetBlock, XUNetBlock
+
+PyTree = Any
+
+# Degrees of the NeRF encodings of ray origins and directions, and the channels that they make together [7.1].
+ORIGIN_DEGREES, DIRECTION_DEGREES = 15, 8
+POSE_CHANNELS = 3 * (1 + 2 * ORIGIN_DEGREES) + 3 * (1 + 2 * DIRECTION_DEGREES)
+
+
+class UNet(nn.Module):
+    """Base of the networks. The defaults are those of the 471M model at 128 px; ``ch=448`` is the 1.3B model [7.1].
+
+    Attributes:
+      image_size: height and width of the pictures in pixels, divisible by ``2 ** (len(ch_mult) - 1)``.
+      ch: channels of the first level.
+      ch_mult: channels of each level as multiples of ``ch``.
+      emb_ch: channels of the noise-level and pose embeddings.
+      num_res_blocks: residual blocks per level on the way down; one more on the way up.
+      attn_resolutions: resolutions in pixels at which blocks have attention.
+      attn_heads: attention heads.
+      dropout: dropout rate in training.
+      remat: "none", or "blocks": of each block its input alone is kept for the gradient, and the rest computed again.
+      dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are float32 in any case.
+
+    Raises:
+      ValueError: if the image size does not halve often enough, or the dropout rate is not one.
+    """
+
+    image_size: int = 128
+    ch: int = 256
+    ch_mult: Sequence[int] = (1, 2, 2, 4)
+    emb_ch: int = 1024
+    num_res_blocks: int = 3
+    attn_resolutions: Sequence[int] = (8, 16, 32)
+    attn_heads: int = 4
+    dropout: float = 0.1
+    remat: Literal["none", "blocks"] = "none"
+    dtype: Any = jnp.float32
+
+    # Whether the frames are one picture with twice the channels, instead of two that meet in cross-attention.
+    stacked: ClassVar[bool]
+
+    def setup(self):
+        levels = len(self.ch_mult)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.remat not in ("none", "blocks"):
+            raise ValueError(f'train.remat must be "none" or "blocks", got {self.remat!r}')
+        if self.image_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
+                f"which {levels} levels (ch_mult {tuple(self.ch_mult)}) need"
+            )
+        attention = [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
+
+        self.logsnr_dense1 = nn.Dense(self.emb_ch, dtype=self.dtype)
+        self.logsnr_dense2 = nn.Dense(self.emb_ch, dtype=self.dtype)
+        init = nn.initializers.normal(stddev=POSE_CHANNELS**-0.5)
+        self.position_emb = self.param("position_emb", init, (self.image_size, self.image_size, POSE_CHANNELS))
+        self.frame_emb = self.param("frame_emb", init, (2, POSE_CHANNELS))
+        self.pose_convs = [PoseConv(self.emb_ch, 1 << level, self.dtype, self.stacked) for level in range(levels)]
+
+        # The argument that is no array is ``train``; the module itself counts as the first.
+        remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat == "blocks" else lambda module: module
+
+        def block(level: int) -> XUNetBlock:
+            features, cross = self.ch * self.ch_mult[level], not self.stacked
+            return remat(XUNetBlock)(features, attention[level], self.attn_heads, self.dropout, self.dtype, cross)
+
+        def resample(direction: str) -> ResnetBlock:
+            return remat(ResnetBlock)(None, direction, self.dropout, self.dtype)
+
+        self.conv_in = self.first_conv()
+        self.down_blocks = [[block(level) for _ in range(self.num_res_blocks)] for level in range(levels)]
+        self.down_samples = [resample("down") for _ in range(levels - 1)]  # from level i to i + 1
+        self.mid_block = block(levels - 1)
+        self.up_blocks = [[block(level) for _ in range(self.num_res_blocks + 1)] for level in range(levels)]
+        self.up_samples = [resample("up") for _ in range(levels - 1)]  # from level i + 1 to i
+        self.norm_out = GroupNorm(dtype=self.dtype)
+        self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32, kernel_init=nn.initializers.zeros)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Height and width in pixels of each level."""
+        return [self.image_size >> level for level in range(len(self.ch_mult))]
+
+    def first_conv(self) -> nn.Module:
+        """The convolution that the pictures enter by."""
+        raise NotImplementedError
+
+    def encode_view(
+        self, x: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
+    ) -> PyTree:
+        """Features of clean views (frame 0): all that ``denoise`` reads of them.
+
+        Args:
+          x: (batch, height, width, 3) in [-1, 1].
+          logsnr: (batch,); logsnr_max for a clean view.
+          camera: cameras with axes (batch,).
+          cond_mask: (batch,) bool.
+          train: whether dropout is active.
+        """
+        raise NotImplementedError
+
+    def denoise(
+        self, z: jax.Array, logsnr: jax.Array, target: tuple[jax.Array, ...], view: PyTree, *, train: bool
+    ) -> jax.Array:
+        """The network's output for noisy targets, given the features of one clean view each.
+
+        Args:
+          z: (batch, height, width, 3).
+          logsnr: (batch,).
+          target: pose embeddings of the target cameras, from ``embed_camera(..., frame=1)``.
+          view: from ``encode_view``.
+          train: whether dropout is active.
+
+        Returns:
+          (batch, height, width, 3), float32.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self, x: jax.Array, z: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """The network's output for the noisy frame: the composition of the parts.
+
+        Args:
+          x: clean views, (batch, height, width, 3) in [-1, 1].
+          z: noisy targets, same shape.
+          logsnr: log signal-to-noise ratio of both frames, (batch, 2).
+          camera: cameras of both frames, axes (batch, 2).
+          cond_mask: (batch,) bool; False makes the pair unconditional by zeroing both pose encodings.
+          train: whether dropout is active (it takes its key from the "dropout" stream).
+
+        Returns:
+          (batch, height, width, 3), float32.
+        """
+        view = self.encode_view(x, logsnr[:, 0], camera[:, 0], cond_mask, train=train)
+        target = self.embed_camera(camera[:, 1], cond_mask, frame=1)
+        return self.denoise(z, logsnr[:, 1], target, view, train=train)
+
+    def embed_camera(self, camera: Camera, cond_mask: jax.Array, *, frame: int) -> tuple[jax.Array, ...]:
+        """Pose embeddings of one frame, per level (batch, h_i, w_i, emb_ch).
+
+        Args:
+          camera: cameras with axes (batch,).
+          cond_mask: (batch,) bool; where False the ray encodings are zero (the learned embeddings stay).
+          frame: 0 for the clean view, 1 for the target.
+        """
+        origin, direction = camera.rays(self.image_size, self.image_size)
+        pose = jnp.concatenate(
+            [
+                encodings.posenc_nerf(origin, 0, ORIGIN_DEGREES),
+                encodings.posenc_nerf(direction, 0, DIRECTION_DEGREES),
+            ],
+            axis=-1,
+        )
+        pose = jnp.where(cond_mask[:, None, None, None], pose, 0.0)
+        learned = (self.position_emb + self.frame_emb[frame])[None]
+        return tuple(conv(pose, learned, frame=frame) for conv in self.pose_convs)
+
+    def embed_logsnr(self, logsnr: jax.Array) -> jax.Array:
+        """Noise-level embedding, (batch,) to (batch, 1, 1, emb_ch)."""
+        u = (2.0 / jnp.pi) * jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0)))
+        emb = self.logsnr_dense1(encodings.posenc_ddpm(u, self.emb_ch))
+        return self.logsnr_dense2(nn.swish(emb))[:, None, None, :]
+
+    def descend(
+        self, h: jax.Array, emb: Sequence[jax.Array], levels: range, train: bool
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Down through these levels; also what the way up will concatenate, ``h`` itself the first.
+
+        ``emb[i]`` is the embedding of level i.
+        """
+        skips = [h]
+        for level in levels:
+            if level > levels.start:
+                h = self.down_samples[level - 1](h, emb[level], train)
+                skips.append(h)
+            for block in self.down_blocks[level]:
+                h = block(h, emb[level], train)
+                skips.append(h)
+        return h, skips
+
+    def ascend(
+        self, h: jax.Array, emb: Sequence[jax.Array], levels: range, skips: list[jax.Array], train: bool
+    ) -> jax.Array:
+        """Up through the levels that ``descend`` went down, and uses up its ``skips``."""
+        for level in reversed(levels):
+            for block in self.up_blocks[level]:
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb[level], train)
+            if level > levels.start:
+                h = self.up_samples[level - 1](h, emb[level - 1], train)
+        return h
+
+    def put_out(self, h: jax.Array) -> jax.Array:
+        """From the last block to the output, float32."""
+        return self.conv_out(nn.swish(self.norm_out(h)).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network as the sampler wants it (``threedim.sampling.Denoiser``)."""
+
+    network: UNet
+    relative_poses: bool = False
+
+    def encode_view(self, params, x, logsnr, camera, cond_mask) -> PyTree:
+        return self.network.apply({"params": params}, x, logsnr, camera, cond_mask, train=False, method="encode_view")
+
+    def embed_camera(self, params, camera, cond_mask) -> tuple[jax.Array, ...]:
+        return self.network.apply({"params": params}, camera, cond_mask, frame=1, method="embed_camera")
+
+    def denoise(self, params, z, logsnr, target, view) -> jax.Array:
+        return self.network.apply({"params": params}, z, logsnr, target, view, train=False, method="denoise")
