@@ -23,7 +23,7 @@ from threedim.training import build, loop
 WHOLE = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}
 CHANGES = {
     "image_to_image": {"sample.conditioning": "input"},
-    "concat_unet": {"model.network": "concat_unet"},
+    "concat_unet": {"model.network": "concat_unet", "sample.batch_size": 4},
     "regression": {
         "diffusion.prediction": "x",
         "diffusion.regression": True,
