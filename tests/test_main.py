@@ -26,6 +26,8 @@ def run(*arguments):
         (("--config=configs/nope.py", "--mode=train"), "no such file; there are configs/base.py, configs/bench_cpu.py"),
         ((DEMO, "--mode=train", "--config.train.batchsize=3"), "no field 'batchsize'; its fields are: adam_b1, "),
         ((DEMO, "--mode=train", "--config.seeds=3"), "no field 'seeds'; its fields are: data, diffusion"),
+        ((DEMO, "--mode", "train", "--config.seeds", "3"), "no field 'seeds'; its fields are: data, diffusion"),
+        (("--config=configs/ablations/regression.py:x", "--mode=train"), "cars, chairs_star, demo, shapes16, not for"),
         ((DEMO, "--mode=train", "--config.train.batch_size=x"), "--config.train.batch_size=x"),
         ((DEMO, "--mode=sample", "--workdir=no/such/run"), "error: no checkpoint in no/such/run"),
         (("--config=configs/srn_cars.py", "--mode=prepare", "--config.data.source=nowhere"), "cars_train.zip"),

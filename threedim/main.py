@@ -98,26 +98,27 @@ def _join() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but an unknown field or a missing configuration is said without a traceback."""
-    try:
-        arguments = app.parse_flags_with_usage(argv)
-        _CONFIG.value.keys()  # a file that could not be read raises when it is looked at
-    except (AttributeError, KeyError, OSError):
-        problem = _what_is_wrong(argv)
-        if problem is None:
-            raise
+    """As absl does, but what is wrong with the configuration is said without a traceback."""
+    if problem := _what_is_wrong(argv):
         sys.exit(f"error: {problem}")
-    return arguments
+    return app.parse_flags_with_usage(argv)
 
 
 def _what_is_wrong(argv: list[str]) -> str | None:
-    """Which --config.a.b names no field and which fields there are, or that the file is not there."""
-    values = dict(argument.lstrip("-").split("=", 1) for argument in argv if "=" in argument)
-    path = epath.Path(values.get("config", "").split(":")[0])
+    """Whether the configuration is there and takes its argument, or which --config.a.b names no field of it."""
+    values = _flag_values(argv)
+    if "config" not in values:
+        return None
+    name, *arguments = values["config"].split(":")
+    path = epath.Path(name)
     if not path.is_file():
-        known = ", ".join(str(file) for file in sorted(epath.Path("configs").glob("*.py")) if file.stem[0] != "_")
+        known = [file for pattern in ("*.py", "*/*.py") for file in sorted(epath.Path("configs").glob(pattern))]
+        known = ", ".join(str(file) for file in known if file.stem[0] != "_")
         return f"--config={path}: no such file" + (f"; there are {known}" if known else "")
-    config = runpy.run_path(str(path))["get_config"](*values["config"].split(":")[1:])
+    try:
+        config = runpy.run_path(str(path))["get_config"](*arguments)
+    except ValueError as error:
+        return f"--config={values['config']}: {error}"
     for name in values:
         node, place = config, "config"
         for part in name.split(".")[1:] if name.startswith("config.") else []:
@@ -126,6 +127,16 @@ def _what_is_wrong(argv: list[str]) -> str | None:
                 return f"--{name}: {place} has no field {part!r}; its fields are: {known}"
             node, place = node[part], f"{place}.{part}"
     return None
+
+
+def _flag_values(argv: list[str]) -> dict[str, str]:
+    """Flags with a value, as --name=value or as --name value."""
+    values = {}
+    for argument, after in zip(argv, [*argv[1:], "-"], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.startswith("-") and (equals or not after.startswith("-")):
+            values[name.lstrip("-")] = value if equals else after
+    return values
 
 
 def run() -> None:
