@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo demo-train demo-pretrained test test-slow lint clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
@@ -11,7 +11,16 @@ $(VENV)/installed: setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-demo: $(VENV)/installed
+demo: demo-train
+
+# Views around two held-out objects, by the weights that come with the package.
+demo-pretrained: $(VENV)/installed
+	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
+		--config.sample.weights=shapes64 --config.data.dir=data/pretrained \
+		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
+
+# Trains a small network on four objects first.
+demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo
 

@@ -13,6 +13,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["threedim", "threedim.*"]),
+    package_data={"threedim.pretrained": ["*.safetensors", "*.md", "*.png"]},
     # The lower bounds are the versions that the tests were run with.
     install_requires=[
         "absl-py>=2.5",

@@ -117,7 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     s.orbit_elevation = 20.0  # degrees above the horizon
     s.orbit_radius = 0.0  # distance to the origin in the data's units; 0 takes that of the first input view
     s.batch_size = 8  # objects drawn at once
-    s.weights = ""  # a .safetensors file (threedim/weights.py) instead of the workdir's checkpoints
+    s.weights = ""  # a .safetensors file, or the name of weights in the package, instead of the workdir's checkpoints
     s.out = ""  # output folder; "" is views/step_N in the workdir, or views/<name of the weights' file>
     s.checkpoint_step = config_dict.placeholder(int)  # the newest checkpoint, unless a step is named here
 

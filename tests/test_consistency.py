@@ -308,5 +308,4 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     assert psnr["true"] > psnr["mixed_10"] > psnr["mixed_50"]
     # What the true object is, is not asked; what the input view shows, is.
     assert psnr["other"] >= 30
-    assert psnr["other_than_asked"] < psnr["other"]
     assert inputs["other_than_asked"] < inputs["other"] - 3

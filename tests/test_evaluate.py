@@ -14,10 +14,10 @@ from synthetic import make_objects
 from test_inception import make_entry
 
 from configs import base
-from threedim import rollout
+from threedim import provenance, rollout
 from threedim.data import images as images_lib
 from threedim.data import sources, srn
-from threedim.evaluation import drawn, evaluate, frechet, lpips, provenance, scores
+from threedim.evaluation import drawn, evaluate, frechet, lpips, scores
 from threedim.evaluation.inception import entry_shapes
 from threedim.evaluation.patch_distance import sliced_wasserstein
 from threedim.training import loop
@@ -358,7 +358,7 @@ def test_commit_is_of_this_code(monkeypatch, tmp_path):
 
 def test_sampler_settings_are_the_users(tiny):
     tiny.sample.preset, tiny.sample.seed, tiny.evaluate.max_objects = "fast", 7, 3
-    s = evaluate._sampling(tiny.lock()).sample
+    s = evaluate.drawing_config(tiny.lock()).sample
     assert (s.preset, s.seed, s.num_steps) == ("fast", 7, 3)
     assert (s.split, s.input_views, s.num_views, s.num_objects, s.objects_seed) == ("test", (1,), 0, 3, 0)
     assert (tiny.sample.num_objects, tiny.sample.objects_seed) == (2, None)

@@ -5,7 +5,7 @@
 Modes:
   prepare  render or read the data and convert it to records (train does it where needed)
   train    train, from the newest checkpoint in --workdir if there is one
-  sample   draw new views with the averaged weights in --workdir, or those of --config.sample.weights=FILE
+  sample   draw new views with the averaged weights in --workdir, or those of --config.sample.weights
   evaluate draw the test objects' views as the paper does, score them, and write results.json and report.html
 
 Any field of the configuration can be set: --config.train.batch_size=64. See configs/base.py for all of them.

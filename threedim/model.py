@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import weights
+from threedim import pretrained, weights
 from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.models.unet import NetworkDenoiser
@@ -97,14 +97,16 @@ def load(path: epath.PathLike, step: int | None = None) -> Model:
     """Loads the averaged weights of a training run.
 
     Args:
-      path: folder of the run, or a .safetensors file made of it (`threedim.weights`); local or gs://.
+      path: folder of the run, or a .safetensors file made of it (`threedim.weights`), local or gs://; or the name of
+        weights that come with the package, such as "shapes64".
       step: which checkpoint of the run; the newest if None.
 
     Raises:
-      FileNotFoundError: if there is no run, no such checkpoint or no such file.
+      FileNotFoundError: if there is no run, no such checkpoint, no such file or no such name.
       CheckpointError, WeightsError: if the checkpoint or the file is damaged.
       ValueError: if a step of a file is asked for.
     """
+    path = pretrained.resolve(path)
     if weights.is_weights_file(path):
         if step is not None:
             raise ValueError(f"{path} holds the weights of one step; step={step} asks for another thing")

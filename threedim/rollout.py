@@ -25,10 +25,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from threedim import distributed, files, weights
+from threedim import distributed, files, pretrained, provenance, weights
 from threedim.cameras import Camera
 from threedim.data import srn
-from threedim.evaluation import provenance
 from threedim.output import images
 from threedim.progress import progress
 from threedim.sampling import sample_views
@@ -158,17 +157,19 @@ def _find_weights(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Tr
             f"sample.weights={s.weights} is a file of one step; sample.checkpoint_step {s.checkpoint_step} chooses "
             "among the workdir's checkpoints: name one of the two"
         )
-    if not weights.is_weights_file(s.weights):
+    path = pretrained.resolve(s.weights)
+    if not weights.is_weights_file(path):
         raise ValueError(
-            f"sample.weights must name a {weights.SUFFIX} file, got {s.weights}; a run's folder is --workdir"
+            f"sample.weights must name a {weights.SUFFIX} file, or weights that come with the package, got "
+            f"{s.weights}; a run's folder is --workdir"
         )
-    info = weights.read_info(s.weights)
+    info = weights.read_info(path)
     return _Trained(
         name=f"the network in {s.weights}",
         config=_plain(info.config),
         step=info.training_steps,
-        identity=provenance.file_identity(s.weights)["sha256"],
-        load=lambda shapes, sharding: weights.load_weights(s.weights, sharding)[1],
+        identity=provenance.file_identity(path)["sha256"],
+        load=lambda shapes, sharding: weights.load_weights(path, sharding)[1],
     )
 
 

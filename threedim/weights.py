@@ -24,8 +24,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from threedim import files
-from threedim.evaluation import provenance
+from threedim import files, provenance
 from threedim.training import build, checkpoints, leaves, run_info
 from threedim.training.state import abstract_params
 

@@ -20,7 +20,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim.evaluation import provenance, published
+from threedim import provenance
+from threedim.evaluation import published
 from threedim.evaluation.held_out import load_json
 from threedim.training import build
 from threedim.training.state import abstract_params

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from threedim import provenance
 from threedim.data import srn
 from threedim.evaluation import consistency_results as results_folder
-from threedim.evaluation import field_fit, image_metrics, inception, neural_field, provenance
+from threedim.evaluation import field_fit, image_metrics, inception, neural_field
 from threedim.evaluation.consistency_results import ScoreSettings
 from threedim.evaluation.field_fit import Rays
 from threedim.evaluation.held_out import (

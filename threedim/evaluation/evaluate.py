@@ -22,10 +22,10 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import distributed, files, rollout
+from threedim import distributed, files, provenance, rollout
 from threedim.data import sources
 from threedim.evaluation import drawn as drawn_lib
-from threedim.evaluation import inception, lpips, provenance, published, report, scores
+from threedim.evaluation import inception, lpips, published, report, scores
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
 
@@ -78,7 +78,7 @@ def evaluate(
     # Before anything is drawn, which may take days.
     params = inception.load_params(e.inception) if e.inception and not extract else None
     weights = _lpips_weights(e) if not compare else None
-    protocol = _sampling(config)
+    protocol = drawing_config(config)
     if e.views:
         ready_made = drawn_lib.DrawnViews(e.views)
         out = epath.Path(e.out or workdir / "evaluation" / epath.Path(e.views).name)
@@ -128,7 +128,7 @@ def _lpips_weights(e: ml_collections.ConfigDict) -> lpips.Weights | None:
     return lpips.load_weights(e.lpips_backbone, e.lpips_lin) if e.lpips_backbone else None
 
 
-def _sampling(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def drawing_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The configuration with which `rollout.sample` draws what the protocol asks for."""
     # A copy that can be written to, with its placeholders.
     config = copy.deepcopy(config)

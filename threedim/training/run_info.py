@@ -86,7 +86,7 @@ def check_run_info(
     """
     config = _plain(config)
     old_config, old_fingerprint = read_run_info(workdir)
-    old, new = (LATER_FIELDS | _flatten(settings) for settings in (old_config, config))
+    old, new = (LATER_FIELDS | flatten(settings) for settings in (old_config, config))
     changed = [name for name in sorted(old.keys() | new.keys()) if _text(old, name) != _text(new, name)]
     lines = {name: f"{name}: {_text(old, name)} → {_text(new, name)}" for name in changed}
     frozen = [lines[name] for name in changed if any(f"{name}.".startswith(f"{field}.") for field in FROZEN_FIELDS)]
@@ -125,10 +125,11 @@ def _plain(value: Any, name: str = "") -> Any:
     raise ValueError(f"config.{name} = {value!r} ({type(value).__name__}) cannot be written to {_CONFIG_FILE}")
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of nested dicts by their dotted names."""
     flat = {}
     for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

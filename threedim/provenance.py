@@ -1,8 +1,9 @@
-"""Where figures come from: commit, versions, device, files."""
+"""Where figures come from: commit, versions, machine, device, files."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import platform
 import subprocess
@@ -27,7 +28,7 @@ def commit() -> dict[str, Any] | None:
     try:
         # An installed copy may lie inside of somebody else's checkout.
         git("ls-files", "--error-unmatch", "__init__.py")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[2]))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[1]))
         return {"hash": git("rev-parse", "HEAD"), "modified": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
@@ -36,6 +37,17 @@ def commit() -> dict[str, Any] | None:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that figures depend on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def processor() -> dict[str, Any]:
+    """Model of this machine's CPU, and how many of its cores this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = named[0] if named else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model, "cores": cores}
 
 
 def device() -> dict[str, Any]:

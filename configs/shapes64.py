@@ -1,0 +1,41 @@
+"""Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
+
+A network of 2,080,147 parameters for hours on a CPU; ``--config=configs/shapes64.py:gpu`` takes the same data with one
+of 9,791,747, in bfloat16, for one H100 or H200. Training is stopped when its time is up; the same command goes on.
+"""
+
+from configs import shapes16
+
+
+def get_config(device: str = "cpu"):
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f'shapes64 is for "cpu" or "gpu", not for {device!r}: --config=configs/shapes64.py:gpu')
+    c = shapes16.get_config()
+    d = c.data
+    d.dir, d.pose = "data/shapes64", "relative"
+    d.augment.scale, d.augment.hue = (0.8, 1.25), 0.5
+    p = d.procedural
+    p.num_train_objects, p.num_test_objects, p.views, p.test_views = 1000, 16, 40, 100
+    p.size, p.samples = 64, 8
+
+    m = c.model
+    m.image_size, m.attn_resolutions = 64, (8, 16)
+    m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks = 16, (1, 2, 4, 4), 32, 1  # 7.7 GFLOP a pair in training
+
+    t = c.train
+    t.num_steps, t.batch_size = 100_000, 16
+    t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 16_000, 20_000.0
+    t.checkpoint_every, t.keep_last, t.sample_every = 250, 2, 1000
+
+    if device == "gpu":
+        # In bfloat16 just below the 20 MB that a file in the package may have.
+        m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.dtype = 48, (1, 2, 2, 3), 128, 2, "bfloat16"
+        t.num_steps, t.batch_size, t.num_workers = 200_000, 128, 8
+        t.learning_rate, t.warmup_examples, t.ema_half_life = 3e-4, 128_000, 500_000.0
+        t.log_every, t.checkpoint_every, t.sample_every = 100, 2500, 5000
+
+    s = c.sample
+    s.num_objects, s.objects_seed, s.num_views = 2, 0, 8
+    s.input_views, s.cameras, s.orbit_elevation = (25,), "orbit", 20.0
+    c.evaluate.input_view = 25  # of 100: as far along the spiral as view 64 of SRN's 251
+    return c

@@ -1,0 +1,232 @@
+"""Weights that come with the package, their config, and the command that shows them."""
+
+import json
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import setuptools
+from tiny import random_params
+
+import threedim
+from configs import shapes64
+from threedim import pretrained, rollout, weights
+from threedim.augmentation import Augmentation
+from threedim.data import sources, srn
+from threedim.output import images
+from threedim.training import build, run_info
+from threedim.training.state import abstract_params
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+LARGEST = 20e6  # bytes
+SHIPPED = pretrained.names()
+
+
+def size_of(config):
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(build.network(config))))
+
+
+# --- the config ---
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu", 2_080_147), ("gpu", 9_791_747)])
+def test_networks_are_as_large_as_the_config_says(device, count):
+    config = shapes64.get_config(device)
+    assert size_of(config) == count
+    assert f"{count:,}" in shapes64.__doc__
+    # Room for the header in 20 MB of bfloat16.
+    assert 2 * count < LARGEST - 200_000
+    assert build.denoiser(config).relative_poses
+    assert build.recipe(config).augmentation == Augmentation(scale=(0.8, 1.25), hue=0.5)
+    assert build.process(config).prediction == "v"
+    assert build.sample_settings(config).evaluations(build.process(config)) == 48
+
+
+def test_a_gpu_gets_the_same_data_and_protocol():
+    cpu, gpu = shapes64.get_config(), shapes64.get_config("gpu")
+    for section in ("seed", "data", "diffusion", "sample", "evaluate"):
+        assert cpu[section] == gpu[section], section
+    assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
+    assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
+    with pytest.raises(ValueError, match='"cpu" or "gpu", not for \'tpu\''):
+        shapes64.get_config("tpu")
+    # The same place on the spiral as the paper's.
+    assert cpu.evaluate.input_view / cpu.data.procedural.test_views == pytest.approx(64 / 251, abs=0.01)
+
+
+# --- by name ---
+
+
+@pytest.fixture
+def folder(tiny_config, tmp_path, monkeypatch):
+    """Weights "small" that come with the package."""
+    folder = tmp_path / "package"
+    params = random_params(build.network(tiny_config))
+    weights.save_weights(folder / "small.safetensors", params, tiny_config, training_steps=7)
+    monkeypatch.setattr(pretrained, "FOLDER", pretrained.epath.Path(folder))
+    return folder
+
+
+def test_a_name_stands_for_a_file_of_the_package(folder, tmp_path, monkeypatch):
+    assert pretrained.names() == ["small"]
+    assert pretrained.resolve("small") == folder / "small.safetensors"
+    for path in ("", "small.safetensors", "runs/small", "./small", "gs://bucket/small", tmp_path, tmp_path / "small"):
+        assert os.fspath(pretrained.resolve(path)) == os.fspath(pretrained.epath.Path(path))
+    # What is there by that name is not hidden.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    assert pretrained.resolve("small") == pretrained.epath.Path("small")
+
+
+def test_an_unknown_name_is_told_from_those_that_there_are(folder):
+    with pytest.raises(FileNotFoundError, match=r"large: .* there are: small\. A path is possible, too"):
+        threedim.load("large")
+    (folder / "small.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"small: .* has none yet\. A path is possible, too"):
+        threedim.load("small")
+
+
+def test_a_model_by_name(folder):
+    by_name, by_path = threedim.load("small"), threedim.load(folder / "small.safetensors")
+    assert (by_name.step, by_name.denoiser) == (7, by_path.denoiser)
+    jax.tree.map(np.testing.assert_array_equal, by_name.params, by_path.params)
+    with pytest.raises(ValueError, match="weights of one step"):
+        threedim.load("small", step=1)
+
+
+def test_sampling_by_name(folder, tiny_config, tmp_path):
+    s = tiny_config.sample
+    s.weights, s.num_objects, s.num_views, s.num_steps = "small", 1, 1, 1
+    out = rollout.sample(tiny_config, tmp_path / "run")
+    assert out == tmp_path / "run/views/small"
+    (drawn,) = (out / "views").iterdir()
+    s.weights, s.out = str(folder / "small.safetensors"), str(tmp_path / "by_path")
+    (again,) = (rollout.sample(tiny_config, tmp_path / "run") / "views").iterdir()
+    assert srn.read_object(drawn).pngs == srn.read_object(again).pngs
+    s.weights = "large"
+    with pytest.raises(FileNotFoundError, match="large: no folder, and no weights of that name"):
+        rollout.sample(tiny_config, tmp_path / "run")
+
+
+# --- the command that shows them ---
+
+
+def demo_command():
+    """Arguments of `make demo-pretrained`."""
+    rule = re.search(r"^demo-pretrained:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    return shlex.split(rule[1].replace("\\\n", " "))[1:]
+
+
+def demo_config():
+    flags = dict(argument.lstrip("-").split("=", 1) for argument in demo_command() if argument.startswith("--"))
+    path, *arguments = flags["config"].split(":")
+    assert path == "configs/shapes64.py"
+    config = runpy.run_path(str(REPOSITORY / path))["get_config"](*arguments)
+    given = {name.removeprefix("config."): value for name, value in flags.items() if name.startswith("config.")}
+    config.update_from_flattened_dict(
+        {name: int(value) if value.isdecimal() else value for name, value in given.items()}
+    )
+    return config, flags
+
+
+def test_the_demo_shows_held_out_objects_of_the_test_split(tmp_path):
+    whole, (demo, flags) = shapes64.get_config(), demo_config()
+    assert (flags["mode"], demo.sample.weights, demo.data.dir) == ("sample", "shapes64", "data/pretrained")
+    views = {}
+    for name, config, count in (("whole", whole, 3), ("demo", demo, 2)):
+        p = config.data.procedural
+        # Cameras and shapes do not depend on what is made smaller here.
+        p.size, p.test_views, p.samples, config.data.dir = 8, 2, 1, str(tmp_path / name)
+        p.num_train_objects, p.num_test_objects = 0, min(count, p.num_test_objects)
+        splits = sources.source_splits(config.data)
+        assert list(splits) == ["test"]
+        views[name] = {path.name: srn.read_object(path).pngs for path in splits["test"]}
+    assert views["demo"] == {name: views["whole"][name] for name in ("car_test_000001", "chair_test_000000")}
+    assert len(views["demo"]) == demo.sample.num_objects == 2
+    assert demo.data.procedural.num_train_objects == 0
+    assert (demo.sample.cameras, demo.sample.num_views, demo.sample.preset) == ("orbit", 8, "fast")
+
+
+@pytest.mark.skipif("shapes64" in SHIPPED, reason="the weights are there")
+def test_the_demo_says_that_there_are_no_weights_yet(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    arguments = [*demo_command(), f"--workdir={tmp_path}", f"--config.data.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(r"^error: shapes64: no folder, and no weights of that name", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("shapes64" not in SHIPPED, reason="no weights of that name come with this copy yet")
+def test_the_demo_draws(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    arguments = [*demo_command(), f"--workdir={tmp_path}", f"--config.data.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for what in ("sheets", "gifs"):
+        assert str(tmp_path / "views/shapes64" / what) in done.stdout
+        assert len(list((tmp_path / "views/shapes64" / what).iterdir())) == 2
+    for name in ("car_test_000001", "chair_test_000000"):
+        pictures, _ = srn.read_object(tmp_path / "views/shapes64/views" / name).decode()
+        assert pictures.shape == (9, 64, 64, 3)
+        # Something on white.
+        assert all(20 < picture.astype(float).mean() < 252 and picture.std() > 10 for picture in pictures)
+
+
+# --- what is shipped ---
+
+
+def test_card_and_sheet_are_packaged_with_the_weights(monkeypatch):
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(REPOSITORY / "setup.py"))
+    assert "threedim.pretrained" in given["packages"]
+    assert set(given["package_data"]["threedim.pretrained"]) == {"*.safetensors", "*.md", "*.png"}
+
+
+@pytest.mark.skipif(bool(SHIPPED), reason="every file is tested by itself")
+def test_a_folder_without_weights_has_no_cards():
+    assert not [path.name for path in pretrained.FOLDER.iterdir() if path.suffix in (".md", ".png")]
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no weights come with this copy yet: see threedim/evaluation/model_card.py")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_packaged_weights(name):
+    path = pretrained.FOLDER / f"{name}{weights.SUFFIX}"
+    size = len(path.read_bytes())
+    assert size <= LARGEST
+    info, params = weights.load_weights(path)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    get_config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]
+    trained = run_info.flatten(json.loads(info.config.to_json()))
+
+    def differences(config):
+        wanted = run_info.flatten(json.loads(config.to_json()))
+        fields = [each for each in wanted if each.split(".")[0] in ("seed", "data", "model", "diffusion")]
+        fields = [*fields, "train.batch_size", "train.learning_rate", "train.ema_half_life", "train.uncond_prob"]
+        return {
+            each: (trained.get(each), wanted[each])
+            for each in fields
+            if each != "data.dir" and trained.get(each) != wanted[each]
+        }
+
+    assert {} in [differences(get_config(device)) for device in ("cpu", "gpu")]
+    card = (pretrained.FOLDER / f"{name}.md").read_text()
+    for said in (f"# {name}", f"({name}.png)", f"{count:,}", f"{info.training_steps:,}", "Apache-2.0"):
+        assert said in card
+    assert weights.provenance.file_identity(path)["sha256"] in card
+
+    assert min(images.load_png(pretrained.FOLDER / f"{name}.png").shape[:2]) > 100
