@@ -9,14 +9,12 @@ object: the input views and, of a training object, all that training has seen.
 
 from __future__ import annotations
 
-import json
-import pathlib
-
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from benchmarks import record
 from threedim import rollout, tasks
 from threedim.data import sources, srn
 from threedim.evaluation.image_metrics import psnr
@@ -58,6 +56,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    head = record.head("baselines")
     config = _CONFIG.value
     out = rollout.output_folder(config, epath.Path(_WORKDIR.value))
     rows = compare(config, out)
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
     for name, row in [*rows.items(), ("mean", mean)]:
         print(f"{name:24}{row['views']:6.0f}{row['sampled']:9.2f}{row['mean_image']:12.2f}{row['nearest_view']:14.2f}")
     if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps({"objects": rows, "mean": mean}, indent=2) + "\n")
+        record.write(_JSON.value, "baselines", head, {"objects": rows, "mean": mean})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.inputs import batch_shapes
 from threedim.training import sharding
 from threedim.training.state import Metrics, init_state, make_train_step
 
@@ -32,13 +33,7 @@ def compile_training_step(network, process, recipe, mesh: Mesh):
     state = placed(shapes, sharding.state_shardings(mesh, shapes))
     metrics = jax.eval_shape(Metrics.zeros)
     metrics = placed(metrics, jax.tree.map(lambda _: sharding.replicated(mesh), metrics))
-    size, where = network.image_size, sharding.batch_sharding(mesh)
-    kinds = {"image": ((size, size, 3), np.uint8), "R": ((3, 3), np.float32), "t": ((3,), np.float32)}
-    kinds["K"] = kinds["R"]
-    batch = {
-        name: jax.ShapeDtypeStruct((recipe.batch_size, 2, *shape), dtype, sharding=where)
-        for name, (shape, dtype) in kinds.items()
-    }
+    batch = batch_shapes(network.image_size, recipe.batch_size, sharding.batch_sharding(mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, (state, metrics, batch))
     step = jax.jit(
         make_train_step(network, process, recipe, sharding.replicated(mesh)),

@@ -1,6 +1,6 @@
 """Speed of the data pipeline: pairs/s by number of worker processes, and where the time of a pair goes.
 
-    python -m benchmarks.data [--size=64] [--views=251] [--workers=0,1,2,4]
+    python -m benchmarks.data [--size=64] [--views=251] [--workers=0,1,2,4] [--json=FILE]
 
 makes a data set in a temporary folder (rendered procedural shapes, RGBA, each written as many objects), converts it,
 and prints a table and the same as one line of JSON. Rows named "one core" are pinned to a core, their workers too.
@@ -22,6 +22,7 @@ import numpy as np
 import tqdm
 from absl import app, flags
 
+from benchmarks import record
 from threedim.data import convert, images, pipeline, raycast, records, shapes, srn
 from threedim.data.meshes import from_trimesh
 from threedim.data.viewpoints import RADIUS, default_intrinsics, sphere_cameras
@@ -104,6 +105,7 @@ def _main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     given = flags.FLAGS
+    head = record.head("data", devices=False)
     workers = [int(count) for count in given.workers]
     cores = os.sched_getaffinity(0)
     one_core = {min(cores)}
@@ -146,6 +148,10 @@ def _main(argv):
             f"{row['fastest']:10.1f}{row['first_batch_seconds']:12.2f} s"
         )
     print(json.dumps(result))
+    if given.json:
+        # By name, so that rows meet their like in another file.
+        stream = {f"{row['cores']}, {row['workers']} worker(s)": row for row in rows}
+        record.write(given.json, "data", head, result | {"stream": stream})
 
 
 if __name__ == "__main__":
@@ -157,4 +163,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("workers", ["0", "1", "2"], "Numbers of worker processes to measure.")
     flags.DEFINE_float("seconds", 2.0, "Length of a timed stretch.", lower_bound=0.1)
     flags.DEFINE_integer("repeats", 5, "Timed stretches, of which the middle one counts.", lower_bound=1)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.")
     app.run(_main)

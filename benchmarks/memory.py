@@ -3,6 +3,7 @@
     python -m benchmarks.memory                        # every row that is not in the file yet; hours for all
     python -m benchmarks.memory --only='471M v5e'      # the rows whose name matches
     python -m benchmarks.memory --table                # the table from what there is
+    python -m benchmarks.memory --add=FILE             # takes over the rows of another such file
 
 TPU rows are compiled by the TPU compiler, which needs no TPU (pip install libtpu). GPU rows are compiled for as many
 CPU devices: the state is the same there, the temporaries are the CPU compiler's and only tell the order of magnitude.
@@ -25,9 +26,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
+from benchmarks import record
 from benchmarks.compiling import compile_training_step, state_bytes, wire_bytes
 from configs import base
-from threedim import files
 from threedim.progress import progress
 from threedim.training import build, hardware
 
@@ -173,6 +174,18 @@ def all_rows(figures: dict[str, dict]) -> list[Row]:
     return planned + [Row(**f["row"]) for name, f in figures.items() if name not in names]
 
 
+def merged(ours: tuple[dict, dict], theirs: tuple[dict, dict]) -> tuple[dict, dict]:
+    """Figures and heads of two files. A row that both have stays as it is.
+
+    Raises:
+      ValueError: if it has other figures in the second.
+    """
+    for name in ours[0].keys() & theirs[0].keys():
+        if ours[0][name] != theirs[0][name]:
+            raise ValueError(f"both files have the row {name}, with other figures; delete it from one of them")
+    return ours[0] | theirs[0], theirs[1] | ours[1]
+
+
 def _in_another_process(row: Row) -> dict:
     topology, _, count = TARGETS[row.target]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -195,22 +208,33 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="compile nothing, print what there is")
     parser.add_argument("--list", action="store_true", help="print the names of all rows")
     parser.add_argument("--json", default="docs/memory.json", help="file of the figures")
+    parser.add_argument("--add", metavar="FILE", help="compile nothing, take over the rows of another such file")
     parser.add_argument("--row", help="a row as JSON, to be compiled here: what the others call")
     arguments = parser.parse_args()
     if arguments.row:
         print(json.dumps(compile_row(Row(**json.loads(arguments.row)))))
         return
     path = epath.Path(arguments.json)
-    figures = json.loads(path.read_text()) if path.exists() else {}
     if arguments.list:
         print("\n".join(row.name for row in rows()))
         return
+    figures, heads = record.read_rows(path, "memory")
+    if arguments.add:
+        if not epath.Path(arguments.add).exists():
+            parser.error(f"there is no file {arguments.add}")
+        try:
+            figures, heads = merged((figures, heads), record.read_rows(arguments.add, "memory"))
+        except ValueError as error:
+            parser.error(f"--add={arguments.add}: {error}")
+        record.write_rows(path, "memory", heads, figures)
     todo = [row for row in rows() if row.name not in figures and re.search(arguments.only, row.name)]
-    if not arguments.table:
+    if not arguments.table and not arguments.add:
+        head = record.head("memory", devices=False)
         with progress(len(todo), desc="compiled", enabled=bool(todo)) as bar:
             for done, row in enumerate(todo):
                 figures[row.name] = {"row": dataclasses.asdict(row)} | _in_another_process(row)
-                files.write_atomically(path, json.dumps(figures, indent=1) + "\n")
+                heads[row.name] = head
+                record.write_rows(path, "memory", heads, figures)
                 bar.set(done + 1)
     print(table(figures))
 

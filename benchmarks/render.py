@@ -1,6 +1,6 @@
 """Speed of the renderer on one core: views/s at 64 px and 16 rays per pixel, for procedural shapes and for meshes.
 
-python -m benchmarks.render [--meshes DIR] prints a table, and the same as one line of JSON.
+python -m benchmarks.render [--meshes DIR] [--json FILE] prints a table, and the same as one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import tqdm
 from absl import app, flags
 
+from benchmarks import record
 from threedim.data import raycast, shapes
 from threedim.data.meshes import Geometry, from_trimesh, load_mesh
 from threedim.data.render import find_meshes
@@ -65,6 +66,7 @@ def _main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
     given = flags.FLAGS
+    head = record.head("render", devices=False)  # before this process is kept to one core
     cores = "unpinned"
     if hasattr(os, "sched_setaffinity"):
         core = min(os.sched_getaffinity(0))
@@ -86,7 +88,11 @@ def _main(argv):
             f"{row['group']:24}{row['objects']:8}{row['mean_faces']:8}"
             f"{row['views_per_second']:10.1f}{row['slowest']:10.1f}{row['fastest']:10.1f}"
         )
-    print(json.dumps({"size": given.size, "samples": given.samples, "cores": cores, "render": rows}))
+    result = {"size": given.size, "samples": given.samples, "cores": cores, "render": rows}
+    print(json.dumps(result))
+    if given.json:
+        # By name, so that rows meet their like in another file.
+        record.write(given.json, "render", head, result | {"render": {row["group"]: row for row in rows}})
 
 
 if __name__ == "__main__":
@@ -96,4 +102,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("size", 64, "Height and width of the pictures, pixels.", lower_bound=1)
     flags.DEFINE_integer("samples", 16, "Rays per pixel.", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "Runs, of which the middle one counts.", lower_bound=1)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.")
     app.run(_main)

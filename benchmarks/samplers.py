@@ -4,8 +4,8 @@
     python -m benchmarks.samplers --config=configs/demo.py --workdir=runs/demo
 
 Draws the views that ``config.sample`` asks for with every sampler and several seeds, all in one batch, and writes
-``samplers.json``, ``samplers.md`` and ``samplers.png`` to ``<workdir>/samplers_step_N``. The same command goes on after
-the last sampler that is finished. Measured, each the mean over seeds:
+``samplers.json``, ``samplers.md`` and ``samplers.png`` to ``<workdir>/samplers_step_N``, the first also to ``--json``.
+The same command goes on after the last sampler that is finished. Measured, each the mean over seeds:
 
 * PSNR and SSIM to the true views;
 * patch distance to the true views (sliced Wasserstein distance of 7x7 patches, ``threedim.evaluation.patch_distance``);
@@ -33,6 +33,7 @@ from etils import epath
 from ml_collections import config_flags
 
 import threedim
+from benchmarks import record
 from threedim import files
 from threedim.cameras import Camera
 from threedim.evaluation.image_metrics import psnr, ssim
@@ -48,6 +49,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Rollouts of every object, for error bars.", lower_bound=2)
 _STEPS = flags.DEFINE_list("steps", ["8", "16", "24", "32", "50", "100"], "Numbers of steps to compare.")
 _REPEATED = flags.DEFINE_integer("repeated", 4, "Cameras that are drawn a second time.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 # Of each measure: its name in the table, and whether more is better.
@@ -222,6 +224,7 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
       ValueError: if there are no true views, objects differ in their numbers of views, or the folder holds figures that
         were taken otherwise.
     """
+    head = record.head("samplers")
     tasks = make_tasks(config)
     objects = [task.load() for task in tasks]
     if any(each.truth is None for each in objects):
@@ -244,11 +247,14 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
     }
     path = out / "samplers.json"
     rows: dict[str, dict[str, Any]] = {}
+    heads: dict[str, dict[str, Any]] = {}
     if path.exists():
         content = json.loads(path.read_text())
         if content["protocol"] != protocol:
             raise ValueError(f"{path} was measured otherwise: {content['protocol']}, now {protocol}; move it away")
-        rows = content["samplers"]
+        # Files from before there were heads call the rows otherwise.
+        rows = content["figures"] if "figures" in content else content["samplers"]
+        heads = content.get("heads", {})
 
     wanted = candidates(config.sample.guidance_weight, config.sample.fresh_uncond_noise, steps)
     plain = {name: json.loads(json.dumps(dataclasses.asdict(settings))) for name, settings in wanted.items()}
@@ -271,7 +277,8 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
                 "seconds_per_view": seconds,
                 "measures": measure(pictures, truth, repeated),
             }
-            files.write_atomically(path, json.dumps({"protocol": protocol, "samplers": rows}, indent=2) + "\n")
+            heads[name] = head
+            record.write_rows(path, "samplers", heads, rows, protocol=protocol)
             save_sheet(out / "sheets" / f"{name}.png", objects, pictures[:, 0, : truth.shape[1]])
             jax.clear_caches()
     rows = {name: rows[name] for name in wanted}
@@ -292,6 +299,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     steps = [int(count) for count in _STEPS.value]
     out = compare(_CONFIG.value, epath.Path(_WORKDIR.value), _SEEDS.value, steps, _REPEATED.value)
+    if _JSON.value:
+        files.write_atomically(_JSON.value, (out / "samplers.json").read_text())
     print((out / "samplers.md").read_text())
     print(f"{out / 'samplers.png'}")
 

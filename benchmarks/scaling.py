@@ -22,9 +22,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh
 
+from benchmarks import record
 from benchmarks.compiling import compile_training_step, wire_bytes
 from configs import base
-from threedim import files
 from threedim.training import build, hardware
 
 # 471M at 128 px: parameters, and FLOPs that a pair needs in training (asserted in tests/test_xunet.py).
@@ -71,9 +71,11 @@ def table(counted: dict[str, dict[str, dict[str, float]]]) -> str:
         for mesh, sent in meshes.items():
             cells = [f"{sent[kind]:.2f}" for kind in kinds] + [f"{sum(sent.values()):.2f}"]
             lines.append(f"| {mesh} | " + " | ".join(cells) + " |")
-    largest = counted[max(counted, key=int)]
-    multiples = {"data": sum(largest[f"{max(map(int, counted))}x1"].values())}
-    multiples["fsdp"] = sum(largest[f"1x{max(map(int, counted))}"].values())
+    # The most that any number of devices gave: over very many, few arrays of so small a network divide.
+    multiples = {
+        name: max(sum(meshes[mesh.format(devices)].values()) for devices, meshes in counted.items())
+        for name, mesh in (("data", "{}x1"), ("fsdp", "1x{}"))
+    }
     lines += [
         "",
         "| chip | devices | batch | compute, ms | send, ms (data / fsdp) | scaling without overlap (data / fsdp) |",
@@ -101,14 +103,16 @@ def main() -> None:
         print(json.dumps(count(arguments.devices)))
         return
     path = epath.Path(arguments.json)
-    counted = json.loads(path.read_text()) if path.exists() else {}
+    counted, heads = record.read_rows(path, "scaling")
     if not arguments.table:
+        head = record.head("scaling", devices=False)
         xla_flags = f"--xla_force_host_platform_device_count={arguments.devices}"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags}
         command = [sys.executable, "-m", "benchmarks.scaling", "--here", f"--devices={arguments.devices}"]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         counted[str(arguments.devices)] = json.loads(done.stdout.splitlines()[-1])
-        files.write_atomically(path, json.dumps(counted, indent=1) + "\n")
+        heads[str(arguments.devices)] = head
+        record.write_rows(path, "scaling", heads, counted)
     print(table(counted))
 
 

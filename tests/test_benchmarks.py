@@ -3,14 +3,20 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import compiling, memory, samplers, scaling
+from benchmarks import compare, compiling, drawing, fitting, memory, record, samplers, scaling, step
+from benchmarks.inputs import batch_shapes, example_batch
 from threedim.output import images
 from threedim.sampling import Settings
-from threedim.training import hardware, loop
+from threedim.training import build, hardware, loop
+from threedim.training.state import Metrics, init_state, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +86,9 @@ def test_samplers_are_compared_and_what_is_measured_is_kept(tiny_config, tmp_pat
     compare = functools.partial(samplers.compare, tiny_config, tmp_path / "run", 2, [2], 1)
     out = compare()
     content = json.loads((out / "samplers.json").read_text())
-    assert list(content["samplers"]) == list(rows)
-    assert [row["evaluations"] for row in content["samplers"].values()] == [4, 4, 3]
+    assert list(content["figures"]) == list(content["heads"]) == list(rows)
+    assert all(head.keys() == set(record.HEAD) for head in content["heads"].values())
+    assert [row["evaluations"] for row in content["figures"].values()] == [4, 4, 3]
     assert content["protocol"]["views"] == 2
     lines = (out / "samplers.md").read_text().splitlines()
     assert len(lines) == 5
@@ -94,7 +101,11 @@ def test_samplers_are_compared_and_what_is_measured_is_kept(tiny_config, tmp_pat
     monkeypatch.setattr(samplers, "draw", lambda *args: drawn.append(args[4]) or real(*args))
     real = samplers_draw
     rows["2M 3"] = Settings(3, 1.0, solver="dpm_solver_2m")
+    # As it was written before rows had heads.
+    (out / "samplers.json").write_text(json.dumps({"protocol": content["protocol"], "samplers": content["figures"]}))
     compare()
+    content = json.loads((out / "samplers.json").read_text())
+    assert (len(content["figures"]), list(content["heads"])) == (4, ["2M 3"])
     assert drawn == [rows["2M 3"]]
     with pytest.raises(ValueError, match="was measured otherwise"):
         samplers.compare(tiny_config, tmp_path / "run", 3, [2], 1)
@@ -147,3 +158,298 @@ def test_scaling_estimate():
     sent = {"all-gather": 1.0, "all-reduce": 2.0}
     lines = scaling.table({"8": {"8x1": sent, "1x8": sent}}).splitlines()
     assert "| 8x1 | 1.00 | 2.00 | 3.00 |" in lines
+
+
+HEAD = {
+    "machine": {"cpu": "Xeon", "cores": 2, "device": None},
+    "versions": {"jax": "1.0"},
+    "commit": {"hash": "abc", "modified": False},
+    "command": "python -m benchmarks.step",
+}
+
+
+def test_head(monkeypatch):
+    for name in record._ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--a --b")
+    monkeypatch.setattr(sys, "argv", ["step.py", "--json", "x.json", "--config.a=b c", "--json=y.json", "--repeats=2"])
+    head = record.head("step")
+    assert tuple(head) == record.HEAD
+    assert head["command"] == "XLA_FLAGS='--a --b' python -m benchmarks.step '--config.a=b c' --repeats=2"
+    assert head["machine"]["cores"] >= 1
+    assert head["machine"]["cpu"]
+    device = head["machine"]["device"]
+    assert (device["platform"], device["count"], device["memory_bytes"]) == ("cpu", jax.local_device_count(), None)
+    assert head["versions"]["jax"] == jax.__version__
+    assert record.head("data", devices=False)["machine"] == head["machine"] | {"device": None}
+
+
+class FakeDevice:
+    device_kind, platform = "NVIDIA H200", "gpu"
+
+    def __init__(self, stats):
+        self.memory_stats = lambda: stats
+
+
+def test_memory_of_a_device(monkeypatch):
+    assert record.device_memory(FakeDevice({"bytes_limit": 7})) == 7
+    assert record.device_memory(FakeDevice(None)) == 141e9
+    assert fitting.memory_limit(0.5) == 2**29
+    assert fitting.memory_limit() > 2**28  # of this machine
+    unknown = FakeDevice(None)
+    unknown.device_kind = "unknown"
+    monkeypatch.setattr(jax, "local_devices", lambda: [unknown])
+    with pytest.raises(ValueError, match="memory of a unknown is not known; say it with --memory_gib"):
+        fitting.memory_limit()
+
+
+def test_files_of_figures(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    record.write(path, "step", HEAD, {"seconds": 1.5})
+    assert record.read(path) == {"benchmark": "step", **HEAD, "figures": {"seconds": 1.5}}
+    with pytest.raises(FileNotFoundError, match="no file"):
+        record.read(tmp_path / "b.json")
+    for text, message in (
+        ("[", "no JSON file"),
+        ("[1]", "does not say which benchmark"),
+        ('{"figures": {}}', "does not say which benchmark"),
+        ('{"benchmark": "step", "machine": {}, "versions": {}, "command": ""}', "has no figures, commit"),
+        ('{"benchmark": "step", "heads": [], "figures": {}}', "heads is not an object"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            record.read(path)
+
+
+def test_rows_from_before_there_were_heads_are_kept(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "memory.json"
+    assert record.read_rows(path, "memory") == ({}, {})
+    row = dataclasses.asdict(memory.Row("471M", "v5e-16", 4, "blocks", 4))
+    old = {memory.Row(**row).name: {"row": row, "error": "18G of 16G"}}
+    path.write_text(json.dumps(old))
+    assert record.read_rows(path, "memory") == (old, {})
+    record.write_rows(path, "memory", {}, old)
+    assert record.read_rows(path, "memory") == (old, {})
+    with pytest.raises(ValueError, match=r"of benchmarks\.memory, not rows of benchmarks\.scaling"):
+        record.read_rows(path, "scaling")
+
+    # Another machine's rows join; what both have must be the same.
+    other = row | {"remat": "none"}
+    added = {memory.Row(**other).name: {"row": other, "error": "20G of 16G"}}
+    theirs = tmp_path / "theirs.json"
+    record.write_rows(theirs, "memory", dict.fromkeys(added, HEAD), old | added)
+    monkeypatch.setattr(sys, "argv", ["memory", f"--json={path}", f"--add={theirs}"])
+    memory.main()
+    assert "20G of 16G" in capsys.readouterr().out
+    assert record.read_rows(path, "memory") == (old | added, dict.fromkeys(added, HEAD))
+    theirs.write_text(json.dumps({name: figures | {"error": "17G"} for name, figures in old.items()}))
+    with pytest.raises(SystemExit):
+        memory.main()
+    assert "with other figures" in capsys.readouterr().err
+
+
+def test_figures_in_the_documents_are_readable():
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    figures, _ = record.read_rows(docs / "memory.json", "memory")
+    assert len(memory.table(figures).splitlines()) == 2 + len(figures) > 2
+    counted, _ = record.read_rows(docs / "scaling.json", "scaling")
+    assert {"8", "64"} <= counted.keys()
+    assert scaling.table(counted)
+
+
+def test_compare(tmp_path, capsys):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    record.write(a, "step", HEAD, {"step": {"seconds": 2.0, "flops": 8, "fits": True}, "rows": [0, 1], "old": 1})
+    figures = {"step": {"seconds": 1.0, "flops": 8, "fits": False}, "rows": [5, 4], "name": "x"}
+    record.write(b, "step", HEAD | {"versions": {"jax": "2.0", "new": "1"}}, figures)
+    compare.main([str(a), str(b)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:4] == [
+        ["made", "differently", "(a", "→", "b):"],
+        ["versions", "jax:", "1.0", "→", "2.0"],
+        ["versions", "new:", "(nothing)", "→", "1"],
+    ]
+    assert lines[4:] == [
+        ["a", "b", "b/a"],
+        ["step/seconds", "2", "1", "0.500"],
+        ["step/flops", "8", "8", "1.000"],
+        ["rows/0", "0", "5", "-"],
+        ["rows/1", "1", "4", "4.000"],
+        ["in", "a", "alone:", "1", "number(s)"],
+    ]
+    compare.main([str(a), str(a), "--only", "seconds$"])
+    out = capsys.readouterr().out
+    assert "made with the same machine, versions, commit and command" in out
+    assert len(out.splitlines()) == 4
+
+
+def test_compare_rows(tmp_path, capsys):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    later = HEAD | {"commit": {"hash": "def", "modified": True}}
+    record.write_rows(a, "scaling", {"8": HEAD, "64": HEAD}, {name: {"sent": 2.0} for name in ("8", "64", "512")})
+    record.write_rows(b, "scaling", {"8": later, "64": later}, {name: {"sent": 3.0} for name in ("8", "64", "512")})
+    compare.main([str(a), str(b)])
+    out = capsys.readouterr().out
+    assert "commit hash: abc → def   (64 and 1 more row(s))" in out
+    assert "from before there were heads   (512)" in out
+    assert out.splitlines()[-1].split() == ["512/sent", "2", "3", "1.500"]
+
+
+@pytest.mark.parametrize("case", ["absent", "other", "foreign", "nothing", "expression"])
+def test_compare_refuses_what_cannot_be_compared(tmp_path, case):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    record.write(a, "step", HEAD, {"seconds": 1.0})
+    record.write(b, "data" if case == "other" else "step", HEAD, {"pairs": 1.0})
+    if case == "absent":
+        b.unlink()
+    if case == "foreign":
+        b.write_text("{}")
+    with pytest.raises(SystemExit) as error:
+        compare.main([str(a), str(b), "--only=("] if case == "expression" else [str(a), str(b)])
+    expected = {
+        "absent": f"there is no file {b}",
+        "other": f"{a} is of benchmarks.step, {b} of benchmarks.data",
+        "foreign": f"{b} is no file of a benchmark's figures: it does not say which benchmark it is of",
+        "nothing": f"{a} and {b} have no number in common",
+        "expression": "--only='(' is no regular expression",
+    }
+    # A text is what Python prints before it ends with code 1.
+    assert error.value.code.startswith(expected[case])
+    assert "\n" not in error.value.code
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "number"),
+    [
+        ("render", ["--objects=1", "--views=1", "--size=8", "--samples=1", "--repeats=1"], "render/procedural cars/"),
+        (
+            "data",
+            ["--objects=2", "--views=2", "--image_size=8", "--size=8", "--workers=0", "--seconds=0.1", "--repeats=1"],
+            "stream/one core, 0 worker(s)/pairs_per_second",
+        ),
+    ],
+)
+def test_what_reads_and_renders_writes_a_file(tmp_path, capsys, name, arguments, number):
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, f"--json={path}"]
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])  # still the last line that is printed
+    content = record.read(path)
+    assert content["machine"]["device"] is None
+    assert content["command"].endswith(" ".join(arguments))
+    compare.main([str(path), str(path)])
+    assert number in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", [1, 8, 11, 12, 100, 2**20])
+def test_the_largest_batch_is_found_by_doubling_and_bisecting(start):
+    asked = []
+
+    def bytes_of(batch):
+        asked.append(batch)
+        return 100 + 10 * batch
+
+    assert fitting.largest(bytes_of, 219, start) == (11, 210)
+    assert len(asked) == len(set(asked)) <= 24
+    assert fitting.largest(bytes_of, 105, start) == (0, 0)
+    assert fitting.largest(bytes_of, 1e9, start, most=300) == (300, 3100)
+
+
+def test_a_compiler_that_says_it_does_not_fit_is_believed():
+    def raises(message):
+        raise jax.errors.JaxRuntimeError(message)
+
+    assert fitting.program_bytes(lambda: raises("RESOURCE_EXHAUSTED: Used 20G of 16G hbm")) == float("inf")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        fitting.program_bytes(lambda: raises("INTERNAL: broken"))
+    compiled = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((1000,), np.float32)).compile()
+    assert fitting.program_bytes(lambda: compiled) >= 8000
+
+
+def test_largest_training_batch_is_a_whole_number_of_microbatches(tiny_config, monkeypatch):
+    tiny_config.train.microbatches, tiny_config.train.remat = 2, "blocks"
+    asked = []
+
+    def compiled(network, process, recipe, mesh):
+        assert (network.remat, recipe.microbatches, mesh.size) == ("blocks", 2, 1)
+        asked.append(recipe.batch_size)
+        return None, recipe.batch_size
+
+    monkeypatch.setattr(fitting, "compile_training_step", compiled)
+    monkeypatch.setattr(hardware, "device_bytes", lambda batch: 10 * batch)
+    found = step.measure(tiny_config, largest_batch=True, gib=75 / 2**30)
+    assert found["largest_training_batch"] == {
+        "batch_size": 6,
+        "microbatches": 2,
+        "remat": "blocks",
+        "device_bytes": 60,
+        "limit_bytes": 75,
+    }
+    assert asked == [4, 8, 6]
+    text = step.report(found, "cpu")
+    assert text.endswith("remat blocks, in 2 part(s): 6 pairs, which need 0.00 GiB")
+
+
+def test_views_per_second_and_the_largest_batch_of_objects(tiny_config, monkeypatch):
+    tiny_config.sample.num_views = 3
+    draw = drawing.Drawing(tiny_config)
+    assert draw.known_views == 4
+    # What is compiled for, without data, is what there is in the end.
+    real = jax.eval_shape(draw.example, draw.params, example_batch(8, 2))
+    shapes, expected = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (draw.shapes(2)[1:], real))
+    assert shapes == expected
+
+    monkeypatch.setattr(step, "matmul_rate", lambda dtype: 1e9)
+    limit = fitting.program_bytes(draw.lower(2).compile)
+    figures = step.measure(tiny_config, 1, sampling=True, gib=limit / 2**30)
+    found = figures["sampling"]
+    assert found["largest"] == {"objects": 2, "device_bytes": limit, "limit_bytes": limit}
+    assert fitting.program_bytes(draw.lower(3).compile) > limit == found["device_bytes"]
+    assert (found["objects"], found["known_views"], found["evaluations_per_view"]) == (2, 4, 6)
+    assert found["views_per_second"] == pytest.approx(2 / found["seconds"])
+    assert found["flops"] == 2 * 6 * draw.flops_per_evaluation()
+    assert found["fraction_of_matmul"] == pytest.approx(found["flops"] / found["seconds"] / 1e9)
+    assert "2 objects at once, preset paper, 3 steps, 6 evaluations a view, 4 known views" in step.report(figures, "x")
+
+    monkeypatch.setattr(drawing, "largest", lambda bytes_of, limit, start: (1, 5.0))
+    with pytest.raises(ValueError, match=r"2 objects at once do not fit in 0\.50 GiB, 1 do"):
+        step.measure(tiny_config, 1, sampling=True, gib=0.5)
+
+    # With the input views alone there is no room for others; with relative poses each step embeds the target anew.
+    absolute = draw.flops_per_evaluation()
+    tiny_config.sample.conditioning, tiny_config.data.pose = "input", "relative"
+    draw = drawing.Drawing(tiny_config)
+    assert draw.known_views == 1
+    assert draw.flops_per_evaluation() > absolute
+
+
+def test_what_rematerialization_computes_again_is_not_counted(tiny_config):
+    def counted(remat, microbatches):
+        tiny_config.train.remat, tiny_config.train.microbatches = remat, microbatches
+        network, process, recipe = build.network(tiny_config), build.process(tiny_config), build.recipe(tiny_config)
+        args = (*jax.eval_shape(lambda: (init_state(network, recipe), Metrics.zeros())), batch_shapes(8, 4))
+        lowered = jax.jit(make_train_step(network, process, recipe)).lower(*args)
+        return step.training_flops(network, process, recipe, args), lowered.cost_analysis()["flops"]
+
+    needed, lowered = counted("none", 1)
+    assert needed == lowered
+    needed_again, lowered = counted("blocks", 1)
+    assert needed_again == needed < lowered
+    in_parts, _ = counted("none", 2)
+    assert in_parts == pytest.approx(needed, rel=0.1)
+
+
+@pytest.mark.slow
+def test_steps(tiny_config, monkeypatch):
+    monkeypatch.setattr(step, "matmul_rate", lambda dtype: 1e9)
+    tiny_config.train.batch_size = 2
+    figures = step.measure(tiny_config, 1)
+    training = figures["training_step"]
+    assert training["pairs_per_second"] == pytest.approx(2 / training["seconds"])
+    assert training["fraction_of_matmul"] == pytest.approx(training["flops"] / training["seconds"] / 1e9)
+    assert figures["denoising_step"]["flops"] < training["flops"] / 3
+    lines = step.report(figures, "a chip").splitlines()
+    assert f"{figures['parameters']:,} parameters, batch 2, a chip, matmul 1 GFLOP/s" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["training", "denoising"]
