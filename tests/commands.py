@@ -6,16 +6,18 @@ import socket
 import subprocess
 import sys
 
+import ml_collections
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def flags_of(config):
-    """Every setting of data, model, mesh, train and sample as a flag."""
+    """Every setting of data, model, mesh, train and sample as a flag, but for sections within these."""
     return [
         f"--config.{section}.{name}={value}"
         for section in ("data", "model", "mesh", "train", "sample")
         for name, value in config[section].items()
-        if name != "procedural" and value is not None and value != ""
+        if not isinstance(value, ml_collections.ConfigDict) and value is not None and value != ""
     ]
 
 

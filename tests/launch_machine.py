@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,8 @@ class Machine:
         process = subprocess.Popen(
             command, env={**self.environment, **environment}, cwd=self.checkout, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # A shell that runs the tests in the background lets them ignore it, and a script cannot undo that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.started.append(process)
         return process

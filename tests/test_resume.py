@@ -1,23 +1,18 @@
 """Training through interruptions, refusals and failures."""
 
 import json
-import os
-import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from commands import start
 
 from threedim.training import loop
 from threedim.training.checkpoints import CheckpointError
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def assert_same(one, other):
@@ -38,7 +33,8 @@ def two_steps(tiny_config, kept, tmp_path):
         tiny_config.train.num_steps = 2
         loop.train(tiny_config, kept / "run")
         tiny_config.train.num_steps = 4
-    return pathlib.Path(shutil.copytree(kept / "run", tmp_path / "run"))
+    shutil.copytree(kept / "run", tmp_path / "run")
+    return tmp_path / "run"
 
 
 def test_four_steps_equal_two_restart_two(tiny_config, two_steps, tmp_path, capsys):
@@ -122,19 +118,11 @@ def test_previews_are_written(tiny_config, two_steps):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_resumes(tiny_config, tmp_path, number):
     """The command itself: a signal ends it with a checkpoint and exit code 0, and the same command goes on."""
-    workdir, flags = tmp_path / "run", ["--config.train.num_steps=100000"]
-    for section in ("data", "model", "train"):
-        for name, value in tiny_config[section].items():
-            if name not in ("procedural", "num_steps", "dtype", "on_bad"):
-                flags.append(f"--config.{section}.{name}={value}")
-    command = [sys.executable, "-m", "threedim.main", "--config=configs/base.py", "--mode=train"]
-    command += [f"--workdir={workdir}", "--config.model.dtype=float32", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    workdir = tmp_path / "run"
+    tiny_config.train.num_steps = 100_000
     reached = 0
     for _ in range(2):
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = start("train", tiny_config, workdir)
         deadline = time.monotonic() + 120
         metrics = workdir / "metrics.jsonl"
         while process.poll() is None and time.monotonic() < deadline:

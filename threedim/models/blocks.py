@@ -153,13 +153,51 @@ def _conv_of_sum_forward(constant, shared, kernel, stride):
 
 def _conv_of_sum_backward(stride, saved, gradient):
     x, kernel, shared = saved
-    (to_kernel,) = jax.linear_transpose(lambda kernel: conv3x3(x, kernel, stride), kernel)(gradient)
+    to_kernel = _kernel_gradient(x, gradient, kernel, stride)
     total = jnp.sum(gradient.astype(jnp.float32), axis=0, keepdims=True).astype(kernel.dtype)
     (to_shared,) = jax.linear_transpose(lambda x: conv3x3(x, kernel, stride), shared.astype(kernel.dtype))(total)
     return None, to_shared.astype(shared.dtype), to_kernel
 
 
 _conv_of_sum.defvjp(_conv_of_sum_forward, _conv_of_sum_backward)
+
+# Of the picture at a time: what they take apart into patches stays in the cache.
+_ROWS = 16
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Gradient of ``conv3x3(x, kernel, stride)`` for the kernel.
+
+    XLA's CPU compiler makes it a convolution with a kernel as large as the picture, which is several times slower than
+    products of patches where pictures are large and channels many.
+    """
+
+    def transposed(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda kernel: conv3x3(x, kernel, stride), kernel)(gradient)[0]
+
+    if stride > 1 or math.prod(x.shape[:3]) < 2**13:
+        return transposed(x, gradient)
+    return jax.lax.platform_dependent(x, gradient, cpu=_product_of_patches, default=transposed)
+
+
+def _product_of_patches(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The kernel's gradient at stride 1: some rows at a time, patches of the operand with fewer channels."""
+    channels, features = x.shape[-1], gradient.shape[-1]
+    patch_x = channels <= features
+    whole, patched = (gradient, x) if patch_x else (x, gradient)
+    height, width = x.shape[1:3]
+    padded = jnp.pad(patched, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # Where the kernel moves over x one way, it moves over the gradient the other way.
+    shifts = [(i, j) if patch_x else (2 - i, 2 - j) for i in range(3) for j in range(3)]
+    total = jnp.zeros((9 * patched.shape[-1], whole.shape[-1]))
+    for start in range(0, height, _ROWS):
+        stop = min(start + _ROWS, height)
+        patches = [padded[:, start + i : stop + i, j : j + width] for i, j in shifts]
+        rows = jnp.concatenate(patches, axis=-1).reshape(-1, total.shape[0])
+        other = whole[:, start:stop].reshape(-1, total.shape[1])
+        total += jax.lax.dot_general(rows, other, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    total = total.reshape(3, 3, -1, total.shape[1])
+    return (total if patch_x else total.swapaxes(2, 3)).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
