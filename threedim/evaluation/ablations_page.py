@@ -209,6 +209,12 @@ def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray | None:
         drawn = [srn.read_object(folders[key] / "views" / name).decode(drawn_places)[0] for key in rows]
         for index, view in enumerate(views):
             cells.append(np.stack([truth[0], truth[1 + index], *(each[index] for each in drawn)]))
-            labels.append(f"{name[:_NAME_LETTERS]}, view {view}")
+            labels.append(f"{_shorten(name)}, view {view}")
     titles = ["input", "truth", *(row["title"] for row in rows.values())]
     return images_lib.make_grid(np.stack(cells), row_labels=labels, col_labels=titles)
+
+
+def _shorten(name: str) -> str:
+    """Both ends of a long name: numbers stand at the one, kinds at the other."""
+    half = _NAME_LETTERS // 2
+    return name if len(name) <= _NAME_LETTERS else f"{name[:half]}…{name[-half:]}"
