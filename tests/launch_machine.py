@@ -131,11 +131,12 @@ class Machine:
     def start(self, script, *arguments, **environment):
         """In the root of the checkout, as Slurm starts its jobs."""
         command = [str(self.checkout / "launch" / script), *map(str, arguments)]
+        # A shell that runs the tests in the background lets them ignore it; a script inherits that and cannot undo it.
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             command, env={**self.environment, **environment}, cwd=self.checkout, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            # A shell that runs the tests in the background lets them ignore it, and a script cannot undo that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.started.append(process)
         return process
