@@ -72,7 +72,7 @@ def test_a_batch_is_split_over_all_devices_in_order(eight):
     assert eight["replicated"] == [16, 2]
 
 
-def check_steps(steps):
+def check_steps(steps, share_off=0.0):
     one = steps["0x0 in 1"]
     assert one["moved"] > 1e-6
     assert abs(one["losses"][0] - one["losses"][1]) > 1e-4
@@ -85,7 +85,7 @@ def check_steps(steps):
         # here and there, of a gradient that happens to be nearly zero: one number of a thousand may be off.
         off = {path: value for path, value in other["off"].items() if "['key']['bias']" not in path}
         for path, (share, largest) in off.items():
-            assert share <= 1e-3, (name, path)
+            assert share <= share_off, (name, path)
             assert largest < 1e-4, (name, path)
         assert len(off) > len(other["off"]) / 2
     # Parameters, their average and Adam's two moments: split over "fsdp" and nowhere else.
@@ -101,7 +101,7 @@ def test_training_steps_are_the_same_on_every_mesh(eight):
 
 @pytest.mark.slow
 def test_training_steps_of_the_network_are_the_same_on_every_mesh():
-    check_steps(on_eight_devices("network"))
+    check_steps(on_eight_devices("network"), share_off=1e-3)
 
 
 def test_one_process_on_one_device():
