@@ -104,25 +104,69 @@ def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
 class PoseConv(nn.Module):
     """Convolution 3x3 with a stride of ray encodings plus learned embeddings, to ``features`` channels [7.1].
 
-    Takes encodings (batch, H, W, c), which have no gradient, and learned embeddings (1, H, W, c), of one frame. Both
-    frames have the same kernel; or, with ``stacked``, each its share of the kernel for both stacked along channels, and
-    frame 1's share has the bias.
+    What it convolves is the sum of three parts, which are kept apart since each costs less by itself:
+
+    * ``constant`` (n, c), the same at every pixel: encodings of the ray origin, which is the camera's center, and the
+      learned embedding of the frame;
+    * ``varying`` (n, H, W, v), the last ``v`` of the ``c`` channels: encodings of the ray direction, without gradient;
+    * the learned embedding of the position, (1, H, W, c), which has no examples: ``position`` convolves it.
+
+    Both frames have the same kernel; or, with ``stacked``, each its share of the kernel for both stacked along
+    channels, and frame 1's share has the bias.
     """
 
+    channels: int
     features: int
     stride: int
     dtype: Any = jnp.float32
     stacked: bool = False
 
-    @nn.compact
-    def __call__(self, encoding: jax.Array, learned: jax.Array, frame: int = 1) -> jax.Array:
-        shape = (3, 3, encoding.shape[-1] * (2 if self.stacked else 1), self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        if self.stacked:
-            kernel = frame_share(kernel, frame)
-        share = _conv_of_sum(jax.lax.stop_gradient(encoding), learned, kernel, self.stride)
-        return share if self.stacked and frame == 0 else share + bias
+    def setup(self):
+        shape = (3, 3, self.channels * (2 if self.stacked else 1), self.features)
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def _share(self, frame: int) -> jax.Array:
+        return frame_share(self.kernel, frame) if self.stacked else self.kernel
+
+    def position(self, learned: jax.Array, frame: int) -> jax.Array:
+        """The position embedding's part of the sum, with the bias, (1, h, w, features)."""
+        field = conv3x3(learned.astype(self.dtype), self._share(frame).astype(self.dtype), self.stride)
+        return field if self.stacked and frame == 0 else field + self.bias.astype(self.dtype)
+
+    def __call__(self, constant: jax.Array, varying: jax.Array, position: jax.Array, frame: int) -> jax.Array:
+        """The whole sum, (n, h, w, features), with what ``position`` gave for this frame."""
+        kernel, height, width = self._share(frame), *varying.shape[1:3]
+        # Its share of the FLOPs is small, and it holds the origin's encodings, which have many digits: float32.
+        taps = jnp.einsum("nc,ijcf->nijf", constant, kernel, precision="highest")
+        taps = _sum_of_taps(_sum_of_taps(taps, 2, width, self.stride), 1, height, self.stride)
+        varying = jax.lax.stop_gradient(varying).astype(self.dtype)
+        kernel = kernel[:, :, self.channels - varying.shape[-1] :].astype(self.dtype)
+        return _conv_of_constant(varying, kernel, self.stride) + (position + taps.astype(self.dtype))
+
+
+def _sum_of_taps(taps: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
+    """A convolution of what is constant along an axis of ``size`` pixels, with three taps and zeros around.
+
+    Everywhere it is the sum of all taps, but for the first and the last output, where a tap may stand on the zeros.
+
+    Args:
+      taps: each tap's part, with 3 along ``axis``.
+      axis: which becomes that of the output's pixels.
+      size, stride: of the input, and of the convolution.
+    """
+    (before, after), out = jax.lax.padtype_to_pads((size,), (3,), (stride,), "SAME")[0], -(-size // stride)
+    first, _, last = jnp.split(taps, 3, axis=axis)
+    sums = jnp.broadcast_to(taps.sum(axis=axis, keepdims=True), [*taps.shape[:axis], out, *taps.shape[axis + 1 :]])
+
+    def at_end(tap: jax.Array, low: int, high: int) -> jax.Array:
+        return jnp.pad(tap, [(low, high) if i == axis else (0, 0) for i in range(tap.ndim)])
+
+    if before:
+        sums -= at_end(first, 0, out - 1)
+    if after:
+        sums -= at_end(last, out - 1, 0)
+    return sums
 
 
 def frame_share(kernel: jax.Array, frame: int) -> jax.Array:
@@ -136,30 +180,22 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=layout)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _conv_of_sum(constant: jax.Array, shared: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution of ``constant + shared``, of which (batch, H, W, c) and (1, H, W, c) only the second is learned.
-
-    Its gradient is the same function as JAX's own, for a third less in this layer: by linearity, the batch is summed
-    before it goes back through the convolution, not after.
-    """
-    return conv3x3((constant + shared).astype(kernel.dtype), kernel, stride)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_of_constant(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """``conv3x3`` of what has no gradient, with a kernel's gradient that is faster on a CPU."""
+    return conv3x3(x, kernel, stride)
 
 
-def _conv_of_sum_forward(constant, shared, kernel, stride):
-    x = (constant + shared).astype(kernel.dtype)
-    return conv3x3(x, kernel, stride), (x, kernel, shared)
+def _conv_of_constant_forward(x, kernel, stride):
+    return conv3x3(x, kernel, stride), (x, kernel)
 
 
-def _conv_of_sum_backward(stride, saved, gradient):
-    x, kernel, shared = saved
-    to_kernel = _kernel_gradient(x, gradient, kernel, stride)
-    total = jnp.sum(gradient.astype(jnp.float32), axis=0, keepdims=True).astype(kernel.dtype)
-    (to_shared,) = jax.linear_transpose(lambda x: conv3x3(x, kernel, stride), shared.astype(kernel.dtype))(total)
-    return None, to_shared.astype(shared.dtype), to_kernel
+def _conv_of_constant_backward(stride, saved, gradient):
+    x, kernel = saved
+    return None, _kernel_gradient(x, gradient, kernel, stride)
 
 
-_conv_of_sum.defvjp(_conv_of_sum_forward, _conv_of_sum_backward)
+_conv_of_constant.defvjp(_conv_of_constant_forward, _conv_of_constant_backward)
 
 # Of the picture at a time: what they take apart into patches stays in the cache.
 _ROWS = 16

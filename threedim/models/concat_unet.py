@@ -19,7 +19,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from threedim.cameras import Camera
 from threedim.models.blocks import conv3x3, frame_share
 from threedim.models.unet import UNet
 
@@ -62,11 +61,9 @@ class ConcatUNet(UNet):
     def first_conv(self) -> StackedConv:
         return StackedConv(self.ch, self.dtype)
 
-    def encode_view(
-        self, x: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
-    ) -> ViewShare:
+    def encode_view(self, x: jax.Array, logsnr: jax.Array, pose: tuple[jax.Array, ...], *, train: bool) -> ViewShare:
         del logsnr, train  # the frames share one noise level, the target's; there is no dropout before they meet
-        return ViewShare(self.conv_in(x, 0), self.embed_camera(camera, cond_mask, frame=0))
+        return ViewShare(self.conv_in(x, 0), pose)
 
     def denoise(
         self, z: jax.Array, logsnr: jax.Array, target: tuple[jax.Array, ...], view: ViewShare, *, train: bool

@@ -3,8 +3,8 @@
 A network takes a clean view (frame 0) and a noisy target (frame 1). It is written in parts whose composition is the
 whole, so that a sampler keeps what does not change between its steps:
 
-* ``encode_view`` computes all that is needed of a known view;
-* ``embed_camera`` the pose embeddings of a target camera;
+* ``embed_camera`` computes the pose embeddings of a camera;
+* ``encode_view`` all that is needed of a known view;
 * ``denoise`` the rest, at every step.
 """
 
@@ -81,7 +81,9 @@ class UNet(nn.Module):
         init = nn.initializers.normal(stddev=POSE_CHANNELS**-0.5)
         self.position_emb = self.param("position_emb", init, (self.image_size, self.image_size, POSE_CHANNELS))
         self.frame_emb = self.param("frame_emb", init, (2, POSE_CHANNELS))
-        self.pose_convs = [PoseConv(self.emb_ch, 1 << level, self.dtype, self.stacked) for level in range(levels)]
+        self.pose_convs = [
+            PoseConv(POSE_CHANNELS, self.emb_ch, 1 << level, self.dtype, self.stacked) for level in range(levels)
+        ]
 
         # The argument that is no array is ``train``; the module itself counts as the first.
         remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat == "blocks" else lambda module: module
@@ -111,16 +113,13 @@ class UNet(nn.Module):
         """The convolution that the pictures enter by."""
         raise NotImplementedError
 
-    def encode_view(
-        self, x: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
-    ) -> PyTree:
+    def encode_view(self, x: jax.Array, logsnr: jax.Array, pose: tuple[jax.Array, ...], *, train: bool) -> PyTree:
         """Features of clean views (frame 0): all that ``denoise`` reads of them.
 
         Args:
           x: (batch, height, width, 3) in [-1, 1].
           logsnr: (batch,); logsnr_max for a clean view.
-          camera: cameras with axes (batch,).
-          cond_mask: (batch,) bool.
+          pose: pose embeddings of their cameras, from ``embed_camera(..., frame=0)``.
           train: whether dropout is active.
         """
         raise NotImplementedError
@@ -158,8 +157,10 @@ class UNet(nn.Module):
         Returns:
           (batch, height, width, 3), float32.
         """
-        view = self.encode_view(x, logsnr[:, 0], camera[:, 0], cond_mask, train=train)
-        target = self.embed_camera(camera[:, 1], cond_mask, frame=1)
+        # With one kernel for both frames, its part for the positions and that part's gradient are computed once.
+        positions = None if self.stacked else self._embed_positions(0)
+        pose, target = (self._embed_camera(camera[:, f], cond_mask, f, positions) for f in range(2))
+        view = self.encode_view(x, logsnr[:, 0], pose, train=train)
         return self.denoise(z, logsnr[:, 1], target, view, train=train)
 
     def embed_camera(self, camera: Camera, cond_mask: jax.Array, *, frame: int) -> tuple[jax.Array, ...]:
@@ -170,17 +171,26 @@ class UNet(nn.Module):
           cond_mask: (batch,) bool; where False the ray encodings are zero (the learned embeddings stay).
           frame: 0 for the clean view, 1 for the target.
         """
-        origin, direction = camera.rays(self.image_size, self.image_size)
-        pose = jnp.concatenate(
-            [
-                encodings.posenc_nerf(origin, 0, ORIGIN_DEGREES),
-                encodings.posenc_nerf(direction, 0, DIRECTION_DEGREES),
-            ],
-            axis=-1,
+        return self._embed_camera(camera, cond_mask, frame)
+
+    def _embed_positions(self, frame: int) -> list[jax.Array]:
+        """The part of the pose embeddings that no camera has a say in, per level (1, h_i, w_i, emb_ch)."""
+        return [conv.position(self.position_emb[None], frame) for conv in self.pose_convs]
+
+    def _embed_camera(
+        self, camera: Camera, cond_mask: jax.Array, frame: int, positions: list[jax.Array] | None = None
+    ) -> tuple[jax.Array, ...]:
+        # All rays of a camera have one origin, its center.
+        origin = encodings.posenc_nerf(camera.t, 0, ORIGIN_DEGREES)
+        direction = encodings.posenc_nerf(camera.rays(self.image_size, self.image_size)[1], 0, DIRECTION_DEGREES)
+        direction = jnp.where(cond_mask[:, None, None, None], direction, 0.0)
+        constant = jnp.pad(jnp.where(cond_mask[:, None], origin, 0.0), ((0, 0), (0, direction.shape[-1])))
+        constant += self.frame_emb[frame]
+        positions = self._embed_positions(frame) if positions is None else positions
+        return tuple(
+            conv(constant, direction, position, frame)
+            for conv, position in zip(self.pose_convs, positions, strict=True)
         )
-        pose = jnp.where(cond_mask[:, None, None, None], pose, 0.0)
-        learned = (self.position_emb + self.frame_emb[frame])[None]
-        return tuple(conv(pose, learned, frame=frame) for conv in self.pose_convs)
 
     def embed_logsnr(self, logsnr: jax.Array) -> jax.Array:
         """Noise-level embedding, (batch,) to (batch, 1, 1, emb_ch)."""
@@ -229,7 +239,11 @@ class NetworkDenoiser:
     relative_poses: bool = False
 
     def encode_view(self, params, x, logsnr, camera, cond_mask) -> PyTree:
-        return self.network.apply({"params": params}, x, logsnr, camera, cond_mask, train=False, method="encode_view")
+        def encode(network: UNet) -> PyTree:
+            pose = network.embed_camera(camera, cond_mask, frame=0)
+            return network.encode_view(x, logsnr, pose, train=False)
+
+        return self.network.apply({"params": params}, method=encode)
 
     def embed_camera(self, params, camera, cond_mask) -> tuple[jax.Array, ...]:
         return self.network.apply({"params": params}, camera, cond_mask, frame=1, method="embed_camera")

@@ -17,7 +17,6 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 
-from threedim.cameras import Camera
 from threedim.models.blocks import fold_frames, take_frame
 from threedim.models.unet import UNet
 
@@ -58,11 +57,9 @@ class XUNet(UNet):
     def first_conv(self) -> nn.Conv:
         return nn.Conv(self.ch, (3, 3), dtype=self.dtype)
 
-    def encode_view(
-        self, x: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
-    ) -> ViewFeatures:
+    def encode_view(self, x: jax.Array, logsnr: jax.Array, pose: tuple[jax.Array, ...], *, train: bool) -> ViewFeatures:
         noise_emb = self.embed_logsnr(logsnr)
-        emb = tuple(noise_emb + pose for pose in self.embed_camera(camera, cond_mask, frame=0))
+        emb = tuple(noise_emb + p for p in pose)
         h, _ = self._to_meeting(x, emb, train)
         return ViewFeatures(h, emb[self.meet :])
 
