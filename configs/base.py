@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     t = c.train = ml_collections.ConfigDict()
     t.batch_size = 128  # pairs per step, over all devices
     t.num_steps = 1_000_000  # the paper does not say
+    t.init_from = ""  # a run's folder, a .safetensors file or weights of the package to begin with, of any image size
     t.learning_rate = 1e-4
     t.warmup_examples = 10_000_000  # linear warm-up, in pairs
     t.adam_b1 = 0.9

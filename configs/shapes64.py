@@ -1,7 +1,7 @@
 """Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
 
 On a CPU in two stages, hours in all: ``--config=configs/shapes64.py:half`` trains the network at 32 px, where a step
-costs a quarter, and ``--config=configs/shapes64.py --config.train.init_from=WORKDIR`` goes on with its weights at 64 px.
+costs a quarter; ``--config=configs/shapes64.py --config.train.init_from=WORKDIR`` goes on with its weights at 64 px.
 ``--config=configs/shapes64.py:gpu`` trains a larger network on the same data, in bfloat16, for one H100 or H200.
 
 Training is stopped when its time is up; the same command goes on.

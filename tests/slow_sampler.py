@@ -49,7 +49,10 @@ class Painter:
     def encode_view(self, params, x, logsnr, camera, cond_mask):
         return x
 
-    def embed_camera(self, params, camera, cond_mask):
+    def embed_positions(self, params):
+        return jnp.asarray(0.25)
+
+    def embed_camera(self, params, camera, cond_mask, positions):
         return None if self.copy else truth(params, camera.t)
 
     def denoise(self, params, z, logsnr, target, view):
@@ -84,8 +87,11 @@ class Linear:
     def encode_view(self, params, x, logsnr, camera, cond_mask):
         return slow_encode(x, logsnr, camera.t, cond_mask)
 
-    def embed_camera(self, params, camera, cond_mask):
-        return slow_embed(camera.t, cond_mask)
+    def embed_positions(self, params):
+        return jnp.asarray(0.25)
+
+    def embed_camera(self, params, camera, cond_mask, positions):
+        return slow_embed(camera.t, cond_mask) + (positions - 0.25)
 
     def denoise(self, params, z, logsnr, target, view):
         return slow_denoise(z, logsnr, target, view)
@@ -104,7 +110,10 @@ class Recorder:
     def encode_view(self, params, x, logsnr, camera, cond_mask):
         return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0], "logsnr": logsnr, "cond": cond_mask}
 
-    def embed_camera(self, params, camera, cond_mask):
+    def embed_positions(self, params):
+        return jnp.asarray(0.25)
+
+    def embed_camera(self, params, camera, cond_mask, positions):
         return {"number": camera.t[:, 0], "object": camera.t[:, 1], "cond": cond_mask}
 
     def denoise(self, params, z, logsnr, target, view):

@@ -193,23 +193,40 @@ def test_film():
     np.testing.assert_allclose(apply(FiLM(), params, x, emb), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_pose_conv_is_a_convolution_of_the_sum(stride):
-    encoding, learned = jnp.asarray(normal(3, 8, 8, 6)), jnp.asarray(normal(1, 8, 8, 6, seed=1))
-    ours, plain = PoseConv(5, stride), nn.Conv(5, (3, 3), strides=stride)
-    params = filled(ours, encoding, learned)
-    weights = jnp.asarray(normal(3, 8 // stride, 8 // stride, 5, seed=2))
+class PoseSum(nn.Module):
+    """What ``PoseConv`` adds up, from its parts."""
 
-    def total(params, learned, run):
-        y = run(params, learned)
+    stride: int
+
+    @nn.compact
+    def __call__(self, constant, varying, learned):
+        conv = PoseConv(6, 5, self.stride)
+        return conv(constant, varying, conv.position(learned, 0), 0)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("size", [8, 9])
+def test_pose_conv_is_a_convolution_of_the_sum(stride, size):
+    """An odd size has zeros around it where an even one has none."""
+    constant, varying = jnp.asarray(normal(3, 6)), jnp.asarray(normal(3, size, size, 4, seed=3))
+    learned = jnp.asarray(normal(1, size, size, 6, seed=1))
+    ours, plain = PoseSum(stride), nn.Conv(5, (3, 3), strides=stride)
+    params = filled(ours, constant, varying, learned)
+    out = -(-size // stride)
+    weights = jnp.asarray(normal(3, out, out, 5, seed=2))
+
+    def whole(params, constant, varying, learned):
+        summed = constant[:, None, None] + jnp.pad(varying, ((0, 0), (0, 0), (0, 0), (2, 0))) + learned
+        return plain.apply({"params": params["PoseConv_0"]}, summed)
+
+    def total(params, constant, learned, run):
+        y = run(params, constant, varying, learned)
         return jnp.sum(weights * y + y**2), y
 
-    grad = functools.partial(jax.grad(total, argnums=(0, 1), has_aux=True), params, learned)
-    grads, y = jax.jit(lambda: grad(lambda p, learned: ours.apply({"params": p}, encoding, learned)))()
-    expected_grads, expected = jax.jit(
-        lambda: grad(lambda p, learned: plain.apply({"params": p}, encoding + learned))
-    )()
-    assert y.shape == (3, 8 // stride, 8 // stride, 5)
+    grad = functools.partial(jax.grad(total, argnums=(0, 1, 2), has_aux=True), params, constant, learned)
+    grads, y = jax.jit(lambda: grad(lambda params, *args: ours.apply({"params": params}, *args)))()
+    expected_grads, expected = jax.jit(lambda: grad(whole))()
+    assert y.shape == (3, out, out, 5)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     assert jax.tree.structure(grads) == jax.tree.structure(expected_grads)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
@@ -238,17 +255,19 @@ def test_kernel_gradient_of_large_pictures(channels, features, dtype):
 
 
 def test_pose_conv_costs_less_than_a_convolution_of_the_sum():
-    encoding, learned = jnp.zeros((8, 16, 16, 4)), jnp.zeros((1, 16, 16, 4))
-    params = filled(PoseConv(6, 2), encoding, learned)
+    constant, varying, learned = jnp.zeros((8, 6)), jnp.zeros((8, 16, 16, 2)), jnp.zeros((1, 16, 16, 6))
+    params = filled(PoseSum(2), constant, varying, learned)
+
+    def plain(variables, constant, varying, learned):
+        summed = constant[:, None, None] + jnp.pad(varying, ((0, 0), (0, 0), (0, 0), (4, 0))) + learned
+        return nn.Conv(5, (3, 3), strides=2).apply({"params": variables["params"]["PoseConv_0"]}, summed)
 
     def flops(run):
-        grad = jax.grad(lambda params, learned: run({"params": params}, learned).sum(), argnums=(0, 1))
-        return jax.jit(grad).lower(params, learned).cost_analysis()["flops"]
+        grad = jax.grad(lambda params, *args: run({"params": params}, *args).sum(), argnums=(0, 1, 3))
+        return jax.jit(grad).lower(params, constant, varying, learned).cost_analysis()["flops"]
 
-    ours = flops(lambda variables, learned: PoseConv(6, 2).apply(variables, encoding, learned))
-    plain = flops(lambda variables, learned: nn.Conv(6, (3, 3), strides=2).apply(variables, encoding + learned))
-    # Gradients of the whole batch for the kernel alone; three passes for one example instead of eight.
-    assert ours < 0.85 * plain
+    # Two of six channels for the whole batch, twice; all of them, three times, for one example instead of eight.
+    assert flops(PoseSum(2).apply) < 0.5 * flops(plain)
 
 
 # --- residual block ---

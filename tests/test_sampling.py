@@ -195,7 +195,7 @@ def test_with_the_true_eps_the_sampler_returns_the_true_picture(process, setting
 @pytest.mark.parametrize(("guidance_weight", "branches"), [(0.0, 1), (0.1, 2)])
 def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight, branches):
     TRACES.clear()
-    compiled, after_view = sample_view_jit._cache_size(), []
+    compiled, after_view = sample_view_jit()._cache_size(), []
     sample_views(
         Traced(),
         None,
@@ -207,7 +207,7 @@ def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight
         settings=Settings(3, guidance_weight),
         on_view=lambda index, picture: after_view.append((index, picture.shape, len(TRACES))),
     )
-    assert sample_view_jit._cache_size() == compiled + 1
+    assert sample_view_jit()._cache_size() == compiled + 1
     assert set(TRACES) == {(2 * branches, *SHAPE)}
     assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
 
@@ -309,7 +309,7 @@ def test_what_is_not_known_is_never_read():
     known = KnownViews(jnp.asarray(poisoned), jax_cameras(*poisoned.shape[:2]), jnp.asarray(count, jnp.int32))
     painter = Painter(process, copy=True)
     arguments = (painter, None, known, jax_cameras(3), keys(3))
-    result = sample_view_jit(*arguments, shape=SHAPE, process=process, settings=Settings(20, 0.0))
+    result = sample_view_jit()(*arguments, shape=SHAPE, process=process, settings=Settings(20, 0.0))
     assert np.all(np.isfinite(result))
     # The only view that the first object knows is what it paints.
     np.testing.assert_allclose(result[0], views[0, 0], atol=1e-3)

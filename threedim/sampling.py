@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from threedim import solvers
+from threedim import cpu, solvers
 from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.models.blocks import fold_frames, take_frame
@@ -47,7 +47,10 @@ class Denoiser(Protocol):
     ) -> PyTree:
         """Features of clean views (batch, height, width, 3)."""
 
-    def embed_camera(self, params: PyTree, camera: Camera, cond_mask: jax.Array) -> PyTree:
+    def embed_positions(self, params: PyTree) -> PyTree:
+        """What ``embed_camera`` needs and is the same for all cameras."""
+
+    def embed_camera(self, params: PyTree, camera: Camera, cond_mask: jax.Array, positions: PyTree) -> PyTree:
         """Embeddings of target cameras."""
 
     def denoise(self, params: PyTree, z: jax.Array, logsnr: jax.Array, target: PyTree, view: PyTree) -> jax.Array:
@@ -208,13 +211,14 @@ def sample_view(
         return denoiser.encode_view(params, _normal(key, shape), logsnr, camera, unconditional)
 
     # All that does not change from step to step.
+    positions = denoiser.embed_positions(params)
     if guided.any():
-        uncond_target = denoiser.embed_camera(params, camera, unconditional)
+        uncond_target = denoiser.embed_camera(params, camera, unconditional, positions)
         noise_features = encode_noise(key_uncond)
 
     def embed_target(camera: Camera) -> tuple[PyTree, PyTree]:
         """For the conditional branch, and for both in one batch."""
-        target = denoiser.embed_camera(params, camera, conditional)
+        target = denoiser.embed_camera(params, camera, conditional, positions)
         return target, jax.tree.map(fold_frames, uncond_target, target) if guided.any() else None
 
     if not denoiser.relative_poses:
@@ -271,7 +275,11 @@ def sample_view(
     return jnp.clip(z, -1.0, 1.0)
 
 
-sample_view_jit = jax.jit(sample_view, static_argnames=("denoiser", "shape", "process", "settings"))
+@functools.cache
+def sample_view_jit() -> Callable[..., jax.Array]:
+    """``sample_view``, compiled once for each set of shapes and settings."""
+    names = ("denoiser", "shape", "process", "settings")
+    return jax.jit(sample_view, static_argnames=names, compiler_options=cpu.compiler_options())
 
 
 def _encode(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process) -> PyTree:
@@ -362,7 +370,7 @@ def sample_views(
     for i in range(views):
         if i >= len(done):
             view_key = _fold_in(key, i)
-            picture = sample_view_jit(
+            picture = sample_view_jit()(
                 denoiser, params, known, targets[:, i], view_key, shape=tuple(shape), process=process, settings=settings
             )
             if on_view is not None:

@@ -158,35 +158,36 @@ class UNet(nn.Module):
           (batch, height, width, 3), float32.
         """
         # With one kernel for both frames, its part for the positions and that part's gradient are computed once.
-        positions = None if self.stacked else self._embed_positions(0)
-        pose, target = (self._embed_camera(camera[:, f], cond_mask, f, positions) for f in range(2))
+        positions = None if self.stacked else self.embed_positions(0)
+        pose, target = (self.embed_camera(camera[:, f], cond_mask, positions, frame=f) for f in range(2))
         view = self.encode_view(x, logsnr[:, 0], pose, train=train)
         return self.denoise(z, logsnr[:, 1], target, view, train=train)
 
-    def embed_camera(self, camera: Camera, cond_mask: jax.Array, *, frame: int) -> tuple[jax.Array, ...]:
+    def embed_positions(self, frame: int) -> tuple[jax.Array, ...]:
+        """The part of the pose embeddings that no camera has a say in, per level (1, h_i, w_i, emb_ch).
+
+        It is the same for both frames, unless they are stacked.
+        """
+        return tuple(conv.position(self.position_emb[None], frame) for conv in self.pose_convs)
+
+    def embed_camera(
+        self, camera: Camera, cond_mask: jax.Array, positions: tuple[jax.Array, ...] | None = None, *, frame: int
+    ) -> tuple[jax.Array, ...]:
         """Pose embeddings of one frame, per level (batch, h_i, w_i, emb_ch).
 
         Args:
           camera: cameras with axes (batch,).
           cond_mask: (batch,) bool; where False the ray encodings are zero (the learned embeddings stay).
+          positions: from ``embed_positions``, where they are there already.
           frame: 0 for the clean view, 1 for the target.
         """
-        return self._embed_camera(camera, cond_mask, frame)
-
-    def _embed_positions(self, frame: int) -> list[jax.Array]:
-        """The part of the pose embeddings that no camera has a say in, per level (1, h_i, w_i, emb_ch)."""
-        return [conv.position(self.position_emb[None], frame) for conv in self.pose_convs]
-
-    def _embed_camera(
-        self, camera: Camera, cond_mask: jax.Array, frame: int, positions: list[jax.Array] | None = None
-    ) -> tuple[jax.Array, ...]:
         # All rays of a camera have one origin, its center.
         origin = encodings.posenc_nerf(camera.t, 0, ORIGIN_DEGREES)
         direction = encodings.posenc_nerf(camera.rays(self.image_size, self.image_size)[1], 0, DIRECTION_DEGREES)
         direction = jnp.where(cond_mask[:, None, None, None], direction, 0.0)
         constant = jnp.pad(jnp.where(cond_mask[:, None], origin, 0.0), ((0, 0), (0, direction.shape[-1])))
         constant += self.frame_emb[frame]
-        positions = self._embed_positions(frame) if positions is None else positions
+        positions = self.embed_positions(frame) if positions is None else positions
         return tuple(
             conv(constant, direction, position, frame)
             for conv, position in zip(self.pose_convs, positions, strict=True)
@@ -245,8 +246,11 @@ class NetworkDenoiser:
 
         return self.network.apply({"params": params}, method=encode)
 
-    def embed_camera(self, params, camera, cond_mask) -> tuple[jax.Array, ...]:
-        return self.network.apply({"params": params}, camera, cond_mask, frame=1, method="embed_camera")
+    def embed_positions(self, params) -> tuple[jax.Array, ...]:
+        return self.network.apply({"params": params}, 1, method="embed_positions")
+
+    def embed_camera(self, params, camera, cond_mask, positions=None) -> tuple[jax.Array, ...]:
+        return self.network.apply({"params": params}, camera, cond_mask, positions, frame=1, method="embed_camera")
 
     def denoise(self, params, z, logsnr, target, view) -> jax.Array:
         return self.network.apply({"params": params}, z, logsnr, target, view, train=False, method="denoise")

@@ -11,11 +11,11 @@ import jax
 import ml_collections
 from etils import epath
 
-from threedim import distributed
+from threedim import cpu, distributed
 from threedim.data import pipeline, sources
 from threedim.data.records import read_info
 from threedim.progress import progress
-from threedim.training import build, run_info, sharding
+from threedim.training import build, initial, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
 from threedim.training.logging import MetricWriter
 from threedim.training.preview import Preview
@@ -73,17 +73,21 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every, save_every=t.checkpoint_every)
         )
         latest = checkpoints.latest_step()
-        if latest is None:
-            if lead:
-                run_info.write_run_info(workdir, config, dataset.fingerprint)
-        else:
+        if latest is not None:
             for line in run_info.check_run_info(workdir, config, dataset.fingerprint, allow_change, write=lead):
                 say(f"changed since the run began: {line}")
 
         shapes = jax.eval_shape(lambda: init_state(network, recipe))
         shardings = sharding.state_shardings(mesh, shapes)
         if latest is None:
-            state, start = jax.jit(lambda: init_state(network, recipe), out_shardings=shardings)(), 0
+            params = None
+            if t.init_from:
+                params, line = initial.read_initial(t.init_from, shapes.params)
+                say(line)
+            if lead:
+                run_info.write_run_info(workdir, config, dataset.fingerprint)
+            begin = jax.jit(lambda params: init_state(network, recipe, params), out_shardings=shardings)
+            state, start = begin(params), 0
         else:
             abstract = jax.tree.map(
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
@@ -114,6 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             in_shardings=(shardings, whole, sharding.batch_sharding(mesh)),
             out_shardings=(shardings, whole),
             donate_argnums=(0, 1),
+            compiler_options=cpu.compiler_options(),
         )
         first = sharding.put_batch(next(batches), mesh, recipe.batch_size)
         began = time.perf_counter()

@@ -27,6 +27,7 @@ LATER_FIELDS = {
     "diffusion.regression": False,
     "sample.conditioning": "stochastic",
     "sample.weights": "",
+    "train.init_from": "",
 }
 
 _CONFIG_FILE = "config.json"

@@ -131,9 +131,10 @@ def init_params(network: UNet, key: jax.Array) -> PyTree:
     return network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)["params"]
 
 
-def init_state(network: UNet, recipe: Recipe) -> TrainState:
-    """The state before the first step; a pure function of the seed."""
-    params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
+def init_state(network: UNet, recipe: Recipe, params: PyTree = None) -> TrainState:
+    """The state before the first step: a pure function of the seed, or with these parameters instead of fresh ones."""
+    if params is None:
+        params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
     # The average starts as a copy, not the same buffers: both are donated to the first step.
     ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, recipe.optimizer().init(params))
