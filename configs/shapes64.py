@@ -1,8 +1,8 @@
 """Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
 
-On a CPU in two stages, hours in all: ``--config=configs/shapes64.py:half`` trains the network at 32 px, where a step
-costs a quarter; ``--config=configs/shapes64.py --config.train.init_from=WORKDIR`` goes on with its weights at 64 px.
-``--config=configs/shapes64.py:gpu`` trains a larger network on the same data, in bfloat16, for one H100 or H200.
+On a CPU a network of 2,917,331 parameters in two stages: ``--config=configs/shapes64.py:half`` trains it at 32 px,
+where a step costs a quarter; ``--config=configs/shapes64.py --config.train.init_from=WORKDIR`` goes on from there.
+``--config=configs/shapes64.py:gpu`` trains one of 9,791,747 on the same data, in bfloat16, for one H100 or H200.
 
 Training is stopped when its time is up; the same command goes on.
 """

@@ -297,6 +297,33 @@ def test_consistency_beside_its_references(files, given, tmp_path):
         model_card.write(**given, consistency=folder, overwrite=True)
 
 
+def test_a_run_that_began_with_another(given, tmp_path):
+    info, params = weights.load_weights(given["weights_file"])
+    info.config.train.init_from = "elsewhere/first"
+    weights.save_weights(given["weights_file"], params, info.config, training_steps=info.training_steps, overwrite=True)
+    identity = provenance.file_identity(given["weights_file"])["sha256"]
+    change_json(given["evaluation"] / "results.json", lambda c: c["sampling"].update(weights=identity))
+    shutil.copytree(given["workdir"], tmp_path / "first")
+    with pytest.raises(ValueError, match="began with the weights in elsewhere/first, but --begun_with names nothing"):
+        model_card.write(**given)
+    with pytest.raises(ValueError, match=r"but --begun_with names .*other"):
+        model_card.write(**given, begun_with=(tmp_path / "other", given["config_file"]))
+    facts = model_card.write(**given, begun_with=(tmp_path / "first", given["config_file"]))
+    text = (given["out"] / "small.md").read_text()
+    assert "the averaged weights of 3 steps of 2 pairs at 16 px: 6 pairs" in cells(text, "begun with")[0]
+    assert cells(text, "pairs for each training view") == ["2.0"]
+    assert "It has seen 12 pairs" in text
+    found = dict(facts["commands"])
+    assert list(found) == ["train what it begins with", "train", "export", "evaluate", "card"]
+    first = found["train what it begins with"]
+    assert first.startswith(
+        f"python -m threedim.main --config={given['config_file']} --mode=train --workdir=runs/first"
+    )
+    assert first.endswith("--config.train.num_steps=3")
+    assert "--config.train.init_from=runs/first --config.train.num_steps=3" in found["train"]
+    assert f"--begun_with=runs/first --begun_config={given['config_file']}" in found["card"]
+
+
 # --- refusals ---
 
 

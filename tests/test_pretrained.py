@@ -36,7 +36,7 @@ def size_of(config):
 # --- the config ---
 
 
-@pytest.mark.parametrize(("device", "count"), [("cpu", 2_080_147), ("gpu", 9_791_747)])
+@pytest.mark.parametrize(("device", "count"), [("cpu", 2_917_331), ("gpu", 9_791_747)])
 def test_networks_are_as_large_as_the_config_says(device, count):
     config = shapes64.get_config(device)
     assert size_of(config) == count
@@ -55,8 +55,12 @@ def test_a_gpu_gets_the_same_data_and_protocol():
         assert cpu[section] == gpu[section], section
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
-    with pytest.raises(ValueError, match='"cpu" or "gpu", not for \'tpu\''):
+    with pytest.raises(ValueError, match="cpu, half, gpu, not for 'tpu'"):
         shapes64.get_config("tpu")
+    # The same parameters at half the size, but for the position embedding.
+    half = shapes64.get_config("half")
+    assert size_of(cpu) - size_of(half) == (64**2 - 32**2) * 144
+    assert half.data == cpu.data
     # The same place on the spiral as the paper's.
     assert cpu.evaluate.input_view / cpu.data.procedural.test_views == pytest.approx(64 / 251, abs=0.01)
 

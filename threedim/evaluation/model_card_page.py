@@ -93,12 +93,26 @@ def _training(facts: Mapping[str, Any]) -> str:
     )
     mfu = "none logged: a CPU, or a device of unknown speed" if t["mfu"] is None else f"{100 * t['mfu']:.1f} %"
     loss = _NOTHING if t["loss"] is None else f"{t['loss']:.4f}"
+    earlier = facts["begun_with"]
+    begun = []
+    if earlier:
+        e, size = earlier["training"], earlier["config"]["model"]["image_size"]
+        begun = [
+            [
+                "begun with",
+                f"the averaged weights of {e['steps']:,} steps of {earlier['config']['train']['batch_size']} pairs at "
+                f"{size} px: {e['pairs']:,} pairs, {_time(e['seconds'])} ({e['pairs_per_second']:.1f} pairs/s), "
+                f"{_dates(e)}, loss {e['loss']:.4f}",
+            ]
+        ]
+    pairs = _pairs_and_seconds(facts)[0]
     names = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
     return _grid(
         [
             ["", ""],
+            *begun,
             ["steps", f"{t['steps']:,} of {c['train']['batch_size']} pairs: {t['pairs']:,} pairs"],
-            ["pairs for each training view", f"{t['pairs'] / facts['data']['train_views']:.1f}"],
+            ["pairs for each training view", f"{pairs / facts['data']['train_views']:.1f}"],
             ["time", f"{_time(t['seconds'])} of steps ({t['pairs_per_second']:.1f} pairs/s), {_dates(t)}"],
             ["use of the accelerator", mfu],
             ["loss at the end", loss],
@@ -107,6 +121,12 @@ def _training(facts: Mapping[str, Any]) -> str:
             ["seeds", seeds],
         ]
     )
+
+
+def _pairs_and_seconds(facts: Mapping[str, Any]) -> tuple[int, float]:
+    """Of all of training, together with the run that it began with."""
+    runs = [facts["training"], *([facts["begun_with"]["training"]] if facts["begun_with"] else [])]
+    return sum(run["pairs"] for run in runs), sum(run["seconds"] for run in runs)
 
 
 def _scores(facts: Mapping[str, Any]) -> str:
@@ -175,6 +195,7 @@ def _by_kind(facts: Mapping[str, Any]) -> str:
 
 def _limits(facts: Mapping[str, Any], kinds: str) -> list[str]:
     results, data, t = facts["results"], facts["data"], facts["training"]
+    pairs, seconds = _pairs_and_seconds(facts)
     psnr = results["dataset"]["psnr"]
     others = {
         "repeating the input view": results["baselines"]["input view repeated"]["psnr"],
@@ -195,7 +216,7 @@ def _limits(facts: Mapping[str, Any], kinds: str) -> list[str]:
         f"Pictures are of {size} px. Cameras look at the object's middle from a distance of "
         f"{_range(data['distance'], 2)} and from elevations of {_range(data['elevation'], 0)} degrees; from elsewhere "
         "views are a guess.",
-        f"It has seen {t['pairs']:,} pairs in {_time(t['seconds'])}"
+        f"It has seen {pairs:,} pairs in {_time(seconds)}"
         + (", without an accelerator that is known to the project" if t["mfu"] is None else "")
         + ": what came out of that budget, not what the method can do.",
         f"PSNR is {against}.",
