@@ -315,14 +315,16 @@ class AttentionBlock(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {self.heads} attention heads")
         h = GroupNorm(dtype=self.dtype, name="norm")(h_in)
         h = h.reshape(n, height * width, channels)
+        seen = h
+        if self.kind == "cross":
+            # Here, not after the projections: one array changes places instead of two.
+            seen = jnp.flip(h.reshape(n // 2, 2, *h.shape[1:]), axis=1).reshape(h.shape)
 
-        def project(name: str) -> jax.Array:
+        def project(name: str, h: jax.Array) -> jax.Array:
             y = nn.Dense(channels, dtype=self.dtype, name=name)(h)
             return y.reshape(n, height * width, self.heads, -1).transpose(0, 2, 1, 3)  # (n, head, length, dim)
 
-        q, k, v = project("query"), project("key"), project("value")
-        if self.kind == "cross":
-            k, v = (jnp.flip(y.reshape(n // 2, 2, *y.shape[1:]), axis=1).reshape(y.shape) for y in (k, v))
+        q, k, v = project("query", h), project("key", seen), project("value", seen)
         h = attend(q, k, v).transpose(0, 2, 1, 3).reshape(h_in.shape)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
         return merge_residual(h, h_in)
