@@ -340,6 +340,20 @@ def test_attention_softmax_is_float32():
     assert attend(q, k, v).dtype == jnp.bfloat16
 
 
+def test_attention_multiplies_bfloat16_in_both_directions():
+    def gradient(q, k, v):
+        return jax.grad(lambda *args: attend(*args).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    narrow = [jnp.asarray(2 * normal(1, 2, 16, 8, seed=seed), jnp.bfloat16) for seed in range(3)]
+    equations = jax.make_jaxpr(gradient)(*narrow).eqns
+    taken = [[str(a.aval.dtype) for a in e.invars] for e in equations if e.primitive.name == "dot_general"]
+    assert taken == [["bfloat16"] * 2] * len(taken)
+    assert len(taken) >= 4
+    wide = [x.astype(jnp.float32) for x in narrow]
+    for found, expected in zip(gradient(*narrow), gradient(*wide), strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize(("channels", "heads"), [(8, 2), (64, 4)])
 def test_attention_block(kind, channels, heads):

@@ -281,6 +281,30 @@ class ResnetBlock(nn.Module):
         return merge_residual(h, h_in)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """``jnp.einsum`` to float32, whose gradient is rounded to the operands' dtype before it is multiplied.
+
+    JAX's own gradient multiplies it as it is, float32 by bfloat16: more bytes on a TPU, and a slower product on a GPU.
+    """
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(equation, a, b):
+    return _product(equation, a, b), (a, b)
+
+
+def _product_backward(equation, saved, gradient):
+    a, b = saved
+    gradient = gradient.astype(a.dtype)
+    (to_a,) = jax.linear_transpose(lambda a: jnp.einsum(equation, a, b), a)(gradient)
+    (to_b,) = jax.linear_transpose(lambda b: jnp.einsum(equation, a, b), b)(gradient)
+    return to_a, to_b
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Scaled dot-product attention, softmax in float32.
 
@@ -288,10 +312,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       q, k, v: (batch, head, length, dim). One batch axis over examples and heads is the layout that XLA multiplies
         fastest; the caller keeps heads apart from dim.
     """
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q * (1.0 / math.sqrt(q.shape[-1])), k, preferred_element_type=jnp.float32)
+    logits = _product("bhqd,bhkd->bhqk", q * (1.0 / math.sqrt(q.shape[-1])), k)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     # Normalized after the product, where there are fewer numbers to divide.
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = _product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
