@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.hlo import BYTES
 from benchmarks.inputs import batch_shapes
 from threedim.training import sharding
 from threedim.training.state import Metrics, init_state, make_train_step
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 # Bytes that each device sends, on a ring of n, for each byte of the result.
 _WIRE = {
     "all-gather": lambda n: (n - 1) / n,
@@ -23,16 +25,19 @@ _WIRE = {
 }
 
 
+def placed(shapes, places):
+    """Shapes with the places where they go: a sharding for each, or one for all."""
+    if isinstance(places, jax.sharding.Sharding):
+        places = jax.tree.map(lambda _: places, shapes)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+
+
 def compile_training_step(network, process, recipe, mesh: Mesh):
     """The training step as the loop compiles it: lowered, compiled, and the state's shapes with their places."""
-
-    def placed(shapes, places):
-        return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-
     shapes = jax.eval_shape(lambda: init_state(network, recipe))
     state = placed(shapes, sharding.state_shardings(mesh, shapes))
     metrics = jax.eval_shape(Metrics.zeros)
-    metrics = placed(metrics, jax.tree.map(lambda _: sharding.replicated(mesh), metrics))
+    metrics = placed(metrics, sharding.replicated(mesh))
     batch = batch_shapes(network.image_size, recipe.batch_size, sharding.batch_sharding(mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, (state, metrics, batch))
     step = jax.jit(
@@ -58,18 +63,49 @@ def wire_bytes(text: str) -> dict[str, float]:
     What stands in a loop is counted once.
     """
     totals = dict.fromkeys(_WIRE, 0.0)
-    for line in text.splitlines():
-        found = re.search(r"= (.*?) (" + "|".join(_WIRE) + r")(-start)?\(", line)
-        if found is None:
-            continue
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-        if found[3] and len(shapes) > 1:
-            shapes = shapes[len(shapes) // 2 :]  # of a pair that starts and ends, operands stand before the results
-        result = sum(
-            _BYTES.get(dtype, 4) * int(np.prod([int(d) for d in dims.split(",") if d])) for dtype, dims in shapes
-        )
-        totals[found[2]] += _WIRE[found[2]](_group_size(line)) * result
+    for each in collectives(text):
+        totals[each.kind] += each.wire_bytes
     return totals
+
+
+class Collective(NamedTuple):
+    """One exchange between devices.
+
+    Attributes:
+      kind: as XLA calls it, "all-gather" and so on.
+      arrays: results on one device, as (dtype, dimensions).
+      bytes: of these results.
+      wire_bytes: what each device sends, as if on a ring.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    bytes: int
+    wire_bytes: float
+
+
+def collectives(text: str) -> list[Collective]:
+    """All exchanges between devices in a compiled program.
+
+    The TPU compiler writes one that goes on beside others' work several times, with one channel: it is counted once.
+    """
+    found: list[Collective] = []
+    channels = set()
+    for line in text.splitlines():
+        match = re.search(r"= (.*?) (" + "|".join(_WIRE) + r")(-start)?\(", line)
+        if match is None:
+            continue
+        if channel := re.search(r"channel_id=(\d+)", line):
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+        if match[3] and len(shapes) > 1:
+            shapes = shapes[len(shapes) // 2 :]  # of a pair that starts and ends, operands stand before the results
+        arrays = tuple((dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in shapes)
+        result = sum(BYTES.get(dtype, 4) * math.prod(dims) for dtype, dims in arrays)
+        found.append(Collective(match[2], arrays, result, _WIRE[match[2]](_group_size(line)) * result))
+    return found
 
 
 def _group_size(line: str) -> int:

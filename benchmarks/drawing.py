@@ -14,13 +14,14 @@ import time
 import jax
 import jax.numpy as jnp
 
+from benchmarks.compiling import placed
 from benchmarks.fitting import largest, program_bytes
 from benchmarks.inputs import batch_shapes, example_batch
 from benchmarks.timing import timed
 from threedim import cpu
 from threedim.diffusion import Process
 from threedim.sampling import Denoiser, KnownViews, Settings, sample_view
-from threedim.training import build, hardware
+from threedim.training import build, hardware, sharding
 from threedim.training.state import abstract_params, batch_images, init_params
 
 
@@ -58,35 +59,52 @@ class Drawing:
         self.params = abstract_params(self.denoiser.network)
         self.example = functools.partial(example, self.denoiser, self.process, self.known_views)
 
-    def shapes(self, objects: int) -> tuple:
-        """Shapes of all that the program takes."""
-        return self.params, *jax.eval_shape(self.example, self.params, batch_shapes(self.size, objects))
+    def shapes(self, objects: int, mesh: jax.sharding.Mesh | None = None) -> tuple:
+        """Shapes of all that the program takes; on a mesh, parameters are whole and the rest is split by objects."""
+        return self._placed(
+            (self.params, *jax.eval_shape(self.example, self.params, batch_shapes(self.size, objects))), mesh
+        )
 
-    def lower(self, objects: int) -> jax.stages.Lowered:
+    def lower(self, objects: int, mesh: jax.sharding.Mesh | None = None) -> jax.stages.Lowered:
         """The program for so many objects, not yet compiled."""
 
         def draw(params, known, camera, keys):
             shape = (self.size, self.size, 3)
             return sample_view(self.denoiser, params, known, camera, keys, shape, self.process, self.settings)
 
-        return jax.jit(draw, compiler_options=cpu.compiler_options()).lower(*self.shapes(objects))
+        # A mesh is of devices that need not be those of this process.
+        options = cpu.compiler_options() if mesh is None else None
+        return jax.jit(draw, compiler_options=options).lower(*self.shapes(objects, mesh))
 
-    def flops_per_evaluation(self) -> float:
-        """Counted FLOPs of one network evaluation of one object, as the sampler needs it at every step."""
-        params, known, camera, _ = self.shapes(1)
-        view = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[2:]), leaf.dtype), known.features)
-        conditional = jnp.ones((1,), bool)
+    def lower_evaluation(self, objects: int, mesh: jax.sharding.Mesh | None = None) -> jax.stages.Lowered:
+        """One network evaluation of each of so many objects, as a step of the sampler needs it; not yet compiled."""
+        params, known, camera, _ = self.shapes(objects)
+        view = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((objects, *leaf.shape[2:]), leaf.dtype), known.features)
+        conditional = jnp.ones((objects,), bool)
         positions = jax.eval_shape(self.denoiser.embed_positions, params)
         target = jax.eval_shape(self.denoiser.embed_camera, params, camera, conditional, positions)
 
-        def evaluate(params, z, logsnr, target, camera, view, positions):
+        def evaluate(fixed, z, logsnr, target, camera, view):
+            params, positions = fixed
             if self.denoiser.relative_poses:  # they change with the known view that a step draws
                 target = self.denoiser.embed_camera(params, camera, conditional, positions)
             return self.denoiser.denoise(params, z, logsnr, target, view)
 
-        z = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
-        logsnr = jax.ShapeDtypeStruct((1,), jnp.float32)
-        return jax.jit(evaluate).lower(params, z, logsnr, target, camera, view, positions).cost_analysis()["flops"]
+        z = jax.ShapeDtypeStruct((objects, self.size, self.size, 3), jnp.float32)
+        logsnr = jax.ShapeDtypeStruct((objects,), jnp.float32)
+        shapes = ((params, positions), z, logsnr, target, camera, view)
+        return jax.jit(evaluate).lower(*self._placed(shapes, mesh))
+
+    def flops_per_evaluation(self) -> float:
+        """Counted FLOPs of one network evaluation of one object, as the sampler needs it at every step."""
+        return self.lower_evaluation(1).cost_analysis()["flops"]
+
+    def _placed(self, shapes: tuple, mesh: jax.sharding.Mesh | None) -> tuple:
+        """The first, which no object has a part in, on every device; the others split by objects."""
+        if mesh is None:
+            return shapes
+        fixed, *rest = shapes
+        return placed(fixed, sharding.replicated(mesh)), *placed(rest, sharding.batch_sharding(mesh))
 
 
 def measure(config, repeats: int, limit: int) -> dict:

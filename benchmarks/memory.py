@@ -35,7 +35,9 @@ from threedim.training import build, hardware
 MODELS = {"471M": {}, "1.3B": {"ch": 448}, "ch=640": {"ch": 640}, "64px": {"ch": 128, "image_size": 64}}
 # Slices by name: topology for the TPU compiler (None: as many CPU devices), device kind, number of devices.
 TARGETS = {
+    "v4-8": ("v4:2x2x1", "TPU v4", 4),
     "v4-32": ("v4:2x2x4", "TPU v4", 16),
+    "v5e-4": ("v5e:2x2", "TPU v5 lite", 4),
     "v5e-16": ("v5e:4x4", "TPU v5 lite", 16),
     "v5p-32": ("v5p:2x2x4", "TPU v5", 16),
     "v6e-8": ("v6e:2x4", "TPU v6 lite", 8),
@@ -115,16 +117,32 @@ def devices_of(target: str) -> list:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
+def device_mesh(target: str, fsdp: int) -> Mesh:
+    """Those devices as training arranges them."""
+    devices = np.asarray(devices_of(target)).reshape(-1, fsdp)
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def environment(target: str) -> dict[str, str]:
+    """Variables with which a process of its own compiles for devices that are not there."""
+    topology, _, count = TARGETS[target]
+    # Without the last one a second process that compiles at the same time, or after one was killed, is turned away.
+    ours = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    if topology is None:
+        ours["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    return os.environ | ours
+
+
 def compile_row(row: Row) -> dict:
     """Figures of one row."""
     config = configuration(row)
     network, process, recipe = build.network(config), build.process(config), build.recipe(config)
-    devices = devices_of(row.target)
-    mesh = Mesh(
-        np.asarray(devices).reshape(len(devices) // row.fsdp, row.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto,) * 2,
-    )
+    mesh = device_mesh(row.target, row.fsdp)
     began = time.perf_counter()
     lowered, compiled, state = compile_training_step(network, process, recipe, mesh)
     memory = compiled.memory_analysis()
@@ -187,12 +205,8 @@ def merged(ours: tuple[dict, dict], theirs: tuple[dict, dict]) -> tuple[dict, di
 
 
 def _in_another_process(row: Row) -> dict:
-    topology, _, count = TARGETS[row.target]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    if topology is None:
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-m", "benchmarks.memory", f"--row={json.dumps(dataclasses.asdict(row))}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(row.target), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     # The TPU compiler itself says where a program does not fit, and by how much.
