@@ -18,6 +18,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -57,9 +58,9 @@ class Row:
     batch: int = 8
     image_size: int = 32
     ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4)
+    ch_mult: tuple[int, ...] = (1, 2)
     emb_ch: int = 512
-    attn_resolutions: tuple[int, ...] = (8, 16)
+    attn_resolutions: tuple[int, ...] = (16,)
     num_res_blocks: int = 1
 
     @property
@@ -186,6 +187,8 @@ def _cargo(text: str, parameters: list[tuple[int, ...]], fsdp: int) -> dict[str,
         for axis in range(len(shape))
         if shape[axis] % fsdp == 0
     }
+    # A normalization's are by groups and channels of each.
+    vectors = {shape[0] for shape in whole if len(shape) == 1}
     found: dict[str, dict[str, Any]] = {}
     for each in collectives(text):
         kind = found.setdefault(
@@ -195,7 +198,7 @@ def _cargo(text: str, parameters: list[tuple[int, ...]], fsdp: int) -> dict[str,
         kind["bytes"] += each.bytes
         kind["wire_bytes"] += each.wire_bytes
         for dtype, dims in each.arrays:
-            if dims in whole or (each.kind != "all-gather" and dims in shares):
+            if dims in whole or (each.kind != "all-gather" and (dims in shares or math.prod(dims) in vectors)):
                 kind["parameters"][dtype] = kind["parameters"].get(dtype, 0) + 1
             elif dims in ((), (4,)):
                 kind["numbers"] += 1

@@ -163,6 +163,16 @@ def test_shares_of_parameters_are_told_from_activations():
     assert (found["parameters"], found["others"]) == ({}, {"f32[4,8]": 1})
 
 
+def test_the_gradient_of_a_vector_may_come_by_groups():
+    text = (
+        "ENTRY %m (a: f32[4,2]) -> f32[4,2] {\n  %a = f32[4,2]{1,0} parameter(0)\n  ROOT %r = f32[4,2]{1,0} KIND\n}\n"
+    )
+    text = text.replace("KIND", "all-reduce(%a), channel_id=1, replica_groups=[1,2]<=[2]")
+    for parameters, expected in (([(8,)], ({"f32": 1}, {})), ([(2, 4)], ({}, {"f32[4,2]": 1}))):
+        found = tpu.read(text, parameters)["collectives"]["all-reduce"]
+        assert (found["parameters"], found["others"]) == expected
+
+
 def test_rows_and_table(tmp_path, monkeypatch, capsys):
     row = ROWS["training"]
     assert tpu.parse_row(json.dumps(tpu.dataclasses.asdict(row))) == row
