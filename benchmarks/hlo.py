@@ -107,6 +107,7 @@ class Program:
                 self.computations[current][instruction.name] = instruction
         if not self.entry:
             raise ValueError("this is not the text of a compiled program: no line begins with ENTRY")
+        # One each: the compiler gives every fusion and loop a computation of its own.
         self._callers: dict[str, Instruction] = {}
         for instruction in self:
             for attribute in ("calls", "body"):

@@ -1,5 +1,6 @@
 """What the TPU compiler makes of training and sampling, and that the text which it writes is read rightly."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -175,7 +176,7 @@ def test_the_gradient_of_a_vector_may_come_by_groups():
 
 def test_rows_and_table(tmp_path, monkeypatch, capsys):
     row = ROWS["training"]
-    assert tpu.parse_row(json.dumps(tpu.dataclasses.asdict(row))) == row
+    assert tpu.parse_row(json.dumps(dataclasses.asdict(row))) == row
     assert row.name == (
         "training v5e-4 2x2, 16 px, channels 64,128 emb 64, 1 block(s) a level, attention at 8, 8 a device"
     )
@@ -197,7 +198,7 @@ def test_rows_and_table(tmp_path, monkeypatch, capsys):
 
 def test_the_programs_that_are_compiled_fail_with_what_the_compiler_says(monkeypatch):
     monkeypatch.setitem(memory.TARGETS, "v5e-4", (None, "TPU v5 lite", 4))
-    row = tpu.dataclasses.replace(ROWS["denoise"], attn_resolutions=(5,))
+    row = dataclasses.replace(ROWS["denoise"], attn_resolutions=(5,))
     with pytest.raises(RuntimeError, match="the frames never meet"):
         tpu.in_another_process(row)
 
