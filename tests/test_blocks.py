@@ -15,7 +15,6 @@ from threedim.models.blocks import (
     PoseConv,
     ResnetBlock,
     XUNetBlock,
-    _kernel_gradient,
     attend,
     downsample,
     dropout,
@@ -231,27 +230,6 @@ def test_pose_conv_is_a_convolution_of_the_sum(stride, size):
     assert jax.tree.structure(grads) == jax.tree.structure(expected_grads)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("channels", "features"), [(6, 4), (3, 5)])
-def test_kernel_gradient_of_large_pictures(channels, features, dtype):
-    """On a CPU by products of patches; 20 rows and 416 columns are no multiple of what is taken at a time."""
-    x, gradient = normal(1, 20, 416, channels), normal(1, 20, 416, features, seed=1)
-    kernel = jnp.zeros((3, 3, channels, features), dtype)
-    found = jax.jit(_kernel_gradient, static_argnums=3)(x.astype(dtype), gradient.astype(dtype), kernel, 1)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    expected = np.stack(
-        [
-            np.einsum("bhwc,bhwf->cf", padded[:, i : i + 20, j : j + 416], gradient, dtype=np.float64)
-            for i in range(3)
-            for j in range(3)
-        ]
-    )
-    assert found.dtype == dtype
-    scale = np.abs(expected).max()
-    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-    np.testing.assert_allclose(found, expected.reshape(found.shape), atol=tolerance * scale)
 
 
 def test_pose_conv_costs_less_than_a_convolution_of_the_sum():

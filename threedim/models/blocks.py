@@ -142,7 +142,7 @@ class PoseConv(nn.Module):
         taps = _sum_of_taps(_sum_of_taps(taps, 2, width, self.stride), 1, height, self.stride)
         varying = jax.lax.stop_gradient(varying).astype(self.dtype)
         kernel = kernel[:, :, self.channels - varying.shape[-1] :].astype(self.dtype)
-        return _conv_of_constant(varying, kernel, self.stride) + (position + taps.astype(self.dtype))
+        return conv3x3(varying, kernel, self.stride) + (position + taps.astype(self.dtype))
 
 
 def _sum_of_taps(taps: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
@@ -178,62 +178,6 @@ def conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution of (batch, h, w, c) with (3, 3, c, features), zeros around the picture, no bias."""
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=layout)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv_of_constant(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """``conv3x3`` of what has no gradient, with a kernel's gradient that is faster on a CPU."""
-    return conv3x3(x, kernel, stride)
-
-
-def _conv_of_constant_forward(x, kernel, stride):
-    return conv3x3(x, kernel, stride), (x, kernel)
-
-
-def _conv_of_constant_backward(stride, saved, gradient):
-    x, kernel = saved
-    return None, _kernel_gradient(x, gradient, kernel, stride)
-
-
-_conv_of_constant.defvjp(_conv_of_constant_forward, _conv_of_constant_backward)
-
-# Of the picture at a time: what they take apart into patches stays in the cache.
-_ROWS = 16
-
-
-def _kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Gradient of ``conv3x3(x, kernel, stride)`` for the kernel.
-
-    XLA's CPU compiler makes it a convolution with a kernel as large as the picture, which is several times slower than
-    products of patches where pictures are large and channels many.
-    """
-
-    def transposed(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: conv3x3(x, kernel, stride), kernel)(gradient)[0]
-
-    if stride > 1 or math.prod(x.shape[:3]) < 2**13:
-        return transposed(x, gradient)
-    return jax.lax.platform_dependent(x, gradient, cpu=_product_of_patches, default=transposed)
-
-
-def _product_of_patches(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The kernel's gradient at stride 1: some rows at a time, patches of the operand with fewer channels."""
-    channels, features = x.shape[-1], gradient.shape[-1]
-    patch_x = channels <= features
-    whole, patched = (gradient, x) if patch_x else (x, gradient)
-    height, width = x.shape[1:3]
-    padded = jnp.pad(patched, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # Where the kernel moves over x one way, it moves over the gradient the other way.
-    shifts = [(i, j) if patch_x else (2 - i, 2 - j) for i in range(3) for j in range(3)]
-    total = jnp.zeros((9 * patched.shape[-1], whole.shape[-1]))
-    for start in range(0, height, _ROWS):
-        stop = min(start + _ROWS, height)
-        patches = [padded[:, start + i : stop + i, j : j + width] for i, j in shifts]
-        rows = jnp.concatenate(patches, axis=-1).reshape(-1, total.shape[0])
-        other = whole[:, start:stop].reshape(-1, total.shape[1])
-        total += jax.lax.dot_general(rows, other, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    total = total.reshape(3, 3, -1, total.shape[1])
-    return (total if patch_x else total.swapaxes(2, 3)).astype(x.dtype)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
