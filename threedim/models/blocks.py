@@ -250,11 +250,49 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Scaled dot-product attention, softmax in float32.
+    """Scaled dot-product attention, softmax in float32; on NVIDIA GPUs by cuDNN where ``has_flash_attention``.
+
+    What cuDNN does not take is decided before, from dtype, shape and device. What it then refuses is an error.
 
     Args:
-      q, k, v: (batch, head, length, dim). One batch axis over examples and heads is the layout that XLA multiplies
-        fastest; the caller keeps heads apart from dim.
+      q, k, v: (batch, head, length, dim), of one dtype; keys may be of another length than queries.
+
+    Returns:
+      (batch, head, length, dim) of that dtype.
+    """
+    # Asked at trace time, since JAX looks for cuDNN while it traces the call, and raises where there is none, though
+    # the branch were never lowered. Where there is a GPU, what runs on its host's CPU still takes the other branch.
+    if not has_flash_attention(q.dtype, q.shape[-1], jax.local_devices()[0]):
+        return _softmax_attention(q, k, v)
+    return jax.lax.platform_dependent(q, k, v, cuda=_flash_attention, default=_softmax_attention)
+
+
+def has_flash_attention(dtype: Any, dim: int, device: jax.Device) -> bool:
+    """Whether cuDNN's flash attention and its gradient take this: bfloat16, from Ampere on, and heads not too wide.
+
+    The limits of ``dim``, channels of a head, are those of ``jax.nn.dot_product_attention``: a multiple of 8, at most
+    256 from Hopper on and 128 before.
+    """
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    capability = tuple(int(part) for part in device.compute_capability.split("."))
+    widest = 256 if capability >= (9, 0) else 128
+    return capability >= (8, 0) and dtype == jnp.bfloat16 and dim % 8 == 0 and dim <= widest
+
+
+def _flash_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "cudnn") -> jax.Array:
+    """``attend`` by one of JAX's implementations, which take (batch, length, head, dim).
+
+    Here and in ``AttentionBlock`` heads change places with length; XLA cancels the two.
+    """
+    q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation).swapaxes(1, 2)
+
+
+def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """``attend`` in plain operations.
+
+    One batch axis over examples and heads is the layout that XLA's CPU compiler multiplies fastest.
     """
     logits = _product("bhqd,bhkd->bhqk", q * (1.0 / math.sqrt(q.shape[-1])), k)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
