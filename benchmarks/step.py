@@ -2,7 +2,7 @@
 
     python -m benchmarks.step --config=configs/bench_cpu.py [--config.model.ch=64] [--json=FILE]
     python -m benchmarks.step --sampling [--config.sample.preset=fast]   # views per second, and how many fit at once
-    python -m benchmarks.step --largest_batch [--config.train.remat=blocks]   # pairs that fit; compiles only
+    python -m benchmarks.step --largest_batch [--config.train.remat=all]   # pairs that fit; compiles only
 
 FLOPs are counted on the lowered, unoptimized program, without what rematerialization computes again. The machine's
 matmul rate is measured in the same run, right before and after, so that the ratio holds where the clock does not.

@@ -72,7 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
     t.ema_half_life = 500_000.0  # of the parameter average, in pairs
     t.ema_rampup = 0.05  # the half-life is at most this fraction of the pairs seen so far
     t.microbatches = 1  # parts of a batch that go through the network one after another, to save memory
-    t.remat = "none"  # "blocks" keeps no activations inside of blocks and computes them again: slower, for less memory
+    # What is computed again to save memory: "none", "blocks" (the activations inside of blocks), or "all" (also those
+    # between the blocks of a level): each is slower, and needs less.
+    t.remat = "none"
     t.uncond_prob = 0.1  # pairs made unconditional, for guidance
     t.num_workers = 8  # processes that read data; 0 reads in the main process
     t.log_every = 100  # steps

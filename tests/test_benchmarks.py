@@ -437,6 +437,9 @@ def test_what_rematerialization_computes_again_is_not_counted(tiny_config):
     assert needed == lowered
     needed_again, lowered = counted("blocks", 1)
     assert needed_again == needed < lowered
+    needed_again, lowered_twice = counted("all", 1)
+    assert needed_again == needed
+    assert lowered_twice > lowered
     in_parts, _ = counted("none", 2)
     assert in_parts == pytest.approx(needed, rel=0.1)
 

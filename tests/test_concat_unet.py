@@ -257,6 +257,9 @@ def test_remat_and_dropout_reach_every_block():
     assert in_training.count("prevent_cse") == 0
     assert in_training.count("random_bits") == blocks
     assert "random_bits" not in traced(network, False)
+    # Beside them the two levels, down and up; the first has nothing to compute on the way down.
+    levels = traced(usual.clone(remat="all"), True)
+    assert levels.count("prevent_cse") > blocks
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,7 @@ def test_remat_and_dropout_reach_every_block():
     [
         ({"image_size": 10, "ch_mult": (1, 1, 1)}, "image_size 10 is not divisible by 4"),
         ({"dropout": 1.0}, "dropout must be in"),
-        ({"remat": "all"}, "train.remat must be"),
+        ({"remat": "some"}, '"none", "blocks" or "all", got .some.'),
     ],
 )
 def test_impossible_networks_are_refused(fields, match):

@@ -13,6 +13,7 @@ from threedim.models.xunet import XUNet
 from threedim.training.state import abstract_params, init_params
 
 BATCH = 2
+KEY = jax.random.key(0)
 
 
 def inputs(seed=0, batch=BATCH, size=SIZE):
@@ -166,6 +167,48 @@ def test_every_residual_block_knows_the_dropout_rate_and_whether_it_is_training(
     # Down: level 0 of both frames apart (a block and a downsampling each), level 1 of both; middle; up.
     assert len(seen) == 2 * 2 + 1 + 1 + 2 + 1 + 2
     assert set(seen) == {(0.25, train)}
+
+
+def gradient(network):
+    """Of a sum over the network's output, dropout and all, by its parameters."""
+    weights = inputs(seed=5)[1]
+
+    def total(params, *args):
+        y = network.apply({"params": params}, *args, train=True, rngs={"dropout": jax.random.key(0)})
+        return jnp.sum(weights * y)
+
+    return total
+
+
+def test_what_is_computed_again_is_the_same():
+    """The same parameters by the same names, the same dropout, and gradients that differ by rounding."""
+    usual = NETWORK.clone(dropout=0.5)
+    again = usual.clone(remat="all")
+    init = [jax.eval_shape(lambda n=n: init_params(n, KEY)) for n in (usual, again)]
+    assert jax.tree.structure(init[0]) == jax.tree.structure(init[1])
+    params = random_params(usual)
+    expected, found = (jax.jit(jax.grad(gradient(network)))(params, *inputs()) for network in (usual, again))
+    # The gradients of some biases are zero but for rounding: a normalization follows.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for (path, a), (_, b) in zip(*map(jax.tree_util.tree_leaves_with_path, (expected, found)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_remat_keeps_less():
+    """Bytes that the gradient keeps of the network, beside parameters and inputs."""
+
+    def kept(remat):
+        total = gradient(NETWORK.clone(remat=remat, dropout=0.5))
+        shapes, arguments = abstract_params(NETWORK), inputs()
+        residuals = jax.eval_shape(lambda params: jax.vjp(lambda p: total(p, *arguments), params)[1], shapes)
+        nbytes = [sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(t)) for t in (residuals, shapes)]
+        return nbytes[0] - nbytes[1]
+
+    none, blocks, whole = (kept(remat) for remat in ("none", "blocks", "all"))
+    assert blocks < none / 4
+    # The way up keeps its parts for each block's input, and not each block's input: both are concatenated anew.
+    concatenated = 4 * BATCH * (2 * 4 * 4 * (128 + 96) + 8 * 8 * (64 + 64))
+    assert whole <= blocks - concatenated / 2
 
 
 def test_fresh_network_puts_out_zero(network, params):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -42,11 +42,13 @@ class UNet(nn.Module):
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
       dropout: dropout rate in training.
-      remat: "none", or "blocks": of each block its input alone is kept for the gradient, and the rest computed again.
+      remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
+        computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way
+        up, keeps its inputs alone, of which the way up's are the level below and what the way down left for it.
       dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are float32 in any case.
 
     Raises:
-      ValueError: if the image size does not halve often enough, or the dropout rate is not one.
+      ValueError: if the image size does not halve often enough, the dropout rate is not one, or ``remat`` is unknown.
     """
 
     image_size: int = 128
@@ -57,7 +59,7 @@ class UNet(nn.Module):
     attn_resolutions: Sequence[int] = (8, 16, 32)
     attn_heads: int = 4
     dropout: float = 0.1
-    remat: Literal["none", "blocks"] = "none"
+    remat: Literal["none", "blocks", "all"] = "none"
     dtype: Any = jnp.float32
 
     # Whether the frames are one picture with twice the channels, instead of two that meet in cross-attention.
@@ -67,8 +69,8 @@ class UNet(nn.Module):
         levels = len(self.ch_mult)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.remat not in ("none", "blocks"):
-            raise ValueError(f'train.remat must be "none" or "blocks", got {self.remat!r}')
+        if self.remat not in ("none", "blocks", "all"):
+            raise ValueError(f'train.remat must be "none", "blocks" or "all", got {self.remat!r}')
         if self.image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
@@ -86,7 +88,7 @@ class UNet(nn.Module):
         ]
 
         # The argument that is no array is ``train``; the module itself counts as the first.
-        remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat == "blocks" else lambda module: module
+        remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat != "none" else lambda module: module
 
         def block(level: int) -> XUNetBlock:
             features, cross = self.ch * self.ch_mult[level], not self.stacked
@@ -208,24 +210,51 @@ class UNet(nn.Module):
         """
         skips = [h]
         for level in levels:
-            if level > levels.start:
-                h = self.down_samples[level - 1](h, emb[level], train)
-                skips.append(h)
-            for block in self.down_blocks[level]:
-                h = block(h, emb[level], train)
-                skips.append(h)
-        return h, skips
+            skips += self._run(UNet._level_down, (skips[-1], emb[level]), (level, level > levels.start, train))
+        return skips[-1], skips
 
     def ascend(
         self, h: jax.Array, emb: Sequence[jax.Array], levels: range, skips: list[jax.Array], train: bool
     ) -> jax.Array:
         """Up through the levels that ``descend`` went down, and uses up its ``skips``."""
         for level in reversed(levels):
-            for block in self.up_blocks[level]:
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), emb[level], train)
-            if level > levels.start:
-                h = self.up_samples[level - 1](h, emb[level - 1], train)
+            taken = [skips.pop() for _ in self.up_blocks[level]]
+            further = level > levels.start
+            embs = emb[level], emb[level - 1] if further else None
+            h = self._run(UNet._level_up, (h, taken, embs), (level, further, train))
         return h
+
+    def _run(self, blocks: Callable[..., PyTree], arrays: tuple[PyTree, ...], rest: tuple[int, bool, bool]) -> PyTree:
+        """A level's run of blocks. With remat "all" its ``arrays`` are all that is kept of it for the gradient."""
+        if self.remat == "all":
+            static = range(1 + len(arrays), 1 + len(arrays) + len(rest))  # the module itself counts as the first
+            blocks = nn.remat(blocks, static_argnums=tuple(static))
+        return blocks(self, *arrays, *rest)
+
+    def _level_down(self, h: jax.Array, emb: jax.Array, level: int, resample: bool, train: bool) -> list[jax.Array]:
+        """What comes out of the downsampling to this level, with ``resample``, and of each of its blocks."""
+        out = []
+        if resample:
+            h = self.down_samples[level - 1](h, emb, train)
+            out.append(h)
+        for block in self.down_blocks[level]:
+            h = block(h, emb, train)
+            out.append(h)
+        return out
+
+    def _level_up(
+        self,
+        h: jax.Array,
+        skips: list[jax.Array],
+        emb: tuple[jax.Array, jax.Array | None],
+        level: int,
+        resample: bool,
+        train: bool,
+    ) -> jax.Array:
+        """Through this level's blocks, a skip each, and, with ``resample``, up to the next, whose ``emb`` is second."""
+        for block, skip in zip(self.up_blocks[level], skips, strict=True):
+            h = block(jnp.concatenate([h, skip], axis=-1), emb[0], train)
+        return self.up_samples[level - 1](h, emb[1], train) if resample else h
 
     def put_out(self, h: jax.Array) -> jax.Array:
         """From the last block to the output, float32."""
