@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, compiling, drawing, fitting, memory, record, samplers, scaling, step
+from benchmarks import compare, compiling, drawing, fitting, memory, record, samplers, scaling, startup, step
 from benchmarks.inputs import batch_shapes, example_batch
 from threedim.output import images
 from threedim.sampling import Settings
@@ -442,6 +442,58 @@ def test_what_rematerialization_computes_again_is_not_counted(tiny_config):
     assert lowered_twice > lowered
     in_parts, _ = counted("none", 2)
     assert in_parts == pytest.approx(needed, rel=0.1)
+
+
+def test_phases_of_a_start_add_up():
+    """Nested traces count once, and a compilation inside of the data's time is a compilation."""
+    seen = {
+        "launched": 100.0,
+        "imported": 103.0,
+        "end": 120.0,
+        "cpu_seconds": 9.0,
+        "spans": {
+            "compile": [[105.5, 106.0], [110.0, 114.0], [119.0, 125.0]],
+            "trace": [[102.0, 102.5], [107.0, 109.0], [107.5, 108.0], [108.5, 110.5]],
+            "data": [[105.0, 106.0], [104.0, 105.0]],
+            "step": [[117.0, 120.0]],
+        },
+    }
+    found = startup.split(seen)
+    assert tuple(found) == ("seconds", "cpu_seconds", *startup.PHASES)
+    assert found == {
+        "seconds": 20.0,
+        "cpu_seconds": 9.0,
+        "imports": 3.0,
+        "data": 1.5,
+        "trace": 3.0,
+        "compile": 5.5,
+        "step": 2.0,
+        "rest": 5.0,
+    }
+    rows = [found | {"seconds": seconds, "programs": 7, "cache_hits": 2} for seconds in (4.0, 2.0, 3.0)]
+    lines = startup.report({"cold": found | rows[0], "warm": rows[2], "warm_runs": rows}).splitlines()
+    assert [line[:27].split()[-1] for line in lines] == ["seconds", "4.00", "3.00", "2.00", "4.00"]
+
+
+@pytest.mark.slow
+def test_startup_is_measured_to_the_first_step():
+    small = {"ch": 8, "ch_mult": "(1,2)", "emb_ch": 8, "num_res_blocks": 1, "attn_resolutions": "(4,)"}
+    settings = [f"--config.model.{name}={value}" for name, value in (small | {"image_size": 8}).items()]
+    figures = startup.measure("configs/bench_cpu.py", settings, 1)
+    cold, warm = figures["cold"], figures["warm"]
+    assert figures["device"]["platform"] == "cpu"
+    for row in (cold, warm):
+        assert sum(row[phase] for phase in startup.PHASES) == pytest.approx(row["seconds"])
+        assert min(row[phase] for phase in startup.PHASES) > 0
+        assert row["cpu_seconds"] > 0
+    # The second process compiles nothing large anew.
+    assert cold["cache_hits"] == 0 < warm["cache_hits"] == cold["cache_misses"]
+
+
+@pytest.mark.slow
+def test_startup_says_why_training_failed():
+    with pytest.raises(RuntimeError, match=r"model\.dtype must be one of"):
+        startup.measure("configs/bench_cpu.py", ["--config.model.dtype=float8"], 1)
 
 
 @pytest.mark.slow

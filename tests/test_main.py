@@ -40,6 +40,22 @@ def test_mistakes_are_named_without_a_traceback(arguments, said):
     assert "Traceback" not in done.stderr
 
 
+def test_training_imports_nothing_that_only_scores_or_renders():
+    """Each second of imports is one that a restarted run waits."""
+    code = """
+import sys
+import threedim.main
+assert "jax" in sys.modules
+assert "tensorflow_datasets" not in sys.modules
+import threedim.training.loop
+heavy = ("scipy", "trimesh", "dm_pix", "embreex", "matplotlib", "threedim.evaluation", "threedim.rollout")
+print([name for name in heavy if name in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_help_is_readable():
     done = run("--help")
     for word in ("Modes:", "prepare", "sample", "--workdir", "allow_change", "--config.train.batch_size=64"):

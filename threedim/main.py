@@ -23,10 +23,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from threedim import distributed, rollout
-from threedim.data import sources
-from threedim.evaluation import evaluate
-from threedim.training import loop
+from threedim import distributed
 
 MODES = ("prepare", "train", "sample", "evaluate")
 
@@ -61,17 +58,26 @@ def main(argv: list[str]) -> None:
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(_CACHE.value).expanduser()))
     config.lock()
+    # Each mode imports what it needs: a restarted training run does not wait for what draws and scores.
     try:
         _join()
         if mode != "train":
             distributed.end_on_sigterm()
         if mode == "prepare":
+            from threedim.data import sources
+
             distributed.lead_first(lambda: sources.prepare_from_config(config.data))
         elif mode == "train":
+            from threedim.training import loop
+
             loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
         elif mode == "sample":
+            from threedim import rollout
+
             rollout.sample(config, _WORKDIR.value)
         else:
+            from threedim.evaluation import evaluate
+
             evaluate.evaluate(config, _WORKDIR.value)
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         # What the user can mend is said in one line; --verbosity=1 shows where it came from.

@@ -77,17 +77,19 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             for line in run_info.check_run_info(workdir, config, dataset.fingerprint, allow_change, write=lead):
                 say(f"changed since the run began: {line}")
 
-        shapes = jax.eval_shape(lambda: init_state(network, recipe))
+        # One function for both: JAX traces it once.
+        init = functools.partial(init_state, network, recipe)
+        shapes = jax.eval_shape(init)
         shardings = sharding.state_shardings(mesh, shapes)
         if latest is None:
-            params = None
+            params = ()
             if t.init_from:
-                params, line = initial.read_initial(t.init_from, shapes.params)
+                found, line = initial.read_initial(t.init_from, shapes.params)
+                params = (found,)
                 say(line)
             if lead:
                 run_info.write_run_info(workdir, config, dataset.fingerprint)
-            begin = jax.jit(lambda params: init_state(network, recipe, params), out_shardings=shardings)
-            state, start = begin(params), 0
+            state, start = jax.jit(init, out_shardings=shardings)(*params), 0
         else:
             abstract = jax.tree.map(
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
