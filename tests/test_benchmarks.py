@@ -152,7 +152,7 @@ def test_memory_table():
 def test_scaling_estimate():
     chip = hardware.Chip("chip", 100e12, 1.0, 50e9)
     compute, send, fraction = scaling.estimate(2.0, chip, 8, 64)
-    assert compute == pytest.approx(6.81e12 * 8 / 50e12)
+    assert compute == pytest.approx(6.68e12 * 8 / 50e12)
     assert send == pytest.approx(2 * 4 * 461_661_731 / 50e9)
     assert fraction == pytest.approx(compute / (compute + send))
     sent = {"all-gather": 1.0, "all-reduce": 2.0}
