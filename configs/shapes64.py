@@ -1,7 +1,8 @@
 """Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
 
-On a CPU a network of 2,917,331 parameters in two stages: ``--config=configs/shapes64.py:half`` trains it at 32 px,
-where a step costs a quarter; ``--config=configs/shapes64.py --config.train.init_from=WORKDIR`` goes on from there.
+On a CPU a network of 2,917,331 parameters in three stages: ``--config=configs/shapes64.py:quarter`` trains it at 16 px,
+where a step costs a sixteenth, ``:half`` at 32 px and the file alone at 64 px, with ``--config.train.init_from=WORKDIR``
+from where the stage before has ended.
 ``--config=configs/shapes64.py:gpu`` trains one of 9,791,747 on the same data, in bfloat16, for one H100 or H200.
 
 Training is stopped when its time is up; the same command goes on.
@@ -9,7 +10,7 @@ Training is stopped when its time is up; the same command goes on.
 
 from configs import shapes16
 
-STAGES = ("cpu", "half", "gpu")
+STAGES = ("cpu", "quarter", "half", "gpu")
 
 
 def get_config(stage: str = "cpu"):
@@ -20,7 +21,7 @@ def get_config(stage: str = "cpu"):
     d.dir, d.pose = "data/shapes64", "relative"
     d.augment.scale, d.augment.hue = (0.8, 1.25), 0.5
     p = d.procedural
-    p.num_train_objects, p.num_test_objects, p.views, p.test_views = 1000, 16, 40, 100
+    p.num_train_objects, p.num_test_objects, p.views, p.test_views = 1000, 16, 40, 24
     p.size, p.samples = 64, 8
 
     m = c.model
@@ -32,9 +33,11 @@ def get_config(stage: str = "cpu"):
     t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 16_000, 20_000.0
     t.checkpoint_every, t.keep_last, t.sample_every = 250, 2, 1000
 
-    if stage == "half":
-        m.image_size, m.attn_resolutions = 32, (4, 8)  # the same levels, of half as many pixels
-        t.sample_every = 4000
+    if stage in ("quarter", "half"):
+        # The same levels, of fewer pixels.
+        smaller = {"quarter": 4, "half": 2}[stage]
+        m.image_size, m.attn_resolutions = 64 // smaller, (8 // smaller, 16 // smaller)
+        t.sample_every = 0
     if stage == "gpu":
         # In bfloat16 just below the 20 MB that a file in the package may have.
         m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.dtype = 48, (1, 2, 2, 3), 128, 2, "bfloat16"
@@ -44,6 +47,6 @@ def get_config(stage: str = "cpu"):
 
     s = c.sample
     s.num_objects, s.objects_seed, s.num_views = 2, 0, 8
-    s.input_views, s.cameras, s.orbit_elevation = (25,), "orbit", 20.0
-    c.evaluate.input_view = 25  # of 100: as far along the spiral as view 64 of SRN's 251
+    s.input_views, s.cameras, s.orbit_elevation = (6,), "orbit", 20.0
+    c.evaluate.input_view = 6  # of 24: as far along the spiral as view 64 of SRN's 251
     return c

@@ -55,12 +55,13 @@ def test_a_gpu_gets_the_same_data_and_protocol():
         assert cpu[section] == gpu[section], section
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
-    with pytest.raises(ValueError, match="cpu, half, gpu, not for 'tpu'"):
+    with pytest.raises(ValueError, match="cpu, quarter, half, gpu, not for 'tpu'"):
         shapes64.get_config("tpu")
-    # The same parameters at half the size, but for the position embedding.
-    half = shapes64.get_config("half")
-    assert size_of(cpu) - size_of(half) == (64**2 - 32**2) * 144
-    assert half.data == cpu.data
+    # The same parameters at the sizes before, but for the position embedding.
+    for stage, size in (("half", 32), ("quarter", 16)):
+        smaller = shapes64.get_config(stage)
+        assert size_of(cpu) - size_of(smaller) == (64**2 - size**2) * 144
+        assert smaller.data == cpu.data
     # The same place on the spiral as the paper's.
     assert cpu.evaluate.input_view / cpu.data.procedural.test_views == pytest.approx(64 / 251, abs=0.01)
 
@@ -123,8 +124,8 @@ def test_sampling_by_name(folder, tiny_config, tmp_path):
 
 
 def demo_command():
-    """Arguments of `make demo-pretrained`."""
-    rule = re.search(r"^demo-pretrained:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    """Arguments of `make demo`."""
+    rule = re.search(r"^demo:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     return shlex.split(rule[1].replace("\\\n", " "))[1:]
 
 
@@ -142,7 +143,7 @@ def demo_config():
 
 def test_the_demo_shows_held_out_objects_of_the_test_split(tmp_path):
     whole, (demo, flags) = shapes64.get_config(), demo_config()
-    assert (flags["mode"], demo.sample.weights, demo.data.dir) == ("sample", "shapes64", "data/pretrained")
+    assert (flags["mode"], demo.sample.weights, demo.data.dir) == ("sample", "shapes64", "data/held_out")
     views = {}
     for name, config, count in (("whole", whole, 3), ("demo", demo, 2)):
         p = config.data.procedural
