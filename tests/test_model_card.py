@@ -303,25 +303,33 @@ def test_a_run_that_began_with_another(given, tmp_path):
     weights.save_weights(given["weights_file"], params, info.config, training_steps=info.training_steps, overwrite=True)
     identity = provenance.file_identity(given["weights_file"])["sha256"]
     change_json(given["evaluation"] / "results.json", lambda c: c["sampling"].update(weights=identity))
-    shutil.copytree(given["workdir"], tmp_path / "first")
-    with pytest.raises(ValueError, match="began with the weights in elsewhere/first, but --begun_with names nothing"):
+    for name, before in (("first", "runs/zeroth"), ("zeroth", "")):
+        shutil.copytree(given["workdir"], tmp_path / name)
+        change_json(tmp_path / name / "config.json", lambda c, name=before: c["config"]["train"].update(init_from=name))
+    first, zeroth, other = ((tmp_path / name, given["config_file"]) for name in ("first", "zeroth", "other"))
+    with pytest.raises(ValueError, match=r"the run began with the weights in elsewhere/first, but .* names nothing"):
         model_card.write(**given)
     with pytest.raises(ValueError, match=r"but --begun_with names .*other"):
-        model_card.write(**given, begun_with=(tmp_path / "other", given["config_file"]))
-    facts = model_card.write(**given, begun_with=(tmp_path / "first", given["config_file"]))
+        model_card.write(**given, begun_with=[other])
+    with pytest.raises(ValueError, match="first began with the weights in runs/zeroth, but --begun_with names nothing"):
+        model_card.write(**given, begun_with=[first])
+    with pytest.raises(ValueError, match=r"zeroth began with fresh weights, but --begun_with names .*other"):
+        model_card.write(**given, begun_with=[first, zeroth, other])
+    facts = model_card.write(**given, begun_with=[first, zeroth])
     text = (given["out"] / "small.md").read_text()
-    assert "the averaged weights of 3 steps of 2 pairs at 16 px: 6 pairs" in cells(text, "begun with")[0]
-    assert cells(text, "pairs for each training view") == ["2.0"]
-    assert "It has seen 12 pairs" in text
-    found = dict(facts["commands"])
-    assert list(found) == ["train what it begins with", "train", "export", "evaluate", "card"]
-    first = found["train what it begins with"]
-    assert first.startswith(
-        f"python -m threedim.main --config={given['config_file']} --mode=train --workdir=runs/first"
-    )
-    assert first.endswith("--config.train.num_steps=3")
-    assert "--config.train.init_from=runs/first --config.train.num_steps=3" in found["train"]
-    assert f"--begun_with=runs/first --begun_config={given['config_file']}" in found["card"]
+    for row in ("begun with", "before that"):
+        assert "the averaged weights of 3 steps of 2 pairs at 16 px: 6 pairs" in cells(text, row)[0]
+    assert cells(text, "pairs for each training view") == ["3.0"]
+    assert "It has seen 18 pairs" in text
+    found = facts["commands"]
+    assert [what for what, _ in found] == ["train at 16 px", "train at 16 px", "train", "export", "evaluate", "card"]
+    file = given["config_file"]
+    for (_, command), name, init in zip(found, ("zeroth", "first", "small"), ("", "zeroth", "first"), strict=False):
+        assert command.startswith(f"python -m threedim.main --config={file} --mode=train --workdir=runs/{name}")
+        init = f" --config.train.init_from=runs/{init}" if init else ""
+        assert command.endswith(f"{init} --config.train.num_steps=3")
+        assert command.count("init_from") == bool(init)
+    assert f"--begun_with runs/first {file} --begun_with runs/zeroth {file}" in found[-1][1]
 
 
 # --- refusals ---

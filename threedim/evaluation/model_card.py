@@ -42,7 +42,7 @@ def write(
     *,
     consistency: epath.PathLike | None = None,
     config_file: str | None = None,
-    begun_with: tuple[epath.PathLike, str] | None = None,
+    begun_with: Sequence[tuple[epath.PathLike, str]] = (),
     notes: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def write(
       out: folder for both.
       consistency: folder of a 3D consistency score of the evaluation's views, and of other rows.
       config_file: with which the run was started, as given to ``--config``; configs/NAME.py if None.
-      begun_with: the run that ``train.init_from`` named, if it named one: its folder, and the config file as above.
+      begun_with: the run that ``train.init_from`` named, if it named one, and so on back to the first: of each its
+        folder, and the config file as above.
       notes: sentences of the person who trained, added to the limits.
       overwrite: replaces an existing card and sheet.
 
@@ -131,24 +132,27 @@ def _weights_and_run(path: epath.Path, workdir: epath.Path, results: dict[str, A
     }
 
 
-def _begun_with(config: dict[str, Any], begun_with: tuple[epath.PathLike, str] | None) -> dict[str, Any] | None:
-    """The run that this one took its first weights from."""
-    named = run_info.flatten(config).get("train.init_from", "")
-    given = str(begun_with[0]) if begun_with else ""
-    if bool(named) != bool(given) or epath.Path(named).name != epath.Path(given).name:
-        raise ValueError(
-            f"the run began with {f'the weights in {named}' if named else 'fresh weights'}, but --begun_with names "
-            f"{given or 'nothing'}: name the folder of that run, and with --begun_config its config file"
-        )
-    if begun_with is None:
-        return None
-    workdir, config_file = epath.Path(begun_with[0]), begun_with[1]
-    steps = checkpoints.latest_step(workdir)
-    if steps is None:
-        raise FileNotFoundError(f"no checkpoint in {workdir}")
-    saved, data_fingerprint = run_info.read_run_info(workdir)
-    training = _training(workdir, steps, saved) | {"data_fingerprint": data_fingerprint}
-    return {"name": workdir.name, "config_file": config_file, "config": saved, "training": training}
+def _begun_with(config: dict[str, Any], given: Sequence[tuple[epath.PathLike, str]]) -> list[dict[str, Any]]:
+    """The run that this one took its first weights from, the one that that one did, and so on."""
+    found = []
+    for folder, config_file in [*given, ("", "")]:
+        named = run_info.flatten(config).get("train.init_from", "")
+        if epath.Path(named).name != epath.Path(folder).name:
+            raise ValueError(
+                f"{f'the run in {given[len(found) - 1][0]}' if found else 'the run'} began with "
+                f"{f'the weights in {named}' if named else 'fresh weights'}, but --begun_with names "
+                f"{folder or 'nothing'}: name the folder of every run before, the last one first, and its config file"
+            )
+        if not folder:
+            break
+        workdir = epath.Path(folder)
+        steps = checkpoints.latest_step(workdir)
+        if steps is None:
+            raise FileNotFoundError(f"no checkpoint in {workdir}")
+        config, data_fingerprint = run_info.read_run_info(workdir)
+        training = _training(workdir, steps, config) | {"data_fingerprint": data_fingerprint}
+        found.append({"name": workdir.name, "config_file": config_file, "config": config, "training": training})
+    return found
 
 
 def _training(workdir: epath.Path, steps: int, config: dict[str, Any]) -> dict[str, Any]:
@@ -215,15 +219,16 @@ def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     begun = _from_file(config_file)
     main = ["-m", "threedim.main", f"--config={config_file}"]
     skipped = ("sample", "evaluate", "profile", "train.num_steps", "train.init_from")
-    train, earlier = _flags(begun, facts["config"], skipped), facts["begun_with"]
-    first = []
-    if earlier:
-        flags = _flags(_from_file(earlier["config_file"]), earlier["config"], skipped)
+    train = _flags(begun, facts["config"], skipped)
+    first, init_from = [], []
+    for earlier in reversed(facts["begun_with"]):
+        flags = [*_flags(_from_file(earlier["config_file"]), earlier["config"], skipped), *init_from]
         flags.append(f"--config.train.num_steps={earlier['training']['steps']}")
         folder = f"runs/{earlier['name']}"
         head = ["-m", "threedim.main", f"--config={earlier['config_file']}", "--mode=train", f"--workdir={folder}"]
-        first.append(("train what it begins with", [*head, *flags]))
-        train.append(f"--config.train.init_from={folder}")
+        first.append((f"train at {earlier['config']['model']['image_size']} px", [*head, *flags]))
+        init_from = [f"--config.train.init_from={folder}"]
+    train += init_from
     set_here = ("sample.weights", "sample.out", "evaluate.out")
     asked = _flags(begun, results["config"], ("train", "profile", "mesh", *set_here))
     size = [] if facts["weights"]["dtype"] == "bfloat16" else ["--dtype=float32"]
@@ -244,8 +249,8 @@ def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("3D consistency", _consistency_command(facts, f"{evaluation}/views", begun["data"]["dir"], fields))
         )
         card.append(f"--consistency={fields}")
-    if earlier:
-        card += [f"--begun_with=runs/{earlier['name']}", f"--begun_config={earlier['config_file']}"]
+    for earlier in facts["begun_with"]:
+        card += ["--begun_with", f"runs/{earlier['name']}", earlier["config_file"]]
     card += [f"--config={config_file}"] if config_file != f"configs/{name}.py" else []
     card += [f"--note={note}" for note in facts["notes"]]
     found.append(("card", [*card, f"--weights={file}", "--out=threedim/pretrained", "--overwrite"]))
@@ -310,14 +315,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--consistency", help="Folder of a 3D consistency score of the evaluation's views.")
     add("--weights", required=True, help=f"The weights, ending in {weights.SUFFIX}.")
     add("--config", help="Config file of the run, with its argument if it had one; configs/NAME.py unless given.")
-    add("--begun_with", help="Folder of the run that train.init_from named, if it named one.")
-    add("--begun_config", help="Config file of that run, as for --config.")
+    add("--begun_with", nargs=2, action="append", default=[], metavar=("RUN", "CONFIG"), help="Folder and config file "
+        "of the run that train.init_from named, if it named one; again for the one before that.")  # fmt: skip
     add("--note", action="append", default=[], help="A sentence to be added to the limits; may be repeated.")
     add("--out", required=True, help="Folder for NAME.md and NAME.png.")
     add("--overwrite", action="store_true", help="Replace them if they are there.")
     given = parser.parse_args(argv)
-    if bool(given.begun_with) != bool(given.begun_config):
-        parser.error("--begun_with and --begun_config go together")
     try:
         write(
             given.workdir,
@@ -326,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.out,
             consistency=given.consistency,
             config_file=given.config,
-            begun_with=(given.begun_with, given.begun_config) if given.begun_with else None,
+            begun_with=given.begun_with,
             notes=given.note,
             overwrite=given.overwrite,
         )

@@ -93,25 +93,24 @@ def _training(facts: Mapping[str, Any]) -> str:
     )
     mfu = "none logged: a CPU, or a device of unknown speed" if t["mfu"] is None else f"{100 * t['mfu']:.1f} %"
     loss = _NOTHING if t["loss"] is None else f"{t['loss']:.4f}"
-    earlier = facts["begun_with"]
     begun = []
-    if earlier:
+    for earlier in facts["begun_with"]:
         e, size = earlier["training"], earlier["config"]["model"]["image_size"]
-        begun = [
+        begun.append(
             [
-                "begun with",
+                "before that" if begun else "begun with",
                 f"the averaged weights of {e['steps']:,} steps of {earlier['config']['train']['batch_size']} pairs at "
                 f"{size} px: {e['pairs']:,} pairs, {_time(e['seconds'])} ({e['pairs_per_second']:.1f} pairs/s), "
                 f"{_dates(e)}, loss {e['loss']:.4f}",
             ]
-        ]
+        )
     pairs = _pairs_and_seconds(facts)[0]
     names = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
     return _grid(
         [
             ["", ""],
-            *begun,
             ["steps", f"{t['steps']:,} of {c['train']['batch_size']} pairs: {t['pairs']:,} pairs"],
+            *begun,
             ["pairs for each training view", f"{pairs / facts['data']['train_views']:.1f}"],
             ["time", f"{_time(t['seconds'])} of steps ({t['pairs_per_second']:.1f} pairs/s), {_dates(t)}"],
             ["use of the accelerator", mfu],
@@ -125,7 +124,7 @@ def _training(facts: Mapping[str, Any]) -> str:
 
 def _pairs_and_seconds(facts: Mapping[str, Any]) -> tuple[int, float]:
     """Of all of training, together with the run that it began with."""
-    runs = [facts["training"], *([facts["begun_with"]["training"]] if facts["begun_with"] else [])]
+    runs = [facts["training"], *(run["training"] for run in facts["begun_with"])]
     return sum(run["pairs"] for run in runs), sum(run["seconds"] for run in runs)
 
 
