@@ -13,6 +13,7 @@ from commands import start
 
 from threedim.training import loop
 from threedim.training.checkpoints import CheckpointError
+from threedim.training.state import init_state
 
 
 def assert_same(one, other):
@@ -139,3 +140,17 @@ def test_signal_saves_and_resumes(tiny_config, tmp_path, number):
         assert int(saved[1]) > reached
         reached = int(saved[1])
         assert (workdir / "checkpoints" / str(reached)).exists()
+
+
+def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
+    """Once for shapes and for the program: at full size tracing takes longer than anything else before the step's."""
+    traced = []
+
+    def stop(*args, **kwargs):
+        raise InterruptedError("far enough")
+
+    monkeypatch.setattr(loop, "init_state", lambda *args: traced.append(args) or init_state(*args))
+    monkeypatch.setattr(loop.pipeline, "train_batches", stop)
+    with pytest.raises(InterruptedError, match="far enough"):
+        loop.train(tiny_config, tmp_path / "run")
+    assert len(traced) == 1
