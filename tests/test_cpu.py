@@ -1,0 +1,39 @@
+"""Options for XLA's CPU compiler."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from threedim import cpu
+from threedim.models.blocks import conv3x3
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    """What this XLA knows is asked once a process."""
+    cpu._known_options.cache_clear()
+    yield
+    cpu._known_options.cache_clear()
+
+
+def test_this_xla_knows_the_options():
+    assert cpu.compiler_options() == cpu._OPTIONS
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    convolve = jax.jit(conv3x3, static_argnums=2, compiler_options=cpu.compiler_options())
+    assert "ynn" not in convolve.lower(x, kernel, 1).compile().as_text()
+
+
+def test_another_xla_goes_without(monkeypatch):
+    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_no_such_thing": "1"})
+    assert cpu.compiler_options() is None
+
+
+def test_what_else_is_wrong_is_an_error(monkeypatch):
+    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_experimental_ynn_fusion_type": "NO_SUCH_GROUP"})
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cpu.compiler_options()
+
+
+def test_other_devices_are_told_nothing(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert cpu.compiler_options() is None
