@@ -2,7 +2,8 @@
 
     python -m benchmarks.startup [--config=configs/bench_cpu.py] [--warm=5] [--json=FILE] [--config.model.ch=64 ...]
 
-makes a little data in a temporary folder, then starts ``python -m threedim.main --mode=train`` for one step: once with
+makes a little data in a temporary folder, then runs ``threedim.main`` with ``--mode=train`` for one step, each time in
+a process of its own that looks on: once with
 an empty compilation cache (cold), then with the programs that the first run left there (warm), each time in a new
 workdir. Every process is split into phases, which add up to its total:
 

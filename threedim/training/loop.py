@@ -126,9 +126,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         began = time.perf_counter()
         lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), first)
         step_fn = lowered.compile()
+        compile_seconds = time.perf_counter() - began
         cost = Cost(lowered, step_fn, mesh, recipe)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-        say(cost.describe(mesh, recipe, parameters, len(dataset), time.perf_counter() - began))
 
         def check_finite(step: int) -> None:
             bad = int(window.metrics.first_bad_step)
@@ -148,6 +148,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             trace.before_step(step)
             state, window.metrics = step_fn(state, window.metrics, batch)
             step += 1
+            if step == start + 1:
+                say(cost.describe(mesh, recipe, parameters, len(dataset), compile_seconds))
             trace.after_step(step, state.step)
             stopped_by = stop.reached(step)
             last = step == t.num_steps or stopped_by is not None

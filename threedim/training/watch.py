@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from typing import Any
 
@@ -26,9 +27,14 @@ class Cost:
 
     def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
         chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
-        self.flops = hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
+        # Counting takes seconds: done when it is asked for, which is best while the devices compute.
+        self._count = lambda: hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
         self.bytes_per_device = hardware.device_bytes(compiled)
         self.peak = chip.flops * mesh.size if chip else None
+
+    @functools.cached_property
+    def flops(self) -> float:
+        return self._count()
 
     def describe(self, mesh: Mesh, recipe: Recipe, parameters: int, objects: int, compile_seconds: float) -> str:
         """One line about a run that begins."""
