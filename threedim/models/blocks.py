@@ -136,12 +136,12 @@ class PoseConv(nn.Module):
 
     def __call__(self, constant: jax.Array, varying: jax.Array, position: jax.Array, frame: int) -> jax.Array:
         """The whole sum, (n, h, w, features), with what ``position`` gave for this frame."""
-        kernel, height, width = self._share(frame), *varying.shape[1:3]
+        kernel, height, width = self._share(frame).astype(self.dtype), *varying.shape[1:3]
         # Its share of the FLOPs is small, and it holds the origin's encodings, which have many digits: float32.
         taps = jnp.einsum("nc,ijcf->nijf", constant, kernel, precision="highest")
         taps = _sum_of_taps(_sum_of_taps(taps, 2, width, self.stride), 1, height, self.stride)
         varying = jax.lax.stop_gradient(varying).astype(self.dtype)
-        kernel = kernel[:, :, self.channels - varying.shape[-1] :].astype(self.dtype)
+        kernel = kernel[:, :, self.channels - varying.shape[-1] :]
         return conv3x3(varying, kernel, self.stride) + (position + taps.astype(self.dtype))
 
 
