@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.num_res_blocks = 3  # per level on the way down; one more on the way up
     m.attn_resolutions = (8, 16, 32)  # pixels; where the X-UNet's frames meet
     m.attn_heads = 4
+    m.norm_groups = 32  # groups of the normalizations; fewer for small networks, where a group should be some channels
     m.dropout = 0.1
     m.dtype = "bfloat16"  # of convolutions and matrix products: "bfloat16" or "float32"; the rest is float32
 

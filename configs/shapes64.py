@@ -27,6 +27,7 @@ def get_config(stage: str = "cpu"):
     m = c.model
     m.image_size, m.attn_resolutions = 64, (8, 16)
     m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks = 16, (1, 2, 4, 6), 48, 1
+    m.norm_groups = 4
 
     t = c.train
     t.num_steps, t.batch_size = 100_000, 16

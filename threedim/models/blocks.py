@@ -42,7 +42,7 @@ def upsample(x: jax.Array) -> jax.Array:
 class GroupNorm(nn.Module):
     """Group normalization over each frame by itself: 32 groups, epsilon 1e-6 [7.1].
 
-    A channel count that 32 does not divide gets as many groups as divide both.
+    A channel count that ``groups`` does not divide gets as many as divide both.
 
     Statistics are taken per channel first and then pooled over the channels of a group, and scale and shift are folded
     into one multiply-add per number: no reshape splits the channel axis of the large array, which costs more than the
@@ -50,11 +50,12 @@ class GroupNorm(nn.Module):
     """
 
     dtype: Any = jnp.float32
+    groups: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n, channels = x.shape[0], x.shape[-1]
-        groups = math.gcd(32, channels)
+        groups = math.gcd(self.groups, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
@@ -199,23 +200,25 @@ class ResnetBlock(nn.Module):
       features: output channels; None keeps those of the input.
       resample: None, "down" (average pool 2x2) or "up" (nearest x2), applied to both branches.
       dropout: rate of the dropout before the last convolution.
+      groups: of the normalizations.
     """
 
     features: int | None = None
     resample: Literal["down", "up"] | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    groups: int = 32
 
     @nn.compact
     def __call__(self, h_in: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         channels = h_in.shape[-1]
         features = self.features or channels
-        h = nn.swish(GroupNorm(dtype=self.dtype, name="norm1")(h_in))
+        h = nn.swish(GroupNorm(dtype=self.dtype, groups=self.groups, name="norm1")(h_in))
         if self.resample is not None:
             resize = downsample if self.resample == "down" else upsample
             h, h_in = resize(h), resize(h_in)
         h = nn.Conv(features, (3, 3), dtype=self.dtype, name="conv1")(h)
-        h = GroupNorm(dtype=self.dtype, name="norm2")(h)
+        h = GroupNorm(dtype=self.dtype, groups=self.groups, name="norm2")(h)
         h = nn.swish(FiLM(dtype=self.dtype, name="film")(h, emb))
         if train and self.dropout > 0:
             h = dropout(h, self.dropout, self.make_rng("dropout"))
@@ -313,13 +316,14 @@ class AttentionBlock(nn.Module):
     kind: Literal["self", "cross"]
     heads: int
     dtype: Any = jnp.float32
+    groups: int = 32
 
     @nn.compact
     def __call__(self, h_in: jax.Array) -> jax.Array:
         n, height, width, channels = h_in.shape
         if channels % self.heads:
             raise ValueError(f"{channels} channels do not divide into {self.heads} attention heads")
-        h = GroupNorm(dtype=self.dtype, name="norm")(h_in)
+        h = GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(h_in)
         h = h.reshape(n, height * width, channels)
         seen = h
         if self.kind == "cross":
@@ -345,12 +349,13 @@ class XUNetBlock(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     cross: bool = True
+    groups: int = 32
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        h = ResnetBlock(self.features, dropout=self.dropout, dtype=self.dtype, name="res")(h, emb, train=train)
+        h = ResnetBlock(self.features, None, self.dropout, self.dtype, self.groups, name="res")(h, emb, train=train)
         if self.attention:
-            h = AttentionBlock("self", self.heads, dtype=self.dtype, name="attn_self")(h)
+            h = AttentionBlock("self", self.heads, self.dtype, self.groups, name="attn_self")(h)
         if self.attention and self.cross:
-            h = AttentionBlock("cross", self.heads, dtype=self.dtype, name="attn_cross")(h)
+            h = AttentionBlock("cross", self.heads, self.dtype, self.groups, name="attn_cross")(h)
         return h

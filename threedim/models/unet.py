@@ -41,6 +41,8 @@ class UNet(nn.Module):
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
+      norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how bright
+        and of what color a picture is: small networks should have fewer.
       dropout: dropout rate in training.
       remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
         computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way
@@ -58,6 +60,7 @@ class UNet(nn.Module):
     num_res_blocks: int = 3
     attn_resolutions: Sequence[int] = (8, 16, 32)
     attn_heads: int = 4
+    norm_groups: int = 32
     dropout: float = 0.1
     remat: Literal["none", "blocks", "all"] = "none"
     dtype: Any = jnp.float32
@@ -92,10 +95,12 @@ class UNet(nn.Module):
 
         def block(level: int) -> XUNetBlock:
             features, cross = self.ch * self.ch_mult[level], not self.stacked
-            return remat(XUNetBlock)(features, attention[level], self.attn_heads, self.dropout, self.dtype, cross)
+            return remat(XUNetBlock)(
+                features, attention[level], self.attn_heads, self.dropout, self.dtype, cross, self.norm_groups
+            )
 
         def resample(direction: str) -> ResnetBlock:
-            return remat(ResnetBlock)(None, direction, self.dropout, self.dtype)
+            return remat(ResnetBlock)(None, direction, self.dropout, self.dtype, self.norm_groups)
 
         self.conv_in = self.first_conv()
         self.down_blocks = [[block(level) for _ in range(self.num_res_blocks)] for level in range(levels)]
@@ -103,7 +108,7 @@ class UNet(nn.Module):
         self.mid_block = block(levels - 1)
         self.up_blocks = [[block(level) for _ in range(self.num_res_blocks + 1)] for level in range(levels)]
         self.up_samples = [resample("up") for _ in range(levels - 1)]  # from level i + 1 to i
-        self.norm_out = GroupNorm(dtype=self.dtype)
+        self.norm_out = GroupNorm(self.dtype, self.norm_groups)
         self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32, kernel_init=nn.initializers.zeros)
 
     @property

@@ -24,6 +24,7 @@ LATER_FIELDS = {
     "data.augment.scale": [1.0, 1.0],
     "data.augment.hue": 0.0,
     "model.network": "xunet",
+    "model.norm_groups": 32,
     "diffusion.regression": False,
     "sample.conditioning": "stochastic",
     "sample.weights": "",
