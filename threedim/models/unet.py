@@ -41,8 +41,8 @@ class UNet(nn.Module):
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
-      norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how bright
-        and of what color a picture is: small networks should have fewer.
+      norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how
+        bright and of what color a picture is: small networks should have fewer.
       dropout: dropout rate in training.
       remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
         computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way
