@@ -252,6 +252,17 @@ def test_pose_conv_costs_less_than_a_convolution_of_the_sum():
     assert flops(PoseSum(2).apply) < 0.5 * flops(plain)
 
 
+def test_fewer_groups_keep_the_color_of_a_picture():
+    """With a channel a group, pictures of one color each are all the same."""
+    colors = jnp.asarray(normal(2, 1, 1, 8)) * jnp.ones((2, 4, 4, 8))
+    alone, together = (
+        GroupNorm(groups=groups).apply({"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}, colors)
+        for groups in (32, 2)
+    )
+    np.testing.assert_allclose(alone, 0.0, atol=1e-2)
+    assert jnp.abs(together[0] - together[1]).max() > 0.5
+
+
 # --- residual block ---
 
 
@@ -428,16 +439,17 @@ def test_attention_heads_must_divide_the_channels():
         AttentionBlock("self", 3).init(KEY, jnp.zeros((2, 2, 2, 8)))
 
 
-@pytest.mark.parametrize("attention", [True, False])
-def test_block_is_residual_then_self_then_cross(attention):
+@pytest.mark.parametrize(("attention", "groups"), [(True, 32), (True, 4), (False, 32)])
+def test_block_is_residual_then_self_then_cross(attention, groups):
     h, emb = normal(4, 2, 2, 8), normal(4, 2, 2, 4, seed=1)
-    module = XUNetBlock(16, attention, heads=2)
+    module = XUNetBlock(16, attention, heads=2, groups=groups)
     params = filled(module, h, emb, train=False)
     p = leaves(params)
-    expected = slow_resnet(h, emb, p["res"], None, (8, 16))
+    first, others = min(groups, 8), min(groups, 16)
+    expected = slow_resnet(h, emb, p["res"], None, (first, others))
     if attention:
-        expected = slow_attention(expected, p["attn_self"], 2, "self", 16)
-        expected = slow_attention(expected, p["attn_cross"], 2, "cross", 16)
+        expected = slow_attention(expected, p["attn_self"], 2, "self", others)
+        expected = slow_attention(expected, p["attn_cross"], 2, "cross", others)
     else:
         assert p.keys() == {"res"}
     np.testing.assert_allclose(apply(module, params, h, emb, train=False), expected, atol=5e-5)

@@ -292,3 +292,19 @@ def test_counted_cost_of_the_papers_network():
 
     positions = jax.eval_shape(denoiser.embed_positions, shapes)
     assert teraflops(denoise_relative, shapes, image, view, positions) <= 1.89
+
+
+def test_every_normalization_has_the_groups_that_are_asked_for():
+    seen = set()
+
+    def record(next_function, args, kwargs, context):
+        if type(context.module).__name__ == "GroupNorm" and context.method_name == "__call__":
+            seen.add((context.module.path, context.module.groups))
+        return next_function(*args, **kwargs)
+
+    network, params = NETWORK.clone(norm_groups=4), random_params()
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda *args: network.apply(*args, train=False), {"params": params}, *inputs())
+    assert {groups for _, groups in seen} == {4}
+    names = {name for name in traverse_util.flatten_dict(params, sep="/") if name.endswith("scale")}
+    assert len(seen) == len(names) > 10
