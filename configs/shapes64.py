@@ -39,6 +39,8 @@ def get_config(stage: str = "cpu"):
         smaller = {"quarter": 4, "half": 2}[stage]
         m.image_size, m.attn_resolutions = 64 // smaller, (8 // smaller, 16 // smaller)
         t.sample_every = 0
+    if stage == "cpu":
+        t.batch_size, t.warmup_examples = 8, 1600  # it begins with trained weights
     if stage == "gpu":
         # In bfloat16 just below the 20 MB that a file in the package may have.
         m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.dtype = 48, (1, 2, 2, 3), 128, 2, "bfloat16"
