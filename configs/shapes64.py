@@ -1,8 +1,8 @@
 """Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
 
-On a CPU a network of 2,917,331 parameters in three stages: ``--config=configs/shapes64.py:quarter`` trains it at 16 px,
-where a step costs a sixteenth, ``:half`` at 32 px and the file alone at 64 px, with
-``--config.train.init_from=WORKDIR`` from where the stage before has ended.
+On a CPU a network of 2,917,331 parameters in stages: ``--config=configs/shapes64.py:quarter`` trains it at 16 px, where
+a step costs a sixteenth, ``:half`` at 32 px, and the file alone at 64 px, each with
+``--config.train.init_from=WORKDIR`` from where one before has ended.
 ``--config=configs/shapes64.py:gpu`` trains one of 9,791,747 on the same data, in bfloat16, for one H100 or H200.
 
 Training is stopped when its time is up; the same command goes on.

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import compiling, hlo, memory, record, tpu
+from threedim.models.unet import POSE_CHANNELS
 
 # The smallest network in which frames run both alone and together, with kernels large enough to be split.
 ROWS = {
@@ -261,10 +262,11 @@ def test_training_sends_parameters_and_gradients_alone(found):
     assert gather["others"] == {}
     assert gather["count"] > 5
     assert reduce["parameters"].keys() == {"bf16", "f32"}
-    # Beside gradients of whole parameters: of the pose convolutions' channels of ray directions, and of the part of the
-    # pose embeddings that has no examples, one for both frames, each level.
+    # Beside gradients of whole parameters: parts of those of the pose convolutions' kernels, and of the part of the pose
+    # embeddings that has no examples, one for both frames, each level.
     sums = {f"bf16[{size},{size},{row.emb_ch}]" for size in (16, 8)}
-    assert sums <= reduce["others"].keys() <= sums | {f"bf16[3,3,51,{row.emb_ch}]"}
+    kernels = {f"bf16[3,3,51,{row.emb_ch}]", f"bf16[3,3,{row.emb_ch},{POSE_CHANNELS}]"}
+    assert sums <= reduce["others"].keys() <= sums | kernels
     assert all(reduce["others"][name] == 1 for name in sums)
 
 
