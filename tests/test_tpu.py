@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import compiling, hlo, memory, record, tpu
+from benchmarks import compiling, hlo, record, tpu
 from threedim.models.unet import POSE_CHANNELS
 
 # The smallest network in which frames run both alone and together, with kernels large enough to be split.
@@ -197,17 +197,17 @@ def test_rows_and_table(tmp_path, monkeypatch, capsys):
     assert len(record.read_rows(path, "tpu")[0]) == 1
 
 
-def test_the_programs_that_are_compiled_fail_with_what_the_compiler_says(monkeypatch):
-    monkeypatch.setitem(memory.TARGETS, "v5e-4", (None, "TPU v5 lite", 4))
-    row = dataclasses.replace(ROWS["denoise"], attn_resolutions=(5,))
-    with pytest.raises(RuntimeError, match="the frames never meet"):
-        tpu.in_another_process(row)
-
-
 compiled_for_tpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU compiler, is not installed (pip install libtpu); it needs no TPU",
 )
+
+
+@compiled_for_tpu
+def test_the_programs_that_are_compiled_fail_with_what_the_compiler_says():
+    row = dataclasses.replace(ROWS["denoise"], attn_resolutions=(5,))
+    with pytest.raises(RuntimeError, match="the frames never meet"):
+        tpu.in_another_process(row)
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +262,8 @@ def test_training_sends_parameters_and_gradients_alone(found):
     assert gather["others"] == {}
     assert gather["count"] > 5
     assert reduce["parameters"].keys() == {"bf16", "f32"}
-    # Beside gradients of whole parameters: parts of those of the pose convolutions' kernels, and of the part of the pose
-    # embeddings that has no examples, one for both frames, each level.
+    # Beside gradients of whole parameters: parts of those of the pose convolutions' kernels, and of the part of the
+    # pose embeddings that has no examples, one for both frames, each level.
     sums = {f"bf16[{size},{size},{row.emb_ch}]" for size in (16, 8)}
     kernels = {f"bf16[3,3,51,{row.emb_ch}]", f"bf16[3,3,{row.emb_ch},{POSE_CHANNELS}]"}
     assert sums <= reduce["others"].keys() <= sums | kernels
