@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Large pages for what XLA asks for at every step: on a CPU a tenth to a quarter faster.
+# Large pages for what XLA asks for at every step (benchmarks/README.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo demo-train test test-slow lint clean
