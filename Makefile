@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Large pages for what XLA asks for at every step (benchmarks/README.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo demo-train test test-slow lint clean
+.PHONY: demo demo-train demo-pretrained test test-slow lint clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
@@ -13,16 +13,18 @@ $(VENV)/installed: setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-# Views around two held-out objects, by the weights that come with the package.
-demo: $(VENV)/installed
-	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/demo \
-		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
-		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
+demo: demo-train
 
 # A small network, trained on four objects in minutes, and its views of them.
 demo-train: $(VENV)/installed
-	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo_train
-	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo_train
+	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
+	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo
+
+# Views around two held-out objects, by the weights that come with the package.
+demo-pretrained: $(VENV)/installed
+	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
+		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
+		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Procedural chairs and cars at 64 px, a thousand of them, by relative poses: the weights that come with the package.
+"""Procedural chairs and cars at 64 px, a thousand of them, by relative poses: for weights to come with the package.
 
 On a CPU a network of 2,917,331 parameters in stages: ``--config=configs/shapes64.py:quarter`` trains it at 16 px, where
 a step costs a sixteenth, ``:half`` at 32 px, and the file alone at 64 px, each with
