@@ -90,8 +90,12 @@ def test_interrupted_rollout_goes_on_where_it_was(tiny_config, run, monkeypatch,
     for name, pictures in whole.items():
         np.testing.assert_array_equal(pictures, stopped[name])
     capsys.readouterr()
+    # As of a process that was killed between the last view and the end.
+    left = run / "stopped/unfinished" / next(iter(whole))
+    left.mkdir(parents=True)
     rollout.sample(tiny_config, run)
     assert "nothing to do" in capsys.readouterr().out
+    assert not left.exists()
 
 
 def test_seed_decides_the_result(tiny_config, run):

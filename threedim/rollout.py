@@ -80,6 +80,11 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     claimed = {**_plain(s), **dataclasses.asdict(settings), **found}
     distributed.lead_first(lambda: _claim(out, claimed, tasks, write=distributed.is_lead()))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
+    if distributed.is_lead():
+        for task in tasks:
+            # Killed after the object was written and before this was deleted.
+            if task not in todo and _partial(out, task).exists():
+                _partial(out, task).rmtree()
     distributed.check_same("what is to be drawn", [task.name for task in todo])
     todo = todo[jax.process_index() :: jax.process_count()]
     if not todo:
