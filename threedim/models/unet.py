@@ -42,7 +42,7 @@ class UNet(nn.Module):
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
       norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how
-        bright and of what color a picture is: small networks should have fewer.
+        bright and of what color a picture is.
       dropout: dropout rate in training.
       remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
         computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way

@@ -34,7 +34,9 @@ class Cost:
 
     @functools.cached_property
     def flops(self) -> float:
-        return self._count()
+        flops = self._count()
+        del self._count  # and with it the lowered program
+        return flops
 
     def describe(self, mesh: Mesh, recipe: Recipe, parameters: int, objects: int, compile_seconds: float) -> str:
         """One line about a run that begins."""
