@@ -1,4 +1,4 @@
-"""Procedural chairs and cars at 64 px, a thousand of them, by relative poses: for weights to come with the package.
+"""Procedural chairs and cars at 64 px, two thousand of them, by relative poses: for weights to come with the package.
 
 On a CPU a network of 2,917,331 parameters in stages: ``--config=configs/shapes64.py:quarter`` trains it at 16 px, where
 a step costs a sixteenth, ``:half`` at 32 px, and the file alone at 64 px, each with
@@ -21,7 +21,7 @@ def get_config(stage: str = "cpu"):
     d.dir, d.pose = "data/shapes64", "relative"
     d.augment.scale, d.augment.hue = (0.8, 1.25), 0.5
     p = d.procedural
-    p.num_train_objects, p.num_test_objects, p.views, p.test_views = 1000, 16, 40, 24
+    p.num_train_objects, p.num_test_objects, p.views, p.test_views = 2000, 16, 24, 24
     p.size, p.samples = 64, 8
 
     m = c.model
