@@ -34,6 +34,15 @@ def placed(shapes, places):
 
 def compile_training_step(network, process, recipe, mesh: Mesh):
     """The training step as the loop compiles it: lowered, compiled, and the state's shapes with their places."""
+    lowered, (state, _, _) = lower_training_step(network, process, recipe, mesh)
+    return lowered, lowered.compile(), state
+
+
+def lower_training_step(network, process, recipe, mesh: Mesh, options: dict[str, str] | None = None):
+    """The training step as the loop compiles it, not yet compiled; and shapes and places of all that it takes.
+
+    ``options`` are for the compiler.
+    """
     shapes = jax.eval_shape(lambda: init_state(network, recipe))
     state = placed(shapes, sharding.state_shardings(mesh, shapes))
     metrics = jax.eval_shape(Metrics.zeros)
@@ -45,9 +54,9 @@ def compile_training_step(network, process, recipe, mesh: Mesh):
         in_shardings=places,
         out_shardings=places[:2],
         donate_argnums=(0, 1),
+        compiler_options=options,
     )
-    lowered = step.lower(state, metrics, batch)
-    return lowered, lowered.compile(), state
+    return step.lower(state, metrics, batch), (state, metrics, batch)
 
 
 def state_bytes(state) -> int:

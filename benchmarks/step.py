@@ -22,11 +22,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from benchmarks import drawing, fitting, record
+from benchmarks.compiling import lower_training_step
 from benchmarks.inputs import example_batch
 from benchmarks.timing import matmul_rate, timed
 from threedim import cpu
 from threedim.models.unet import NetworkDenoiser
-from threedim.training import build
+from threedim.training import build, sharding
 from threedim.training.state import (
     Metrics,
     abstract_params,
@@ -84,21 +85,23 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
         jax.block_until_ready(compiled(*args))
         return timed(lambda: compiled(*args), repeats)
 
-    state = jax.jit(init_state, static_argnums=(0, 1))(network, recipe)
-
-    options = cpu.compiler_options()
-    step = jax.jit(make_train_step(network, process, recipe), donate_argnums=(0, 1), compiler_options=options)
-    args = (state, Metrics.zeros(), batch)
-    training = entry(step.lower(*args), training_flops(network, process, recipe, args), run_training, args)
+    mesh, options = build.mesh(config), cpu.compiler_options()
+    lowered, shapes = lower_training_step(network, process, recipe, mesh, options)
+    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=places[0])(network, recipe)
+    args = (state, *jax.device_put((Metrics.zeros(), batch), places[1:]))
+    training = entry(lowered, training_flops(network, process, recipe, args), run_training, args)
     training["pairs_per_second"] = recipe.batch_size / training["seconds"]
 
     # Made anew: a copy of the state's beside the training step would take memory that it may need.
     denoiser, params = NetworkDenoiser(network), jax.jit(init_params, static_argnums=0)(network, jax.random.key(0))
-    images, camera = batch_images(batch)
-    mask, logsnr = jnp.ones((recipe.batch_size,), bool), jnp.zeros((recipe.batch_size,))
+    params = jax.device_put(params, sharding.replicated(mesh))
+    split = sharding.batch_sharding(mesh)
+    images, camera = batch_images(jax.device_put(batch, split))
+    mask, logsnr = jax.device_put((jnp.ones((recipe.batch_size,), bool), jnp.zeros((recipe.batch_size,))), split)
     view = jax.jit(denoiser.encode_view)(params, images[:, 0], logsnr + 20.0, camera[:, 0], mask)
     target = jax.jit(denoiser.embed_camera)(params, camera[:, 1], mask)
-    args = (params, images[:, 1], logsnr, target, view)
+    args = (params, *jax.device_put((images[:, 1], logsnr, target, view), split))
     lowered = jax.jit(denoiser.denoise, compiler_options=options).lower(*args)
     denoising = entry(lowered, lowered.cost_analysis()["flops"], run_pure, args)
     return {"training_step": training, "denoising_step": denoising}
@@ -122,6 +125,7 @@ def measure(
     network = build.network(config)
     figures = {
         "batch_size": config.train.batch_size,
+        "devices": jax.device_count(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network))),
     }
     if largest_batch:
@@ -149,8 +153,8 @@ def report(figures: dict, device: str) -> str:
     rows = [name for name in ("training_step", "denoising_step", "sampling") if name in figures]
     if rows:
         lines += [
-            f"{figures['parameters']:,} parameters, batch {figures['batch_size']}, {device}, "
-            f"matmul {figures['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
+            f"{figures['parameters']:,} parameters, batch {figures['batch_size']}, "
+            f"{figures['devices']} {device} device(s), matmul {figures['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
             f"peak resident memory {figures['peak_resident_bytes'] / gib:.2f} GiB",
             f"{'':16}{'GFLOP':>12}{'seconds':>10}{'GFLOP/s':>10}{'of matmul':>11}{'compile s':>11}{'temp MiB':>10}",
         ]
@@ -185,6 +189,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
+    cpu.split(given.config.mesh.cpu_devices)
     head = record.head("step")
     figures = measure(
         given.config,

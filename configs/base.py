@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     h.preset = ""  # or "cpu", "gpu_8", "tpu_v4_32", "tpu_v5e_16", "tpu_v6e_8" (threedim/training/sharding.py)
     h.data = config_dict.placeholder(int)  # -1: all devices that fsdp leaves; None: as the preset says, without one -1
     h.fsdp = config_dict.placeholder(int)  # None: as the preset says, without one 1
+    h.cpu_devices = 0  # on a CPU, split it into so many devices; 0 leaves it to JAX: one, or as XLA_FLAGS say
 
     # A trace for TensorBoard's profile page.
     p = c.profile = ml_collections.ConfigDict()

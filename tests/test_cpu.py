@@ -1,4 +1,8 @@
-"""Options for XLA's CPU compiler."""
+"""Options for XLA's CPU compiler, and a CPU as several devices."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +41,13 @@ def test_what_else_is_wrong_is_an_error(monkeypatch):
 def test_other_devices_are_told_nothing(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert cpu.compiler_options() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "found"), [(2, "", 2), (0, "", 1), (2, "--xla_force_host_platform_device_count=3", 3)]
+)
+def test_a_cpu_as_several_devices(asked, flags, found):
+    code = f"from threedim import cpu; cpu.split({asked}); import jax; print(jax.device_count())"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{found}\n", done.stderr

@@ -29,6 +29,9 @@ def run(*arguments):
         ((DEMO, "--mode", "train", "--config.seeds", "3"), "no field 'seeds'; its fields are: data, diffusion"),
         (("--config=configs/ablations/regression.py:x", "--mode=train"), "cars, chairs_star, demo, shapes16, not for"),
         ((DEMO, "--mode=train", "--config.train.batch_size=x"), "--config.train.batch_size=x"),
+        ((DEMO, "--mode=train", "--workdir=x", "--config.mesh.cpu_devices=-1"), "error: mesh.cpu_devices must be 0 or"),
+        # Two devices, as the file says.
+        ((DEMO, "--mode=train", "--workdir=x", "--config.train.batch_size=3"), "does not divide over 2 devices"),
         ((DEMO, "--mode=sample", "--workdir=no/such/run"), "error: no checkpoint in no/such/run"),
         (("--config=configs/srn_cars.py", "--mode=prepare", "--config.data.source=nowhere"), "cars_train.zip"),
     ],

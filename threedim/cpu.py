@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import jax
 
 # Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up to
 # twice as fast by the compiler's own (benchmarks/README.md).
 _OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+def split(devices: int) -> None:
+    """Makes JAX see the CPU as several devices, among which it divides the batch.
+
+    XLA divides the work of one operation among the cores, and waits for the last of them after each. Small pictures
+    give too little work for that; devices wait for each other once a step (benchmarks/README.md).
+
+    Args:
+      devices: how many; with 0, or where XLA_FLAGS already say how many, nothing is done.
+
+    Raises:
+      ValueError: if it is negative.
+      RuntimeError: if JAX has looked for devices before.
+    """
+    if devices < 0:
+        raise ValueError(f"mesh.cpu_devices must be 0 or more, got {devices}")
+    if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def compiler_options() -> dict[str, str] | None:

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from threedim import distributed
+from threedim import cpu, distributed
 
 MODES = ("prepare", "train", "sample", "evaluate")
 
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     config.lock()
     # Each mode imports what it needs: a restarted training run does not wait for what draws and scores.
     try:
+        cpu.split(config.mesh.cpu_devices)
         _join()
         if mode != "train":
             distributed.end_on_sigterm()
