@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Large pages for what XLA asks for at every step (benchmarks/README.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# Most of the tests' time is compiling, which takes one core.
+TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo demo-train demo-pretrained test test-slow lint clean
 
@@ -29,10 +31,10 @@ demo-pretrained: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TEST_PROCESSES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,149 @@
+"""Attention: what it computes, in which precision, and on which devices by cuDNN."""
+
+import functools
+import math
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from slow_blocks import (
+    KEY,
+    apply,
+    filled,
+    leaves,
+    normal,
+    slow_attention,
+)
+
+from threedim.models.blocks import (
+    AttentionBlock,
+    _flash_attention,
+    attend,
+    has_flash_attention,
+)
+
+
+def test_attention_kernel():
+    q, k, v = (normal(2, 3, 5, 4, seed=seed) for seed in range(3))
+    expected = np.empty((2, 3, 5, 4))
+    for b, h, i in np.ndindex(2, 3, 5):
+        weights = np.exp([q[b, h, i] @ k[b, h, j] / 2 for j in range(5)])
+        expected[b, h, i] = weights @ v[b, h] / weights.sum()
+    np.testing.assert_allclose(attend(*(jnp.asarray(a) for a in (q, k, v))), expected, atol=1e-5)
+
+
+def test_attention_softmax_is_float32():
+    q, k, v = (jnp.asarray(8 * normal(1, 1, 16, 64, seed=seed), jnp.bfloat16) for seed in range(3))
+    text = str(jax.make_jaxpr(attend)(q, k, v))
+    assert "f32[1,1,16,16] = exp" in text
+    assert "bf16[1,1,16,16] = exp" not in text
+    assert attend(q, k, v).dtype == jnp.bfloat16
+
+
+def test_attention_multiplies_bfloat16_in_both_directions():
+    def gradient(q, k, v):
+        return jax.grad(lambda *args: attend(*args).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    narrow = [jnp.asarray(2 * normal(1, 2, 16, 8, seed=seed), jnp.bfloat16) for seed in range(3)]
+    equations = jax.make_jaxpr(gradient)(*narrow).eqns
+    taken = [[str(a.aval.dtype) for a in e.invars] for e in equations if e.primitive.name == "dot_general"]
+    assert taken == [["bfloat16"] * 2] * len(taken)
+    assert len(taken) >= 4
+    wide = [x.astype(jnp.float32) for x in narrow]
+    for found, expected in zip(gradient(*narrow), gradient(*wide), strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03 * np.abs(expected).max())
+
+
+def gpu(capability="9.0", version="cuda 13000"):
+    """As much of a GPU as is asked about it."""
+    client = types.SimpleNamespace(platform_version=version)
+    return types.SimpleNamespace(platform="gpu", client=client, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "device", "expected"),
+    [
+        (jnp.bfloat16, 128, gpu(), True),
+        (jnp.bfloat16, 256, gpu(), True),  # the 471M network at 8 pixels
+        (jnp.bfloat16, 448, gpu(), False),  # the 1.3B network there
+        (jnp.bfloat16, 256, gpu("8.0"), False),
+        (jnp.bfloat16, 128, gpu("8.0"), True),
+        (jnp.bfloat16, 256, gpu("10.3"), True),
+        (jnp.bfloat16, 64, gpu("7.5"), False),
+        (jnp.bfloat16, 60, gpu(), False),
+        (jnp.float32, 64, gpu(), False),
+        (jnp.bfloat16, 64, gpu("gfx942", "rocm 60200"), False),
+        (jnp.bfloat16, 64, jax.devices("cpu")[0], False),
+    ],
+)
+def test_what_flash_attention_takes(dtype, dim, device, expected):
+    assert has_flash_attention(jnp.dtype(dtype), dim, device) == expected
+
+
+def test_flash_attention_is_the_same_function():
+    """By the implementation that runs everywhere: what is to be seen here is axes, scale, and who attends to whom."""
+    q, k, v = (normal(2, 3, length, 8, seed=seed) for seed, length in enumerate((5, 7, 7)))
+    weights = normal(2, 3, 5, 8, seed=3)
+
+    def total(function):
+        return jax.value_and_grad(lambda *qkv: jnp.sum(function(*qkv) * weights), argnums=(0, 1, 2))(q, k, v)
+
+    xla = functools.partial(_flash_attention, implementation="xla")
+    np.testing.assert_allclose(xla(q, k, v), attend(q, k, v), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), total(xla), total(attend))
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """JAX believes that there are an H200 and cuDNN."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
+    versions = types.SimpleNamespace(cudnn_get_version=lambda: 91200)
+    monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", versions)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "flash"),
+    [(64, "bfloat16", True), (256, "bfloat16", True), (264, "bfloat16", False), (64, "float32", False)],
+)
+def test_attention_is_lowered_to_cudnn(dim, dtype, flash, cudnn):
+    """Forward and backward, for a CUDA device; and for the CPU of its host as ever."""
+    h = jax.ShapeDtypeStruct((4, 4, 4, 2 * dim), dtype)
+    module = AttentionBlock("cross", 2, dtype=dtype)
+    params = jax.eval_shape(lambda h: module.init(KEY, h), h)
+    gradient = jax.grad(lambda params, h: module.apply(params, h).astype(jnp.float32).sum(), argnums=(0, 1))
+    traced = jax.jit(gradient).trace(params, h)
+
+    def calls(platform):
+        return re.findall(r"__cudnn\$(\w+)", traced.lower(lowering_platforms=(platform,)).as_text())
+
+    assert sorted(set(calls("cuda"))) == (["fmhaSoftmax", "fmhaSoftmaxBackward"] if flash else [])
+    assert calls("cpu") == []
+
+
+def test_missing_cudnn_is_an_error(monkeypatch):
+    """Were it passed over in silence, nobody would learn why training is slow."""
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
+    x = jax.ShapeDtypeStruct((1, 2, 16, 64), jnp.bfloat16)
+    with pytest.raises(RuntimeError, match="cuDNN is not detected"):
+        jax.eval_shape(attend, x, x, x)
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+@pytest.mark.parametrize(("channels", "heads"), [(8, 2), (64, 4)])
+def test_attention_block(kind, channels, heads):
+    x = normal(4, 2, 3, channels)
+    module = AttentionBlock(kind, heads)
+    params = filled(module, x)
+    expected = slow_attention(x, leaves(params), heads, kind, math.gcd(32, channels))
+    np.testing.assert_allclose(apply(module, params, x), expected, atol=3e-5)
+
+
+def test_attention_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="8 channels do not divide into 3"):
+        AttentionBlock("self", 3).init(KEY, jnp.zeros((2, 2, 2, 8)))
