@@ -170,7 +170,7 @@ def test_regression_from_training_to_a_view(tiny, tmp_path):
         ("train.sample_steps", 250, r"train.sample_steps\) must be 1"),
         ("sample.guidance_weight", 1.0, "sample.guidance_weight 0"),
         ("train.uncond_prob", 0.1, "train.uncond_prob must be 0, got 0.1"),
-        ("diffusion.prediction", "eps", 'regression needs diffusion.prediction "x"'),
+        ("diffusion.prediction", "eps", 'regression needs diffusion.prediction "x" or "v"'),
     ],
 )
 def test_a_regression_with_other_settings_is_refused_before_anything_is_done(tiny, tmp_path, field, value, said):

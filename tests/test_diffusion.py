@@ -145,9 +145,8 @@ def test_v_is_alpha_eps_minus_sigma_x():
 def test_process_refuses_nonsense():
     with pytest.raises(ValueError, match="prediction must be"):
         Process("x0")
-    for prediction in ("eps", "v"):
-        with pytest.raises(ValueError, match=f'regression needs diffusion.prediction "x", got {prediction!r}'):
-            Process(prediction, regression=True)
+    with pytest.raises(ValueError, match=r'regression needs diffusion.prediction "x" or "v", got "eps"'):
+        Process("eps", regression=True)
     with pytest.raises(ValueError, match="must be below"):
         Process(logsnr_min=3.0, logsnr_max=3.0)
     with pytest.raises(ValueError, match="must be below"):
@@ -249,6 +248,15 @@ def test_a_regression_sees_noise_alone():
     assert abs(np.corrcoef(trained.z.ravel(), images[:, 1].ravel())[0, 1]) < 0.03
     np.testing.assert_allclose([trained.z.mean(), trained.z.std()], [0, 1], atol=0.03)
     assert len(np.unique(usual.t)) > 250
+
+
+def test_a_regression_of_v_puts_out_the_same_picture():
+    images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (8, 2, 4, 4, 3)), jnp.float32)
+    process = Process("v", regression=True)
+    examples = diffusion.make_examples(images, jax_cameras(8, 2), KEY, process, 0.0)
+    np.testing.assert_allclose(examples.answer, -images[:, 1], atol=1e-3)
+    found = process.predict_x(examples.answer, examples.z, examples.logsnr[:, 1])
+    np.testing.assert_allclose(found, images[:, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("uncond_prob", [0.1, 0.6])

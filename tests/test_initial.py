@@ -1,14 +1,20 @@
 """Runs that begin with trained weights."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 from tiny import NETWORK, random_params
 
 from threedim import weights
-from threedim.training import loop
+from threedim.training import build, loop
+from threedim.training.checkpoints import Checkpoints
 from threedim.training.initial import read_initial
-from threedim.training.state import abstract_params
+from threedim.training.state import abstract_params, init_state
 
 
 @pytest.fixture
@@ -37,6 +43,31 @@ def test_the_position_embedding_alone_is_resized(trained):
     expected = 0.75 * old[1] + 0.25 * old[0]
     np.testing.assert_allclose(new[2, 2], 0.75 * expected[1] + 0.25 * expected[0], atol=1e-6)
     np.testing.assert_array_equal(found["conv_in"]["kernel"], params["conv_in"]["kernel"])
+
+
+def test_several_devices_get_them(tiny_config, tmp_path):
+    """Under a mesh of several, JAX computes with no array that is on one of them, as those of a checkpoint are."""
+    path = tmp_path / "run"
+    with Checkpoints(path, keep_last=1, keep_every=0, save_every=1) as saved:
+        saved.save(1, init_state(NETWORK, build.recipe(tiny_config), random_params()), force=True)
+        saved.wait()
+    code = f"""
+import jax
+from tiny import NETWORK
+from threedim.training import sharding
+from threedim.training.initial import read_initial
+from threedim.training.state import abstract_params
+with jax.set_mesh(sharding.make_mesh(2, 1)):
+    found, _ = read_initial({str(path)!r}, abstract_params(NETWORK.clone(image_size=16, attn_resolutions=(8,))))
+print(found["position_emb"].shape)
+"""
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("(16, 16, "), done.stderr
 
 
 def test_what_does_not_fit_is_listed(trained):

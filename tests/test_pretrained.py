@@ -1,5 +1,6 @@
 """Weights that come with the package, their config, and the command that shows them."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -36,7 +37,7 @@ def size_of(config):
 # --- the config ---
 
 
-@pytest.mark.parametrize(("device", "count"), [("cpu", 2_917_331), ("gpu", 9_791_747)])
+@pytest.mark.parametrize(("device", "count"), [("cpu", 3_491_299), ("gpu", 9_791_747)])
 def test_networks_are_as_large_as_the_config_says(device, count):
     config = shapes64.get_config(device)
     assert size_of(config) == count
@@ -55,13 +56,17 @@ def test_a_gpu_gets_the_same_data_and_protocol():
         assert cpu[section] == gpu[section], section
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
-    with pytest.raises(ValueError, match="cpu, quarter, half, gpu, not for 'tpu'"):
+    with pytest.raises(ValueError, match="cpu, regression, quarter, half, gpu, not for 'tpu'"):
         shapes64.get_config("tpu")
     # The same parameters at the sizes before, but for the position embedding.
-    for stage, size in (("half", 32), ("quarter", 16)):
+    for stage, size in (("half", 32), ("quarter", 16), ("regression", 16)):
         smaller = shapes64.get_config(stage)
         assert size_of(cpu) - size_of(smaller) == (64**2 - size**2) * 144
         assert smaller.data == cpu.data
+    # And of these the first has a task of its own.
+    regression = shapes64.get_config("regression")
+    assert build.process(regression) == dataclasses.replace(build.process(cpu), regression=True)
+    assert (regression.train.uncond_prob, shapes64.get_config("quarter").diffusion) == (0.0, cpu.diffusion)
     # The same place on the spiral as the paper's.
     assert cpu.evaluate.input_view / cpu.data.procedural.test_views == pytest.approx(64 / 251, abs=0.01)
 

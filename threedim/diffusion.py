@@ -30,10 +30,10 @@ class Process:
       uncond_logsnr: noise level told to the network for the noise frame that replaces the clean view of an
         unconditional example. The paper leaves it open; logsnr_min is "the maximum noise level".
       regression: trains at logsnr_min alone, to put out x from what is noise to a part in 10^4: the paper's ablation
-        [3.2]. Such a network is sampled in one step.
+        [3.2]. Such a network is sampled in one step. With "v", which is -x there, it can go on as a diffusion model.
 
     Raises:
-      ValueError: on an unknown prediction, a regression that does not predict x, or an empty range of noise levels.
+      ValueError: on an unknown prediction, a regression that predicts eps, or an empty range of noise levels.
     """
 
     prediction: Literal["eps", "v", "x"] = "eps"
@@ -45,8 +45,8 @@ class Process:
     def __post_init__(self):
         if self.prediction not in ("eps", "v", "x"):
             raise ValueError(f'diffusion.prediction must be "eps", "v" or "x", got {self.prediction!r}')
-        if self.regression and self.prediction != "x":
-            raise ValueError(f'diffusion.regression needs diffusion.prediction "x", got {self.prediction!r}')
+        if self.regression and self.prediction == "eps":
+            raise ValueError('diffusion.regression needs diffusion.prediction "x" or "v", got "eps"')
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"diffusion.logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
 

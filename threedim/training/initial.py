@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from threedim import pretrained, weights
@@ -43,10 +43,12 @@ def read_initial(path: epath.PathLike, shapes: PyTree) -> tuple[PyTree, str]:
         if step is None:
             raise FileNotFoundError(f"train.init_from: no checkpoint in {source}")
         found = checkpoints.restore_params(source, step=step)
-    found, wanted = leaves.by_path(found), leaves.by_path(shapes)
+    # From here on NumPy's: under a mesh JAX refuses arrays that are on one of its devices.
+    found, wanted = leaves.by_path(jax.device_get(found)), leaves.by_path(shapes)
     size = found[_POSITION].shape[0] if _POSITION in found else None
     if size and _POSITION in wanted and found[_POSITION].shape[2:] == wanted[_POSITION].shape[2:]:
-        found[_POSITION] = jax.image.resize(found[_POSITION], wanted[_POSITION].shape, "linear")
+        resized = jax.image.resize(found[_POSITION], wanted[_POSITION].shape, "linear")
+        found[_POSITION] = jax.device_get(resized)
     problems = [
         f"{name}: {_shape(found, name)} there, {_shape(wanted, name)} here"
         for name in sorted(found.keys() | wanted.keys())
@@ -58,7 +60,7 @@ def read_initial(path: epath.PathLike, shapes: PyTree) -> tuple[PyTree, str]:
             f"train.init_from: the weights in {source} do not fit the network of config.model:\n  "
             + "\n  ".join([*problems[:20], *more])
         )
-    values = [jax.device_get(found[name].astype(jnp.float32)) for name in wanted]
+    values = [np.asarray(found[name], np.float32) for name in wanted]
     line = f"starting from {path}, trained for {step:,} steps at {size} px"
     return jax.tree.unflatten(jax.tree.structure(shapes), values), line
 
