@@ -26,8 +26,6 @@ class Augmentation:
       hue: the hue of both pictures is turned by up to so many turns either way, uniformly; in [0, 0.5], and 0.5 gives
         every hue the same chance.
       saturation: (low, high), positive factors of how far both pictures' colors are from gray, drawn log-uniformly.
-      invert: probability, for each of red, green and blue by itself, that both pictures get its negative. The white
-        background then has one of eight colors, and no color can be left unread.
 
     Raises:
       ValueError: on a number out of its range; names the field of the config.
@@ -37,7 +35,6 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
     hue: float = 0.0
     saturation: tuple[float, float] = (1.0, 1.0)
-    invert: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.orientation, bool | np.bool_):
@@ -52,8 +49,6 @@ class Augmentation:
             object.__setattr__(self, name, factors)
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"data.augment.hue must be in [0, 0.5] turns, got {self.hue}")
-        if not 0 <= self.invert <= 1:
-            raise ValueError(f"data.augment.invert must be a probability, got {self.invert}")
 
     @property
     def enabled(self) -> bool:
@@ -79,8 +74,7 @@ def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Aug
       Pictures in [-1, 1] and cameras, with the axes they came with.
     """
     batch = images.shape[0]
-    keys = [jax.random.fold_in(key, stream) for stream in range(5)]
-    key_orientation, key_scale, key_hue, key_saturation, key_invert = keys
+    key_orientation, key_scale, key_hue, key_saturation = (jax.random.fold_in(key, stream) for stream in range(4))
     R, t = camera.R, camera.t
     if augmentation.orientation:
         turn = random_rotations(key_orientation, batch)[:, None]  # (batch, 1, 3, 3): one for both cameras
@@ -97,8 +91,6 @@ def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Aug
         gray = images.mean(axis=-1, keepdims=True)
         factors = _log_uniform(key_saturation, (batch, 1, 1, 1, 1), augmentation.saturation)
         images = jnp.clip(gray + factors * (images - gray), -1.0, 1.0)
-    if augmentation.invert:
-        images = jnp.where(jax.random.bernoulli(key_invert, augmentation.invert, (batch, 1, 1, 1, 3)), -images, images)
     return images, Camera(R, t, camera.K)
 
 
