@@ -57,7 +57,6 @@ def get_config() -> ml_collections.ConfigDict:
     # The diffusion process [2.1, 7.2].
     d = c.diffusion = ml_collections.ConfigDict()
     d.prediction = "eps"  # "eps" (the paper's), "v" (learns global color sooner: for small budgets) or "x"
-    d.min_t = 0.0  # t is drawn uniformly from here to 1; the paper from all of [0, 1]
     d.regression = False  # trains at logsnr_min alone to put out x: an ablation, sampled in one step without guidance
     d.logsnr_min = -20.0
     d.logsnr_max = 20.0

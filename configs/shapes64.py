@@ -11,7 +11,7 @@ Training is stopped when its time is up; the same command goes on.
 
 from configs import shapes16
 
-STAGES = ("cpu", "regression", "noisy", "quarter", "half", "gpu")
+STAGES = ("cpu", "regression", "quarter", "half", "gpu")
 
 
 def get_config(stage: str = "cpu"):
@@ -37,7 +37,7 @@ def get_config(stage: str = "cpu"):
     t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 16_000, 20_000.0
     t.checkpoint_every, t.keep_last, t.sample_every = 250, 2, 1000
 
-    if stage in ("regression", "noisy", "quarter", "half"):
+    if stage in ("regression", "quarter", "half"):
         # The same levels, of fewer pixels.
         smaller = 2 if stage == "half" else 4
         m.image_size, m.attn_resolutions = 64 // smaller, (8 // smaller, 16 // smaller)
@@ -53,8 +53,6 @@ def get_config(stage: str = "cpu"):
 
     if stage == "regression":
         c.diffusion.regression, t.uncond_prob = True, 0.0
-    if stage == "noisy":
-        c.diffusion.min_t = 0.86  # half a picture's color can be told from its noise below
 
     s = c.sample
     s.num_objects, s.objects_seed, s.num_views = 2, 0, 8

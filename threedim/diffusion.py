@@ -31,12 +31,9 @@ class Process:
         unconditional example. The paper leaves it open; logsnr_min is "the maximum noise level".
       regression: trains at logsnr_min alone, to put out x from what is noise to a part in 10^4: the paper's ablation
         [3.2]. Such a network is sampled in one step. With "v", which is -x there, it can go on as a diffusion model.
-      min_t: training draws t uniformly from [min_t, 1]; the paper from [0, 1]. What the clean view is good for shows
-        where there is much noise, so that a run may begin there.
 
     Raises:
-      ValueError: on an unknown prediction, a regression that predicts eps, an empty range of noise levels, or
-        min_t outside of [0, 1).
+      ValueError: on an unknown prediction, a regression that predicts eps, or an empty range of noise levels.
     """
 
     prediction: Literal["eps", "v", "x"] = "eps"
@@ -44,15 +41,12 @@ class Process:
     logsnr_max: float = 20.0
     uncond_logsnr: float = -20.0
     regression: bool = False
-    min_t: float = 0.0
 
     def __post_init__(self):
         if self.prediction not in ("eps", "v", "x"):
             raise ValueError(f'diffusion.prediction must be "eps", "v" or "x", got {self.prediction!r}')
         if self.regression and self.prediction == "eps":
             raise ValueError('diffusion.regression needs diffusion.prediction "x" or "v", got "eps"')
-        if not 0 <= self.min_t < 1:
-            raise ValueError(f"diffusion.min_t must be in [0, 1), got {self.min_t}")
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"diffusion.logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
 
@@ -150,7 +144,7 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
     batch = images.shape[0]
     x, target = images[:, 0], images[:, 1]
     key_t, key_eps, key_mask, key_noise = jax.random.split(key, 4)
-    t = jnp.ones((batch,)) if process.regression else jax.random.uniform(key_t, (batch,), minval=process.min_t)
+    t = jnp.ones((batch,)) if process.regression else jax.random.uniform(key_t, (batch,))
     logsnr = process.logsnr(t)
     eps = jax.random.normal(key_eps, target.shape)
     z = q_sample(target, eps, logsnr)

@@ -27,7 +27,6 @@ LATER_FIELDS = {
     "mesh.cpu_devices": 0,
     "model.network": "xunet",
     "model.norm_groups": 32,
-    "diffusion.min_t": 0.0,
     "diffusion.regression": False,
     "sample.conditioning": "stochastic",
     "sample.weights": "",
