@@ -29,7 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     a.orientation = False  # turns the world; nothing changes where data.pose is "relative"
     a.scale = (1.0, 1.0)  # lowest and highest factor of the world's size
     a.hue = 0.0  # the hue is turned by up to so many turns either way; 0.5 is every hue
-    a.saturation = (1.0, 1.0)  # colors get so many times as far from gray
     p = d.procedural = ml_collections.ConfigDict()
     p.kinds = ("chair", "car")
     p.num_train_objects = 1000

@@ -21,8 +21,6 @@ def get_config(stage: str = "cpu"):
     d = c.data
     d.dir, d.pose = "data/shapes64", "relative"
     d.augment.scale, d.augment.hue = (0.8, 1.25), 0.5
-    # As they are, colors are a tenth of what there is to learn, and a small network leaves everything gray for long.
-    d.augment.saturation = (1.0, 3.0)
     p = d.procedural
     p.num_train_objects, p.num_test_objects, p.views, p.test_views = 2000, 16, 24, 24
     p.size, p.samples = 64, 8

@@ -25,7 +25,6 @@ class Augmentation:
       scale: (low, high), positive factors of the size of the world, drawn log-uniformly.
       hue: the hue of both pictures is turned by up to so many turns either way, uniformly; in [0, 0.5], and 0.5 gives
         every hue the same chance.
-      saturation: (low, high), positive factors of how far both pictures' colors are from gray, drawn log-uniformly.
 
     Raises:
       ValueError: on a number out of its range; names the field of the config.
@@ -34,19 +33,17 @@ class Augmentation:
     orientation: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
     hue: float = 0.0
-    saturation: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
         if not isinstance(self.orientation, bool | np.bool_):
             raise ValueError(f"data.augment.orientation must be True or False, got {self.orientation!r}")
-        for name in ("scale", "saturation"):
-            given = getattr(self, name)
-            factors = tuple(given) if isinstance(given, list | tuple) else ()
-            if len(factors) != 2 or not all(isinstance(factor, int | float) for factor in factors):
-                raise ValueError(f"data.augment.{name} must be two factors (low, high), got {given!r}")
-            if not 0 < factors[0] <= factors[1] < float("inf"):
-                raise ValueError(f"data.augment.{name} must be (low, high) with 0 < low <= high, got {factors}")
-            object.__setattr__(self, name, factors)
+        object.__setattr__(self, "scale", tuple(self.scale) if isinstance(self.scale, list) else self.scale)
+        numbers = self.scale if isinstance(self.scale, tuple) else ()
+        if len(numbers) != 2 or not all(isinstance(factor, int | float) for factor in numbers):
+            raise ValueError(f"data.augment.scale must be two factors (low, high), got {self.scale!r}")
+        low, high = self.scale
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"data.augment.scale must be (low, high) with 0 < low <= high, got {self.scale}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"data.augment.hue must be in [0, 0.5] turns, got {self.hue}")
 
@@ -74,7 +71,7 @@ def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Aug
       Pictures in [-1, 1] and cameras, with the axes they came with.
     """
     batch = images.shape[0]
-    key_orientation, key_scale, key_hue, key_saturation = (jax.random.fold_in(key, stream) for stream in range(4))
+    key_orientation, key_scale, key_hue = (jax.random.fold_in(key, stream) for stream in range(3))
     R, t = camera.R, camera.t
     if augmentation.orientation:
         turn = random_rotations(key_orientation, batch)[:, None]  # (batch, 1, 3, 3): one for both cameras
@@ -83,20 +80,12 @@ def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Aug
         R = jnp.sum(turn[..., :, :, None] * R[..., None, :, :], axis=-2)
         t = jnp.sum(turn * t[..., None, :], axis=-1)
     if augmentation.scale != (1.0, 1.0):
-        t = t * _log_uniform(key_scale, (batch, 1, 1), augmentation.scale)
+        low, high = (float(np.log(factor)) for factor in augmentation.scale)
+        t = t * jnp.exp(jax.random.uniform(key_scale, (batch, 1, 1), minval=low, maxval=high))
     if augmentation.hue:
         turns = jax.random.uniform(key_hue, (batch,), minval=-augmentation.hue, maxval=augmentation.hue)
         images = turn_hue(images, turns[:, None, None, None])
-    if augmentation.saturation != (1.0, 1.0):
-        gray = images.mean(axis=-1, keepdims=True)
-        factors = _log_uniform(key_saturation, (batch, 1, 1, 1, 1), augmentation.saturation)
-        images = jnp.clip(gray + factors * (images - gray), -1.0, 1.0)
     return images, Camera(R, t, camera.K)
-
-
-def _log_uniform(key: jax.Array, shape: tuple[int, ...], factors: tuple[float, float]) -> jax.Array:
-    low, high = (float(np.log(factor)) for factor in factors)
-    return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
 def random_rotations(key: jax.Array, count: int) -> jax.Array:

@@ -98,7 +98,7 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
         ema_rampup=t.ema_rampup,
         uncond_prob=t.uncond_prob,
         relative_poses=relative_poses(config),
-        augmentation=Augmentation(a.orientation, tuple(a.scale), a.hue, tuple(a.saturation)),
+        augmentation=Augmentation(a.orientation, tuple(a.scale), a.hue),
         seed=config.seed,
         microbatches=t.microbatches,
     )

@@ -23,7 +23,6 @@ LATER_FIELDS = {
     "data.augment.orientation": False,
     "data.augment.scale": [1.0, 1.0],
     "data.augment.hue": 0.0,
-    "data.augment.saturation": [1.0, 1.0],
     "mesh.cpu_devices": 0,
     "model.network": "xunet",
     "model.norm_groups": 32,
