@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each makes .venv and installs the package on its first run.
+# `make demo`, `make demo-train` and `make test`. Each makes .venv and installs the package on its first run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Most of the tests' time is compiling, which takes one core.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-train demo-pretrained test test-slow lint clean
+.PHONY: demo demo-train test test-slow lint clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
@@ -15,18 +15,16 @@ $(VENV)/installed: setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-demo: demo-train
+# Views around two held-out objects, by the weights that come with the package.
+demo: $(VENV)/installed
+	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
+		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
+		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
 # A small network, trained on four objects in minutes, and its views of them.
 demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo
-
-# Views around two held-out objects, by the weights that come with the package.
-demo-pretrained: $(VENV)/installed
-	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
-		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
-		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -129,8 +129,8 @@ def test_sampling_by_name(folder, tiny_config, tmp_path):
 
 
 def demo_command():
-    """Arguments of `make demo-pretrained`."""
-    rule = re.search(r"^demo-pretrained:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    """Arguments of `make demo`."""
+    rule = re.search(r"^demo:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     return shlex.split(rule[1].replace("\\\n", " "))[1:]
 
 
