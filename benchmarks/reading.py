@@ -79,9 +79,12 @@ def measure(workdir: str, split: str, pairs: int, logsnr: float, data_dir: str |
     levels = jnp.stack([jnp.full((pairs,), process.logsnr_max), noise], axis=1)
 
     @jax.jit
-    def draw(x, camera):
+    def run(params, x, z, levels, camera):
         output = network.apply({"params": params}, x, z, levels, camera, jnp.ones((pairs,), bool), train=False)
-        return process.predict_x(output, z, noise)
+        return process.predict_x(output, z, levels[:, 1])
+
+    def draw(x, camera):
+        return run(params, x, z, levels, camera)
 
     other = jnp.roll(jnp.arange(pairs), 1)
     other_pose = jax.tree.map(lambda leaf: jnp.stack([leaf[:, 0], leaf[other, 1]], axis=1), camera)

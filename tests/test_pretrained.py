@@ -28,6 +28,7 @@ from threedim.training.state import abstract_params
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LARGEST = 20e6  # bytes
 SHIPPED = pretrained.names()
+DEMO = "shapes16_relative"  # what `make demo` draws with
 
 
 def size_of(config):
@@ -137,7 +138,7 @@ def demo_command():
 def demo_config():
     flags = dict(argument.lstrip("-").split("=", 1) for argument in demo_command() if argument.startswith("--"))
     path, *arguments = flags["config"].split(":")
-    assert path == "configs/shapes64.py"
+    assert path == f"configs/{DEMO}.py"
     config = runpy.run_path(str(REPOSITORY / path))["get_config"](*arguments)
     given = {name.removeprefix("config."): value for name, value in flags.items() if name.startswith("config.")}
     config.update_from_flattened_dict(
@@ -148,7 +149,7 @@ def demo_config():
 
 def test_the_demo_shows_held_out_objects_of_the_test_split(tmp_path):
     whole, (demo, flags) = shapes64.get_config(), demo_config()
-    assert (flags["mode"], demo.sample.weights, demo.data.dir) == ("sample", "shapes64", "data/held_out")
+    assert (flags["mode"], demo.sample.weights, demo.data.dir) == ("sample", DEMO, "data/held_out")
     views = {}
     for name, config, count in (("whole", whole, 3), ("demo", demo, 2)):
         p = config.data.procedural
@@ -164,20 +165,7 @@ def test_the_demo_shows_held_out_objects_of_the_test_split(tmp_path):
     assert (demo.sample.cameras, demo.sample.num_views, demo.sample.preset) == ("orbit", 8, "fast")
 
 
-@pytest.mark.skipif("shapes64" in SHIPPED, reason="the weights are there")
-def test_the_demo_says_that_there_are_no_weights_yet(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    arguments = [*demo_command(), f"--workdir={tmp_path}", f"--config.data.dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert re.search(r"^error: shapes64: no folder, and no weights of that name", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.slow
-@pytest.mark.skipif("shapes64" not in SHIPPED, reason="no weights of that name come with this copy yet")
 def test_the_demo_draws(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]
@@ -187,11 +175,11 @@ def test_the_demo_draws(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for what in ("sheets", "gifs"):
-        assert str(tmp_path / "views/shapes64" / what) in done.stdout
-        assert len(list((tmp_path / "views/shapes64" / what).iterdir())) == 2
+        assert str(tmp_path / "views" / DEMO / what) in done.stdout
+        assert len(list((tmp_path / "views" / DEMO / what).iterdir())) == 2
     for name in ("car_test_000001", "chair_test_000000"):
-        pictures, _ = srn.read_object(tmp_path / "views/shapes64/views" / name).decode()
-        assert pictures.shape == (9, 64, 64, 3)
+        pictures, _ = srn.read_object(tmp_path / "views" / DEMO / "views" / name).decode()
+        assert pictures.shape == (9, 16, 16, 3)
         # Something on white.
         assert all(20 < picture.astype(float).mean() < 252 and picture.std() > 10 for picture in pictures)
 
@@ -207,12 +195,6 @@ def test_card_and_sheet_are_packaged_with_the_weights(monkeypatch):
     assert set(given["package_data"]["threedim.pretrained"]) == {"*.safetensors", "*.md", "*.png"}
 
 
-@pytest.mark.skipif(bool(SHIPPED), reason="every file is tested by itself")
-def test_a_folder_without_weights_has_no_cards():
-    assert not [path.name for path in pretrained.FOLDER.iterdir() if path.suffix in (".md", ".png")]
-
-
-@pytest.mark.skipif(not SHIPPED, reason="no weights come with this copy yet: see threedim/evaluation/model_card.py")
 @pytest.mark.parametrize("name", SHIPPED)
 def test_packaged_weights(name):
     path = pretrained.FOLDER / f"{name}{weights.SUFFIX}"
@@ -233,7 +215,7 @@ def test_packaged_weights(name):
             if each != "data.dir" and trained.get(each) != wanted[each]
         }
 
-    assert {} in [differences(get_config(device)) for device in ("cpu", "gpu")]
+    assert differences(get_config()) == {}
     card = (pretrained.FOLDER / f"{name}.md").read_text()
     for said in (f"# {name}", f"({name}.png)", f"{count:,}", f"{info.training_steps:,}", "Apache-2.0"):
         assert said in card
