@@ -10,4 +10,5 @@ def get_config():
     m.attn_resolutions = (8, 16)
     m.dtype = "float32"
     c.train.batch_size = 8
+    c.mesh.cpu_devices = 2
     return c
