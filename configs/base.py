@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     m.attn_resolutions = (8, 16, 32)  # pixels; where the X-UNet's frames meet
     m.attn_heads = 4
     m.norm_groups = 32  # groups of the normalizations; fewer for small networks, where a group should be some channels
+    m.zero_init = True  # as in the paper, attention's output and the network's begin at zero; False: at random
     m.dropout = 0.1
     m.dtype = "bfloat16"  # of convolutions and matrix products: "bfloat16" or "float32"; the rest is float32
 
@@ -77,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     # between the blocks of a level): each is slower, and needs less.
     t.remat = "none"
     t.uncond_prob = 0.1  # pairs made unconditional, for guidance
+    t.color_weight = 1.0  # how much color counts in the loss, against brightness; 1 is the paper's
     t.num_workers = 8  # processes that read data; 0 reads in the main process
     t.log_every = 100  # steps
     t.checkpoint_every = 5_000  # steps

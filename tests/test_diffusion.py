@@ -201,6 +201,16 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offse
     np.testing.assert_allclose(total, expected.mean(), atol=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 9.0])
+def test_color_counts_as_much_as_it_is_told_to(weight):
+    """An error of the same power in brightness alone, and in color alone."""
+    errors = jnp.asarray([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]])[:, None, None] * jnp.ones((2, 2, 2, 1))
+    examples = diffusion.make_examples(jnp.zeros((2, 2, 2, 2, 3)), jax_cameras(2, 2), KEY, PROCESS, 0.0)
+    total, each = diffusion.loss(lambda *_: examples.answer + errors, examples, weight)
+    np.testing.assert_allclose(each, [1.0, weight * 2 / 3], atol=1e-5)
+    np.testing.assert_allclose(total, each.mean(), rtol=1e-6)
+
+
 def test_loss_of_zeros_is_the_power_of_the_noise():
     seen = network_inputs(KEY, 0.1)
     np.testing.assert_allclose(seen["total"], 1, atol=0.02)

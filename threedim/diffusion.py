@@ -156,13 +156,23 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
     return Examples(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask, answer, t)
 
 
-def loss(network: Network, examples: Examples) -> tuple[jax.Array, jax.Array]:
+def loss(network: Network, examples: Examples, color_weight: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Mean squared error of the network's output on the target frame [2.1, 7.2].
+
+    Args:
+      network: what is trained.
+      examples: noised pairs.
+      color_weight: how much the part of the error counts that differs between the channels of a pixel, against their
+        mean's. The paper's is 1.
 
     Returns:
       The mean over the batch, and that of each example, (batch,).
     """
     e = examples
     output = network(e.x, e.z, e.logsnr, e.camera, e.cond_mask)
-    per_example = jnp.mean((output - e.answer) ** 2, axis=(1, 2, 3))
+    error = output - e.answer
+    per_example = jnp.mean(error**2, axis=(1, 2, 3))
+    if color_weight != 1:
+        color = error - error.mean(axis=-1, keepdims=True)
+        per_example += (color_weight - 1) * jnp.mean(color**2, axis=(1, 2, 3))
     return jnp.mean(per_example), per_example

@@ -193,6 +193,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
+def last_init(zero: bool) -> nn.initializers.Initializer:
+    """How the kernel of a last layer begins: at zero, as in the paper [7.1], or like every other kernel."""
+    return nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+
+
 class ResnetBlock(nn.Module):
     """BigGAN residual block with FiLM conditioning [7.1].
 
@@ -317,6 +322,7 @@ class AttentionBlock(nn.Module):
     heads: int
     dtype: Any = jnp.float32
     groups: int = 32
+    zero_init: bool = True  # the last projection begins at zero
 
     @nn.compact
     def __call__(self, h_in: jax.Array) -> jax.Array:
@@ -336,7 +342,7 @@ class AttentionBlock(nn.Module):
 
         q, k, v = project("query", h), project("key", seen), project("value", seen)
         h = attend(q, k, v).transpose(0, 2, 1, 3).reshape(h_in.shape)
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=last_init(self.zero_init), name="out")(h)
         return merge_residual(h, h_in)
 
 
@@ -350,12 +356,16 @@ class XUNetBlock(nn.Module):
     dtype: Any = jnp.float32
     cross: bool = True
     groups: int = 32
+    zero_init: bool = True
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         h = ResnetBlock(self.features, None, self.dropout, self.dtype, self.groups, name="res")(h, emb, train=train)
+        attention = functools.partial(
+            AttentionBlock, heads=self.heads, dtype=self.dtype, groups=self.groups, zero_init=self.zero_init
+        )
         if self.attention:
-            h = AttentionBlock("self", self.heads, self.dtype, self.groups, name="attn_self")(h)
+            h = attention("self", name="attn_self")(h)
         if self.attention and self.cross:
-            h = AttentionBlock("cross", self.heads, self.dtype, self.groups, name="attn_cross")(h)
+            h = attention("cross", name="attn_cross")(h)
         return h

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from threedim import encodings
 from threedim.cameras import Camera
-from threedim.models.blocks import GroupNorm, PoseConv, ResnetBlock, XUNetBlock
+from threedim.models.blocks import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, last_init
 
 PyTree = Any
 
@@ -43,6 +43,7 @@ class UNet(nn.Module):
       attn_heads: attention heads.
       norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how
         bright and of what color a picture is.
+      zero_init: whether the last convolution and each attention's last projection begin at zero [7.1], not at random.
       dropout: dropout rate in training.
       remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
         computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way
@@ -61,6 +62,7 @@ class UNet(nn.Module):
     attn_resolutions: Sequence[int] = (8, 16, 32)
     attn_heads: int = 4
     norm_groups: int = 32
+    zero_init: bool = True
     dropout: float = 0.1
     remat: Literal["none", "blocks", "all"] = "none"
     dtype: Any = jnp.float32
@@ -96,7 +98,14 @@ class UNet(nn.Module):
         def block(level: int) -> XUNetBlock:
             features, cross = self.ch * self.ch_mult[level], not self.stacked
             return remat(XUNetBlock)(
-                features, attention[level], self.attn_heads, self.dropout, self.dtype, cross, self.norm_groups
+                features,
+                attention[level],
+                self.attn_heads,
+                self.dropout,
+                self.dtype,
+                cross,
+                self.norm_groups,
+                self.zero_init,
             )
 
         def resample(direction: str) -> ResnetBlock:
@@ -109,7 +118,7 @@ class UNet(nn.Module):
         self.up_blocks = [[block(level) for _ in range(self.num_res_blocks + 1)] for level in range(levels)]
         self.up_samples = [resample("up") for _ in range(levels - 1)]  # from level i + 1 to i
         self.norm_out = GroupNorm(self.dtype, self.norm_groups)
-        self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32, kernel_init=nn.initializers.zeros)
+        self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32, kernel_init=last_init(self.zero_init))
 
     @property
     def resolutions(self) -> list[int]:

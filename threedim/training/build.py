@@ -101,6 +101,7 @@ def recipe(config: ml_collections.ConfigDict) -> Recipe:
         augmentation=Augmentation(a.orientation, tuple(a.scale), a.hue),
         seed=config.seed,
         microbatches=t.microbatches,
+        color_weight=t.get("color_weight", run_info.LATER_FIELDS["train.color_weight"]),
     )
 
 

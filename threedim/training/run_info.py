@@ -26,10 +26,12 @@ LATER_FIELDS = {
     "mesh.cpu_devices": 0,
     "model.network": "xunet",
     "model.norm_groups": 32,
+    "model.zero_init": True,
     "diffusion.regression": False,
     "sample.conditioning": "stochastic",
     "sample.weights": "",
     "train.init_from": "",
+    "train.color_weight": 1.0,
 }
 
 _CONFIG_FILE = "config.json"

@@ -36,6 +36,7 @@ class Recipe:
       ema_rampup: the half-life is at most this fraction of the examples seen, so that early averages are not the
         initial weights.
       uncond_prob: probability that a pair is made unconditional.
+      color_weight: how much color counts in the loss, against brightness (``diffusion.loss``).
       seed: of the whole run.
       microbatches: parts of a batch that go through the network one after another, so that it needs less memory.
       relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
@@ -54,13 +55,15 @@ class Recipe:
     microbatches: int = 1
     relative_poses: bool = False
     augmentation: Augmentation = NO_AUGMENTATION
+    color_weight: float = 1.0
 
     def __post_init__(self):
         if self.microbatches < 1 or self.batch_size % self.microbatches:
             raise ValueError(
                 f"train.batch_size {self.batch_size} does not divide into {self.microbatches} train.microbatches"
             )
-        for name, low in (("batch_size", 1), ("learning_rate", 0), ("warmup_examples", 0), ("ema_half_life", 1)):
+        lowest = {"batch_size": 1, "learning_rate": 0, "warmup_examples": 0, "ema_half_life": 1, "color_weight": 0}
+        for name, low in lowest.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.uncond_prob < 1:
@@ -177,7 +180,7 @@ def make_train_step(
                 rngs = {"dropout": dropout_key}
                 return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=True, rngs=rngs)
 
-            return diffusion.loss(apply, examples)
+            return diffusion.loss(apply, examples, recipe.color_weight)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         dropout_key, parts = named_key(key, "dropout"), recipe.microbatches
