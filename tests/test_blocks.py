@@ -252,6 +252,16 @@ def test_a_fresh_block_passes_its_input_through():
     assert zero == {f"['{part}']['kernel']" for part in ("res']['conv2", "attn_self']['out", "attn_cross']['out")}
 
 
+def test_attention_can_begin_at_random():
+    init = jax.jit(lambda: XUNetBlock(8, True, 2, zero_init=False).init(KEY, h, emb, train=False)["params"])
+    h, emb = jnp.zeros((2, 4, 4, 8)), jnp.zeros((2, 4, 4, 4))
+    params = init()
+    for kind in ("self", "cross"):
+        kernel = params[f"attn_{kind}"]["out"]["kernel"]
+        np.testing.assert_allclose(kernel.std(), 8**-0.5, rtol=0.3)  # of one per channel
+    assert np.all(params["res"]["conv2"]["kernel"] == 0)
+
+
 def test_bfloat16_blocks_keep_float32_parameters():
     h, emb = normal(4, 4, 4, 32), normal(4, 4, 4, 8, seed=1)
     exact, rounded = (XUNetBlock(32, True, 2, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))

@@ -203,7 +203,7 @@ def test_packaged_weights(name):
     info, params = weights.load_weights(path)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     get_config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]
-    trained = run_info.flatten(json.loads(info.config.to_json()))
+    trained = run_info.LATER_FIELDS | run_info.flatten(json.loads(info.config.to_json()))
 
     def differences(config):
         wanted = run_info.flatten(json.loads(config.to_json()))

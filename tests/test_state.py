@@ -298,6 +298,7 @@ def test_training_moves_every_parameter_of_the_network():
         ("warmup_examples", -1),
         ("ema_half_life", 0.0),
         ("ema_rampup", 0.0),
+        ("color_weight", -1.0),
         ("uncond_prob", -0.1),
         ("uncond_prob", 1.0),
         ("uncond_prob", float("nan")),

@@ -217,6 +217,8 @@ def test_fresh_network_puts_out_zero(network, params):
     fresh = jax.jit(lambda: init_params(NETWORK, jax.random.key(0)))
     init = jax.jit(lambda: {name: leaf for name, leaf in fresh().items() if name in names})()
     assert np.all(init["conv_out"]["kernel"] == 0)
+    random = jax.jit(lambda: init_params(NETWORK.clone(zero_init=False), KEY)["conv_out"])()
+    np.testing.assert_allclose(random["kernel"].std(), (9 * random["kernel"].shape[2]) ** -0.5, rtol=0.1)
     np.testing.assert_array_equal(network(params | {"conv_out": init["conv_out"]}, *inputs()), 0.0)
     # Learned embeddings: normal, standard deviation 1/sqrt(144) [7.1].
     assert init["position_emb"].shape == (SIZE, SIZE, 144)
