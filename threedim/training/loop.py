@@ -84,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         if latest is None:
             params = ()
             if t.init_from:
-                found, line = initial.read_initial(t.init_from, shapes.params)
+                found, line = initial.read_initial(t.init_from, shapes.params, lambda: jax.jit(init)().params)
                 params = (found,)
                 say(line)
             if lead:
