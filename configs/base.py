@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     # between the blocks of a level): each is slower, and needs less.
     t.remat = "none"
     t.uncond_prob = 0.1  # pairs made unconditional, for guidance
-    t.color_weight = 1.0  # how much color counts in the loss, against brightness; 1 is the paper's
+    t.color_weight = 1.0  # how much color counts in the loss, against brightness, where all is noise; 1 is the paper's
     t.num_workers = 8  # processes that read data; 0 reads in the main process
     t.log_every = 100  # steps
     t.checkpoint_every = 5_000  # steps

@@ -207,7 +207,9 @@ def test_color_counts_as_much_as_it_is_told_to(weight):
     errors = jnp.asarray([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]])[:, None, None] * jnp.ones((2, 2, 2, 1))
     examples = diffusion.make_examples(jnp.zeros((2, 2, 2, 2, 3)), jax_cameras(2, 2), KEY, PROCESS, 0.0)
     total, each = diffusion.loss(lambda *_: examples.answer + errors, examples, weight)
-    np.testing.assert_allclose(each, [1.0, weight * 2 / 3], atol=1e-5)
+    noise = jax.nn.sigmoid(-examples.logsnr[1, 1])
+    assert 0.01 < noise < 0.99
+    np.testing.assert_allclose(each, [1.0, (1 + (weight - 1) * noise) * 2 / 3], atol=1e-5)
     np.testing.assert_allclose(total, each.mean(), rtol=1e-6)
 
 

@@ -22,7 +22,7 @@ from threedim import pretrained, rollout, weights
 from threedim.augmentation import Augmentation
 from threedim.data import sources, srn
 from threedim.output import images
-from threedim.training import build, run_info
+from threedim.training import build, initial, run_info
 from threedim.training.state import abstract_params
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def size_of(config):
 # --- the config ---
 
 
-@pytest.mark.parametrize(("device", "count"), [("cpu", 3_491_299), ("gpu", 9_791_747)])
+@pytest.mark.parametrize(("device", "count"), [("cpu", 3_842_035), ("gpu", 9_791_747)])
 def test_networks_are_as_large_as_the_config_says(device, count):
     config = shapes64.get_config(device)
     assert size_of(config) == count
@@ -57,19 +57,26 @@ def test_a_gpu_gets_the_same_data_and_protocol():
         assert cpu[section] == gpu[section], section
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
-    with pytest.raises(ValueError, match="cpu, regression, quarter, half, gpu, not for 'tpu'"):
+    with pytest.raises(ValueError, match="cpu, regression, quarter, gpu, not for 'tpu'"):
         shapes64.get_config("tpu")
-    # The same parameters at the sizes before, but for the position embedding.
-    for stage, size in (("half", 32), ("quarter", 16), ("regression", 16)):
-        smaller = shapes64.get_config(stage)
-        assert size_of(cpu) - size_of(smaller) == (64**2 - size**2) * 144
-        assert smaller.data == cpu.data
-    # And of these the first has a task of its own.
-    regression = shapes64.get_config("regression")
-    assert build.process(regression) == dataclasses.replace(build.process(cpu), regression=True)
-    assert (regression.train.uncond_prob, shapes64.get_config("quarter").diffusion) == (0.0, cpu.diffusion)
     # The same place on the spiral as the paper's.
     assert cpu.evaluate.input_view / cpu.data.procedural.test_views == pytest.approx(64 / 251, abs=0.01)
+
+
+def test_each_stage_on_a_cpu_fits_the_next(tmp_path):
+    cpu, quarter, regression = (shapes64.get_config(stage) for stage in ("cpu", "quarter", "regression"))
+    assert quarter.data == regression.data == cpu.data
+    assert quarter.diffusion == cpu.diffusion
+    assert quarter.model == regression.model
+    assert build.process(regression) == dataclasses.replace(build.process(cpu), regression=True)
+    assert (regression.train.uncond_prob, regression.train.color_weight, cpu.train.color_weight) == (0.0, 9.0, 1.0)
+    params, wanted = random_params(build.network(quarter)), abstract_params(build.network(cpu))
+    weights.save_weights(tmp_path / "16.safetensors", params, quarter, training_steps=1)
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
+    found, line = initial.read_initial(tmp_path / "16.safetensors", wanted, lambda: fresh)
+    assert line.endswith("at 16 px, with 2 fresh level(s) around it")
+    # Attention is where it was.
+    assert np.any(found["mid_block"]["attn_cross"]["out"]["kernel"])
 
 
 # --- by name ---

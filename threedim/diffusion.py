@@ -163,7 +163,8 @@ def loss(network: Network, examples: Examples, color_weight: float = 1.0) -> tup
       network: what is trained.
       examples: noised pairs.
       color_weight: how much the part of the error counts that differs between the channels of a pixel, against their
-        mean's. The paper's is 1.
+        mean's, where the target is noise; where it is clean 1, and between them by the noise's share of the variance.
+        The paper's is 1.
 
     Returns:
       The mean over the batch, and that of each example, (batch,).
@@ -174,5 +175,6 @@ def loss(network: Network, examples: Examples, color_weight: float = 1.0) -> tup
     per_example = jnp.mean(error**2, axis=(1, 2, 3))
     if color_weight != 1:
         color = error - error.mean(axis=-1, keepdims=True)
-        per_example += (color_weight - 1) * jnp.mean(color**2, axis=(1, 2, 3))
+        noise = jax.nn.sigmoid(-e.logsnr[:, 1])
+        per_example += (color_weight - 1) * noise * jnp.mean(color**2, axis=(1, 2, 3))
     return jnp.mean(per_example), per_example
