@@ -60,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     d.regression = False  # trains at logsnr_min alone to put out x: an ablation, sampled in one step without guidance
     d.logsnr_min = -20.0
     d.logsnr_max = 20.0
+    d.logsnr_shift = 0.0  # of the schedule between its ends, for larger pictures: -2 log(image_size / 64), say
     d.uncond_logsnr = -20.0  # told for the noise frame of an unconditional pair; the paper leaves it open
 
     # Training [7.2].

@@ -51,6 +51,11 @@ def test_schedule_takes_other_ends():
     np.testing.assert_allclose(logsnr, [12, -6], atol=1e-4)
 
 
+def test_schedule_moves_between_its_ends():
+    logsnr = Process(logsnr_shift=-3.0).logsnr(jnp.asarray([0.0, 0.25, 0.5, 1.0]))
+    np.testing.assert_allclose(logsnr, [20, -2 * np.log(np.tan(np.pi / 8)) - 3, -3, -20], atol=4e-3)
+
+
 def test_forward_process():
     x, eps = normal(3, 2, 2, 3), normal(3, 2, 2, 3, seed=1)
     logsnr = np.array([-20.0, 0.3, 20.0], np.float32)

@@ -38,8 +38,8 @@ def size_of(config):
 # --- the config ---
 
 
-@pytest.mark.parametrize(("device", "count"), [("cpu", 3_842_035), ("gpu", 9_791_747)])
-def test_networks_are_as_large_as_the_config_says(device, count):
+@pytest.mark.parametrize(("device", "count", "evaluations"), [("cpu", 3_842_035, 38), ("gpu", 9_791_747, 48)])
+def test_networks_are_as_large_as_the_config_says(device, count, evaluations):
     config = shapes64.get_config(device)
     assert size_of(config) == count
     assert f"{count:,}" in shapes64.__doc__
@@ -48,13 +48,14 @@ def test_networks_are_as_large_as_the_config_says(device, count):
     assert build.denoiser(config).relative_poses
     assert build.recipe(config).augmentation == Augmentation(scale=(0.8, 1.25), hue=0.5)
     assert build.process(config).prediction == "v"
-    assert build.sample_settings(config).evaluations(build.process(config)) == 48
+    assert build.sample_settings(config).evaluations(build.process(config)) == evaluations
 
 
 def test_a_gpu_gets_the_same_data_and_protocol():
     cpu, gpu = shapes64.get_config(), shapes64.get_config("gpu")
-    for section in ("seed", "data", "diffusion", "sample", "evaluate"):
+    for section in ("seed", "data", "sample", "evaluate"):
         assert cpu[section] == gpu[section], section
+    assert build.process(cpu) == dataclasses.replace(build.process(gpu), logsnr_shift=-2 * np.log(4))
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
     with pytest.raises(ValueError, match="cpu, regression, quarter, gpu, not for 'tpu'"):
@@ -66,10 +67,11 @@ def test_a_gpu_gets_the_same_data_and_protocol():
 def test_each_stage_on_a_cpu_fits_the_next(tmp_path):
     cpu, quarter, regression = (shapes64.get_config(stage) for stage in ("cpu", "quarter", "regression"))
     assert quarter.data == regression.data == cpu.data
-    assert quarter.diffusion == cpu.diffusion
+    assert build.process(cpu) == dataclasses.replace(build.process(quarter), logsnr_shift=-2 * np.log(4))
     assert quarter.model == regression.model
-    assert build.process(regression) == dataclasses.replace(build.process(cpu), regression=True)
-    assert (regression.train.uncond_prob, regression.train.color_weight, cpu.train.color_weight) == (0.0, 9.0, 1.0)
+    assert build.process(regression) == dataclasses.replace(build.process(quarter), regression=True)
+    assert (regression.train.uncond_prob, cpu.train.uncond_prob) == (0.0, 0.1)
+    assert regression.train.color_weight == quarter.train.color_weight == cpu.train.color_weight == 9.0
     params, wanted = random_params(build.network(quarter)), abstract_params(build.network(cpu))
     weights.save_weights(tmp_path / "16.safetensors", params, quarter, training_steps=1)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)

@@ -27,6 +27,8 @@ class Process:
       prediction: what the network puts out: "eps" (the paper's), "v" = alpha eps - sigma x, or "x". The rest of the
         code sees x and eps whichever it is.
       logsnr_min, logsnr_max: ends of the schedule [7.2].
+      logsnr_shift: moves what is between the ends towards one of them; the paper's is 0. Pictures of n times as many
+        pixels a side show the same things at the same t with -2 log n (arXiv 2301.11093).
       uncond_logsnr: noise level told to the network for the noise frame that replaces the clean view of an
         unconditional example. The paper leaves it open; logsnr_min is "the maximum noise level".
       regression: trains at logsnr_min alone, to put out x from what is noise to a part in 10^4: the paper's ablation
@@ -39,6 +41,7 @@ class Process:
     prediction: Literal["eps", "v", "x"] = "eps"
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
+    logsnr_shift: float = 0.0
     uncond_logsnr: float = -20.0
     regression: bool = False
 
@@ -52,7 +55,7 @@ class Process:
 
     def logsnr(self, t: jax.Array) -> jax.Array:
         """λ at times t in [0, 1]; t = 0 is clean, t = 1 is noise."""
-        return logsnr_schedule(t, self.logsnr_min, self.logsnr_max)
+        return logsnr_schedule(t, self.logsnr_min, self.logsnr_max, self.logsnr_shift)
 
     def target(self, x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
         """What the network is trained to put out."""
@@ -78,11 +81,11 @@ class Process:
         return output if self.prediction == "eps" else alpha * output + sigma * z
 
 
-def logsnr_schedule(t: jax.Array, logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> jax.Array:
-    """λ(t) = -2 log tan(a t + b), with λ(0) = logsnr_max and λ(1) = logsnr_min [7.2]."""
-    b = jnp.arctan(jnp.exp(jnp.float32(-0.5 * logsnr_max)))
-    a = jnp.arctan(jnp.exp(jnp.float32(-0.5 * logsnr_min))) - b
-    return -2.0 * jnp.log(jnp.tan(a * t + b))
+def logsnr_schedule(t: jax.Array, logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 0.0) -> jax.Array:
+    """λ(t) = -2 log tan(a t + b) + shift, with λ(0) = logsnr_max and λ(1) = logsnr_min [7.2]."""
+    b = jnp.arctan(jnp.exp(jnp.float32(-0.5 * (logsnr_max - shift))))
+    a = jnp.arctan(jnp.exp(jnp.float32(-0.5 * (logsnr_min - shift)))) - b
+    return -2.0 * jnp.log(jnp.tan(a * t + b)) + shift
 
 
 def alpha_sigma(logsnr: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:

@@ -27,6 +27,7 @@ LATER_FIELDS = {
     "model.network": "xunet",
     "model.norm_groups": 32,
     "model.zero_init": True,
+    "diffusion.logsnr_shift": 0.0,
     "diffusion.regression": False,
     "sample.conditioning": "stochastic",
     "sample.weights": "",
