@@ -38,7 +38,7 @@ def compile_training_step(network, process, recipe, mesh: Mesh):
     return lowered, lowered.compile(), state
 
 
-def lower_training_step(network, process, recipe, mesh: Mesh, options: dict[str, str] | None = None):
+def lower_training_step(network, process, recipe, mesh: Mesh, options: dict[str, str | int] | None = None):
     """The training step as the loop compiles it, not yet compiled; and shapes and places of all that it takes.
 
     ``options`` are for the compiler.

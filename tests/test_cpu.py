@@ -20,8 +20,20 @@ def asked_anew():
     cpu._known_options.cache_clear()
 
 
-def test_this_xla_knows_the_options():
+@pytest.fixture
+def optimized():
+    """Tests compile without most optimizations; here as users do."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
+def test_this_xla_knows_the_options(optimized):
     assert cpu.compiler_options() == cpu._OPTIONS
+    jax.config.update("jax_disable_most_optimizations", True)
+    assert cpu.compiler_options().keys() == cpu._OPTIONS.keys() - {"xla_backend_optimization_level"}
     x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
     convolve = jax.jit(conv3x3, static_argnums=2, compiler_options=cpu.compiler_options())
     assert "ynn" not in convolve.lower(x, kernel, 1).compile().as_text()

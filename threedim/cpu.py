@@ -7,9 +7,14 @@ import os
 
 import jax
 
-# Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up to
-# twice as fast by the compiler's own (benchmarks/README.md).
-_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+_LEVEL = "xla_backend_optimization_level"
+_OPTIONS = {
+    # Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up
+    # to twice as fast by the compiler's own (benchmarks/README.md).
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    # LLVM's, of 0 to 3: a fifth less to compile than with 3, and as fast (benchmarks/README.md).
+    _LEVEL: 1,
+}
 
 
 def split(devices: int) -> None:
@@ -31,13 +36,19 @@ def split(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def compiler_options() -> dict[str, str] | None:
+def compiler_options() -> dict[str, str | int] | None:
     """For ``jax.jit(..., compiler_options=...)`` of programs with convolutions; None where there is nothing to say."""
-    return _known_options() if jax.default_backend() == "cpu" else None
+    if jax.default_backend() != "cpu":
+        return None
+    options = _known_options()
+    if options and jax.config.read("jax_disable_most_optimizations"):
+        # The user's wish, which is level 0.
+        return {name: value for name, value in options.items() if name != _LEVEL}
+    return options
 
 
 @functools.cache
-def _known_options() -> dict[str, str] | None:
+def _known_options() -> dict[str, str | int] | None:
     """The options that this XLA has: they come and go with its versions, and one that it does not know is an error."""
     try:
         jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()

@@ -164,7 +164,10 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 bar.set(step, loss=scalars["loss"], examples_per_second=scalars["examples_per_second"])
                 if not last and not told:
                     left = datetime.timedelta(seconds=round(scalars["seconds_per_step"] * (t.num_steps - step)))
-                    say(f"{scalars['seconds_per_step']:.3g} s a step: {t.num_steps - step:,} more take {left}")
+                    say(
+                        f"{scalars['seconds_per_step']:.3g} s and {cost.flops / 1e12:.3g} TFLOP a step: "
+                        f"{t.num_steps - step:,} more take {left}"
+                    )
                     told = True
                 window = Window(mesh, recipe, cost)
             else:

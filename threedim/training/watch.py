@@ -27,7 +27,7 @@ class Cost:
 
     def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
         chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
-        # Counting takes seconds: done when it is asked for, which is best while the devices compute.
+        # Counting takes seconds: done when it is asked for, which is best after the first steps.
         self._count = lambda: hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
         self.bytes_per_device = hardware.device_bytes(compiled)
         self.peak = chip.flops * mesh.size if chip else None
@@ -47,8 +47,7 @@ class Cost:
         return (
             f"{parameters:,} parameters; {objects:,} objects; {recipe.batch_size} pairs a step{parts}, "
             f"{recipe.batch_size // mesh.size} a device; {mesh.size} {kind} device(s){processes}, mesh {shape}; "
-            f"{self.bytes_per_device / 2**30:.2f} GiB a device; {self.flops / 1e12:.3g} TFLOP a step; "
-            f"compiled in {compile_seconds:.0f} s"
+            f"{self.bytes_per_device / 2**30:.2f} GiB a device; compiled in {compile_seconds:.0f} s"
         )
 
 
