@@ -37,7 +37,7 @@ def split(devices: int) -> None:
 
 
 def compiler_options() -> dict[str, str | int] | None:
-    """For ``jax.jit(..., compiler_options=...)`` of programs with convolutions; None where there is nothing to say."""
+    """For ``jax.jit(..., compiler_options=...)`` of large programs; None where there is nothing to say."""
     if jax.default_backend() != "cpu":
         return None
     options = _known_options()

@@ -89,7 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 say(line)
             if lead:
                 run_info.write_run_info(workdir, config, dataset.fingerprint)
-            state, start = jax.jit(init, out_shardings=shardings)(*params), 0
+            options = cpu.compiler_options()
+            state, start = jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0
         else:
             abstract = jax.tree.map(
                 lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
