@@ -38,8 +38,8 @@ def get_config(stage: str = "cpu"):
 
     t = c.train
     t.num_steps, t.batch_size = 100_000, 16
-    t.learning_rate, t.warmup_examples, t.ema_half_life = 5e-4, 16_000, 20_000.0
-    t.color_weight = 9.0  # without it so small a network learns no color (docs/results.md)
+    t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 16_000, 20_000.0
+    t.color_weight = 3.0  # without it so small a network learns no color (docs/results.md)
     t.checkpoint_every, t.keep_last, t.sample_every = 250, 2, 1000
 
     if stage in ("regression", "quarter"):
@@ -59,7 +59,7 @@ def get_config(stage: str = "cpu"):
 
     if stage == "regression":
         c.diffusion.regression, t.uncond_prob = True, 0.0
-        t.learning_rate = 3e-4
+        t.learning_rate, t.color_weight = 3e-4, 9.0
 
     s = c.sample
     s.num_objects, s.objects_seed, s.num_views = 2, 0, 8

@@ -71,7 +71,7 @@ def test_each_stage_on_a_cpu_fits_the_next(tmp_path):
     assert quarter.model == regression.model
     assert build.process(regression) == dataclasses.replace(build.process(quarter), regression=True)
     assert (regression.train.uncond_prob, cpu.train.uncond_prob) == (0.0, 0.1)
-    assert regression.train.color_weight == quarter.train.color_weight == cpu.train.color_weight == 9.0
+    assert (regression.train.color_weight, quarter.train.color_weight, cpu.train.color_weight) == (9.0, 3.0, 3.0)
     params, wanted = random_params(build.network(quarter)), abstract_params(build.network(cpu))
     weights.save_weights(tmp_path / "16.safetensors", params, quarter, training_steps=1)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
