@@ -179,6 +179,7 @@ def test_the_card_says_what_the_files_say(given):
     assert cells(text, "steps") == ["3 of 2 pairs: 6 pairs"]
     assert cells(text, "pairs for each") == ["1.0"]
     assert "learning_rate 0.0001" in cells(text, "settings")[0]
+    assert "color_weight 1.0" in cells(text, "settings")[0]
     assert "hue 0.5" in cells(text, "augmentation")[0]
     assert cells(text, "seeds") == ["training 0, shapes and cameras 0, drawing 0, evaluation 0"]
     lines = [json.loads(line) for line in (given["workdir"] / "metrics.jsonl").read_text().splitlines()]

@@ -105,7 +105,8 @@ def _training(facts: Mapping[str, Any]) -> str:
             ]
         )
     pairs = _pairs_and_seconds(facts)[0]
-    names = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
+    names = ["learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob"]
+    names += ["color_weight"] if "color_weight" in c["train"] else []  # runs from before have none
     return _grid(
         [
             ["", ""],
