@@ -218,5 +218,5 @@ def test_steps(tiny_config, monkeypatch):
     assert training["fraction_of_matmul"] == pytest.approx(training["flops"] / training["seconds"] / 1e9)
     assert figures["denoising_step"]["flops"] < training["flops"] / 3
     lines = step.report(figures, "a chip").splitlines()
-    assert f"{figures['parameters']:,} parameters, batch 2, a chip, matmul 1 GFLOP/s" in lines[0]
+    assert f"{figures['parameters']:,} parameters, batch 2, 1 a chip device(s), matmul 1 GFLOP/s" in lines[0]
     assert [line.split()[0] for line in lines[2:]] == ["training", "denoising"]
