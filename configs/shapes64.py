@@ -5,7 +5,8 @@ On a CPU in stages, each with ``--config.train.init_from=WORKDIR`` from where th
 for shows in every pair, not only in those with much noise. ``:quarter`` trains the diffusion at 16 px, where a step
 costs a sixth. The file alone trains at 64 px a network of 3,842,035 parameters: that of the stages before, with two
 narrow levels for 64 and 32 px around it.
-``--config=configs/shapes64.py:gpu`` trains one of 9,791,747 on the same data, in bfloat16, for one H100 or H200.
+
+For one GPU, ``:gpu_regression``, ``:gpu_quarter`` and ``:gpu`` are the same stages of a larger network in bfloat16.
 
 Training is stopped when its time is up; the same command goes on.
 """
@@ -14,7 +15,8 @@ import math
 
 from configs import shapes16
 
-STAGES = ("cpu", "regression", "quarter", "gpu")
+GPU_STAGES = ("gpu_regression", "gpu_quarter", "gpu")
+STAGES = ("cpu", "regression", "quarter", *GPU_STAGES)
 
 
 def get_config(stage: str = "cpu"):
@@ -48,18 +50,22 @@ def get_config(stage: str = "cpu"):
         t.sample_every = 0
     if stage == "cpu":
         t.batch_size, t.warmup_examples = 8, 1600  # it begins with trained weights
-    if stage == "gpu":
-        # In bfloat16 just below the 20 MB that a file in the package may have.
-        m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.dtype = 48, (1, 2, 2, 3), 128, 2, "bfloat16"
-        m.attn_resolutions, m.zero_init = (8, 16), True
-        c.diffusion.logsnr_shift, t.color_weight = 0.0, 1.0
-        t.num_steps, t.batch_size, t.num_workers = 200_000, 128, 8
-        t.learning_rate, t.warmup_examples, t.ema_half_life = 3e-4, 128_000, 500_000.0
-        t.log_every, t.checkpoint_every, t.sample_every = 100, 2500, 5000
 
-    if stage == "regression":
+    if stage in GPU_STAGES:
+        # In bfloat16 just below the 20 MB that a file in the package may have.
+        m.ch, m.ch_mult, m.emb_ch, m.dtype = 32, (1, 2, 2, 4, 4), 128, "bfloat16"
+        m.attn_resolutions = (4, 8, 16)
+        t.num_steps, t.batch_size, t.num_workers = 200_000, 128, 14
+        t.learning_rate, t.warmup_examples, t.ema_half_life = 5e-4, 32_000, 100_000.0
+        t.log_every, t.checkpoint_every, t.sample_every = 100, 2000, 0
+    if stage in ("gpu_regression", "gpu_quarter"):
+        m.image_size, m.ch, m.ch_mult = 16, 64, (1, 2, 2)
+        c.diffusion.logsnr_shift, t.learning_rate = 0.0, 1e-3
+
+    if stage in ("regression", "gpu_regression"):
         c.diffusion.regression, t.uncond_prob = True, 0.0
-        t.learning_rate, t.color_weight = 3e-4, 9.0
+        t.color_weight = 9.0
+        t.learning_rate = 3e-4 if stage == "regression" else 5e-4
 
     s = c.sample
     s.num_objects, s.objects_seed, s.num_views = 2, 0, 8

@@ -179,12 +179,13 @@ def test_a_pair_needs_two_views(dataset):
         take(1, dataset.only_held_out(1))
 
 
-def test_workers_outlive_ctrl_c(dataset):
+def test_workers_outlive_the_signals_that_stop_a_run(dataset):
     expected = take(40, dataset)
     with pipeline.train_batches(dataset, batch_size=8, size=16, seed=3, num_workers=1) as batches:
         taken = [next(batches)]
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
         taken += [next(batches) for _ in range(39)]
     assert_same(taken, expected)
     assert not multiprocessing.active_children()

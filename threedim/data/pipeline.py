@@ -120,7 +120,7 @@ def train_batches(
         )
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD),
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_ignore_stop_signals,
         )
     return Batches(iter(stream))
 
@@ -158,10 +158,12 @@ class _Rows:
         return self.stream[step * self.batch_size + self.rows[place]]
 
 
-def _ignore_interrupts(worker_index: int, worker_count: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when to stop, and closes the workers.
+def _ignore_stop_signals(worker_index: int, worker_count: int) -> None:
+    # Ctrl-C reaches the whole process group, and so does SIGTERM from Slurm or timeout(1). The main process decides when
+    # to stop, and closes the workers: one that dies while it writes leaves the main process reading forever.
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _parse_flags() -> None:
