@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 def timed(run: Callable[[], Any], repeats: int) -> list[float]:
