@@ -159,8 +159,8 @@ class _Rows:
 
 
 def _ignore_stop_signals(worker_index: int, worker_count: int) -> None:
-    # Ctrl-C reaches the whole process group, and so may SIGTERM (Slurm, timeout). The main process decides when it is time
-    # to stop, and closes the workers: one that dies while it writes leaves the main process reading forever.
+    # Ctrl-C reaches the whole process group, and so may SIGTERM (Slurm, timeout). The main process decides when to
+    # stop, and closes the workers: one that dies while it writes leaves the main process reading forever.
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
