@@ -333,6 +333,39 @@ def test_a_run_that_began_with_another(given, tmp_path):
     assert f"--begun_with runs/first {file} --begun_with runs/zeroth {file}" in found[-1][1]
 
 
+def test_a_run_that_began_with_a_file(given, tmp_path, capsys):
+    info, params = weights.load_weights(given["weights_file"])
+    begun = tmp_path / "old/begun.safetensors"
+    weights.save_weights(begun, params, info.config, training_steps=5)
+    identity = provenance.file_identity(begun)["sha256"]
+    info.config.train.init_from = "begun"  # of the package
+    weights.save_weights(given["weights_file"], params, info.config, training_steps=info.training_steps, overwrite=True)
+    used = provenance.file_identity(given["weights_file"])["sha256"]
+    change_json(given["evaluation"] / "results.json", lambda c: c["sampling"].update(weights=used))
+    with pytest.raises(ValueError, match=r"but --begun_with names .*run: .* or a file of weights, and nothing before"):
+        model_card.write(**given, begun_with=[(given["workdir"], given["config_file"])])
+    with pytest.raises(ValueError, match=r"begun\.safetensors began with fresh weights, but .* names .*run"):
+        model_card.write(**given, begun_with=[(begun, ""), (given["workdir"], given["config_file"])])
+    arguments = ["workdir", "evaluation", "weights_file", "out", "config_file"]
+    flags = ("--workdir", "--evaluation", "--weights", "--out", "--config")
+    line = [f"{flag}={given[name]}" for flag, name in zip(flags, arguments, strict=True)]
+    for wrong in ([str(begun), given["config_file"]], [str(given["workdir"])]):
+        with pytest.raises(SystemExit):
+            model_card.main([*line, "--begun_with", *wrong])
+        assert "a run's folder and its config file, or a file of weights alone" in capsys.readouterr().err
+    model_card.main([*line, "--begun_with", str(begun)])
+    text = (given["out"] / "small.md").read_text()
+    (row,) = cells(text, "begun with")
+    assert row == f"the file begun of sha256 `{identity}`, the averaged weights of 5 steps of 2 pairs at 16 px"
+    since = "beside what went into the file begun that it began with"
+    assert cells(text, "pairs for each training view") == [f"1.0 {since}"]
+    assert re.search(rf"It has seen 6 pairs in \S+ min {since}, without an accelerator", text)
+    kept = f"runs/begun_{identity[:12]}/begun.safetensors"
+    assert f"# train, begun with the file of sha256 {identity[:12]}\n" in text
+    assert f" --config.train.init_from={kept} --config.train.num_steps=3\n" in text
+    assert f"--begun_with {kept} " in text
+
+
 # --- refusals ---
 
 

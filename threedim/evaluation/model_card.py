@@ -56,7 +56,8 @@ def write(
       consistency: folder of a 3D consistency score of the evaluation's views, and of other rows.
       config_file: with which the run was started, as given to ``--config``; configs/NAME.py if None.
       begun_with: the run that ``train.init_from`` named, if it named one, and so on back to the first: of each its
-        folder, and the config file as above.
+        folder, and the config file as above. Where it named weights, their file, with "" for the config file; what came
+        before them their own card tells.
       notes: sentences of the person who trained, added to the limits.
       overwrite: replaces an existing card and sheet.
 
@@ -133,26 +134,39 @@ def _weights_and_run(path: epath.Path, workdir: epath.Path, results: dict[str, A
 
 
 def _begun_with(config: dict[str, Any], given: Sequence[tuple[epath.PathLike, str]]) -> list[dict[str, Any]]:
-    """The run that this one took its first weights from, the one that that one did, and so on."""
+    """The run that this one took its first weights from, the one that that one did, and so on; or a file of weights."""
     found = []
     for folder, config_file in [*given, ("", "")]:
-        named = run_info.flatten(config).get("train.init_from", "")
-        if epath.Path(named).name != epath.Path(folder).name:
+        of_a_file = bool(found) and found[-1]["training"] is None
+        named = "" if of_a_file else run_info.flatten(config).get("train.init_from", "")
+        if _name(named) != _name(folder):
             raise ValueError(
                 f"{f'the run in {given[len(found) - 1][0]}' if found else 'the run'} began with "
                 f"{f'the weights in {named}' if named else 'fresh weights'}, but --begun_with names "
-                f"{folder or 'nothing'}: name the folder of every run before, the last one first, and its config file"
+                f"{folder or 'nothing'}: name the folder of every run before, the last one first, and its config file; "
+                "or a file of weights, and nothing before it"
             )
         if not folder:
             break
-        workdir = epath.Path(folder)
-        steps = checkpoints.latest_step(workdir)
-        if steps is None:
-            raise FileNotFoundError(f"no checkpoint in {workdir}")
-        config, data_fingerprint = run_info.read_run_info(workdir)
-        training = _training(workdir, steps, config) | {"data_fingerprint": data_fingerprint}
-        found.append({"name": workdir.name, "config_file": config_file, "config": config, "training": training})
+        path = epath.Path(folder)
+        if weights.is_weights_file(path):
+            info = weights.read_info(path)
+            config, training, steps = json.loads(info.config.to_json()), None, info.training_steps
+        else:
+            steps = checkpoints.latest_step(path)
+            if steps is None:
+                raise FileNotFoundError(f"no checkpoint in {path}")
+            config, data_fingerprint = run_info.read_run_info(path)
+            training = _training(path, steps, config) | {"data_fingerprint": data_fingerprint}
+        found.append({"name": _name(path), "config_file": config_file, "config": config, "steps": steps})
+        found[-1] |= {"training": training, "sha256": None if training else provenance.file_identity(path)["sha256"]}
     return found
+
+
+def _name(source: epath.PathLike) -> str:
+    """Of a run's folder, a file of weights, or weights of the package."""
+    path = epath.Path(source)
+    return path.stem if weights.is_weights_file(path) else path.name
 
 
 def _training(workdir: epath.Path, steps: int, config: dict[str, Any]) -> dict[str, Any]:
@@ -220,13 +234,18 @@ def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     main = ["-m", "threedim.main", f"--config={config_file}"]
     skipped = ("sample", "evaluate", "profile", "train.num_steps", "train.init_from")
     train = _flags(begun, facts["config"], skipped)
-    first, init_from = [], []
+    first, init_from, begin = [], [], "train"
     for earlier in reversed(facts["begun_with"]):
+        if earlier["sha256"]:
+            init_from = [f"--config.train.init_from={_kept(earlier)}"]
+            begin += f", begun with the file of sha256 {earlier['sha256'][:12]}"
+            continue
         flags = [*_flags(_from_file(earlier["config_file"]), earlier["config"], skipped), *init_from]
-        flags.append(f"--config.train.num_steps={earlier['training']['steps']}")
+        flags.append(f"--config.train.num_steps={earlier['steps']}")
         folder = f"runs/{earlier['name']}"
         head = ["-m", "threedim.main", f"--config={earlier['config_file']}", "--mode=train", f"--workdir={folder}"]
-        first.append((f"train at {earlier['config']['model']['image_size']} px", [*head, *flags]))
+        begin, what = "train", f"{begin} at {earlier['config']['model']['image_size']} px"
+        first.append((what, [*head, *flags]))
         init_from = [f"--config.train.init_from={folder}"]
     train += init_from
     set_here = ("sample.weights", "sample.out", "evaluate.out")
@@ -235,7 +254,7 @@ def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = facts["training"]["steps"]
     found = [
         *first,
-        ("train", [*main, "--mode=train", f"--workdir={run}", *train, f"--config.train.num_steps={steps}"]),
+        (begin, [*main, "--mode=train", f"--workdir={run}", *train, f"--config.train.num_steps={steps}"]),
         ("export", ["-m", "threedim.weights", f"--workdir={run}", f"--step={steps}", *size, f"--out={file}"]),
         ("evaluate", [*main, "--mode=evaluate", f"--workdir={run}", f"--config.sample.weights={file}", *asked]),
     ]
@@ -250,11 +269,17 @@ def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         card.append(f"--consistency={fields}")
     for earlier in facts["begun_with"]:
-        card += ["--begun_with", f"runs/{earlier['name']}", earlier["config_file"]]
+        source = [_kept(earlier)] if earlier["sha256"] else [f"runs/{earlier['name']}", earlier["config_file"]]
+        card += ["--begun_with", *source]
     card += [f"--config={config_file}"] if config_file != f"configs/{name}.py" else []
     card += [f"--note={note}" for note in facts["notes"]]
     found.append(("card", [*card, f"--weights={file}", "--out=threedim/pretrained", "--overwrite"]))
     return [(what, shlex.join(["python", *arguments])) for what, arguments in found]
+
+
+def _kept(earlier: Mapping[str, Any]) -> str:
+    """Where the file of weights that a run began with is expected: not where weights of the same name are written."""
+    return f"runs/{earlier['name']}_{earlier['sha256'][:12]}/{earlier['name']}{weights.SUFFIX}"
 
 
 def _consistency_command(facts: Mapping[str, Any], views: str, data: str, out: str) -> list[str]:
@@ -315,12 +340,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--consistency", help="Folder of a 3D consistency score of the evaluation's views.")
     add("--weights", required=True, help=f"The weights, ending in {weights.SUFFIX}.")
     add("--config", help="Config file of the run, with its argument if it had one; configs/NAME.py unless given.")
-    add("--begun_with", nargs=2, action="append", default=[], metavar=("RUN", "CONFIG"), help="Folder and config file "
-        "of the run that train.init_from named, if it named one; again for the one before that.")  # fmt: skip
+    add("--begun_with", nargs="+", action="append", default=[], metavar="RUN CONFIG", help="Folder and config file "
+        "of the run that train.init_from named, if it named one; again for the one before that. "
+        f"Where it named weights, their {weights.SUFFIX} file alone.")  # fmt: skip
     add("--note", action="append", default=[], help="A sentence to be added to the limits; may be repeated.")
     add("--out", required=True, help="Folder for NAME.md and NAME.png.")
     add("--overwrite", action="store_true", help="Replace them if they are there.")
     given = parser.parse_args(argv)
+    for before in given.begun_with:
+        if len(before) + weights.is_weights_file(before[0]) != 2:
+            parser.error("--begun_with takes a run's folder and its config file, or a file of weights alone")
     try:
         write(
             given.workdir,
@@ -329,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given.out,
             consistency=given.consistency,
             config_file=given.config,
-            begun_with=given.begun_with,
+            begun_with=[(*before, "")[:2] for before in given.begun_with],
             notes=given.note,
             overwrite=given.overwrite,
         )

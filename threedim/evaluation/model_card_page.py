@@ -96,15 +96,16 @@ def _training(facts: Mapping[str, Any]) -> str:
     begun = []
     for earlier in facts["begun_with"]:
         e, size = earlier["training"], earlier["config"]["model"]["image_size"]
-        begun.append(
-            [
-                "before that" if begun else "begun with",
-                f"the averaged weights of {e['steps']:,} steps of {earlier['config']['train']['batch_size']} pairs at "
-                f"{size} px: {e['pairs']:,} pairs, {_time(e['seconds'])} ({e['pairs_per_second']:.1f} pairs/s), "
-                f"{_dates(e)}, loss {e['loss']:.4f}",
-            ]
-        )
-    pairs = _pairs_and_seconds(facts)[0]
+        steps = f"{earlier['steps']:,} steps of {earlier['config']['train']['batch_size']} pairs at {size} px"
+        if e is None:
+            text = f"the file {earlier['name']} of sha256 `{earlier['sha256']}`, the averaged weights of {steps}"
+        else:
+            text = (
+                f"the averaged weights of {steps}: {e['pairs']:,} pairs, {_time(e['seconds'])} "
+                f"({e['pairs_per_second']:.1f} pairs/s), {_dates(e)}, loss {e['loss']:.4f}"
+            )
+        begun.append(["before that" if begun else "begun with", text])
+    pairs, _, since = _pairs_and_seconds(facts)
     names = ["learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob"]
     names += ["color_weight"] if "color_weight" in c["train"] else []  # runs from before have none
     return _grid(
@@ -112,7 +113,7 @@ def _training(facts: Mapping[str, Any]) -> str:
             ["", ""],
             ["steps", f"{t['steps']:,} of {c['train']['batch_size']} pairs: {t['pairs']:,} pairs"],
             *begun,
-            ["pairs for each training view", f"{pairs / facts['data']['train_views']:.1f}"],
+            ["pairs for each training view", f"{pairs / facts['data']['train_views']:.1f}{since}"],
             ["time", f"{_time(t['seconds'])} of steps ({t['pairs_per_second']:.1f} pairs/s), {_dates(t)}"],
             ["use of the accelerator", mfu],
             ["loss at the end", loss],
@@ -123,10 +124,12 @@ def _training(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _pairs_and_seconds(facts: Mapping[str, Any]) -> tuple[int, float]:
-    """Of all of training, together with the run that it began with."""
-    runs = [facts["training"], *(run["training"] for run in facts["begun_with"])]
-    return sum(run["pairs"] for run in runs), sum(run["seconds"] for run in runs)
+def _pairs_and_seconds(facts: Mapping[str, Any]) -> tuple[int, float, str]:
+    """Of all of training, together with the runs that it began with; and since when, where it began with a file."""
+    runs = [facts["training"], *(run["training"] for run in facts["begun_with"] if run["training"])]
+    files = [run["name"] for run in facts["begun_with"] if run["training"] is None]
+    since = f" beside what went into the file {files[0]} that it began with" if files else ""
+    return sum(run["pairs"] for run in runs), sum(run["seconds"] for run in runs), since
 
 
 def _scores(facts: Mapping[str, Any]) -> str:
@@ -195,7 +198,7 @@ def _by_kind(facts: Mapping[str, Any]) -> str:
 
 def _limits(facts: Mapping[str, Any], kinds: str) -> list[str]:
     results, data, t = facts["results"], facts["data"], facts["training"]
-    pairs, seconds = _pairs_and_seconds(facts)
+    pairs, seconds, since = _pairs_and_seconds(facts)
     psnr = results["dataset"]["psnr"]
     others = {
         "repeating the input view": results["baselines"]["input view repeated"]["psnr"],
@@ -216,7 +219,7 @@ def _limits(facts: Mapping[str, Any], kinds: str) -> list[str]:
         f"Pictures are of {size} px. Cameras look at the object's middle from a distance of "
         f"{_range(data['distance'], 2)} and from elevations of {_range(data['elevation'], 0)} degrees; from elsewhere "
         "views are a guess.",
-        f"It has seen {pairs:,} pairs in {_time(seconds)}"
+        f"It has seen {pairs:,} pairs in {_time(seconds)}{since}"
         + (", without an accelerator that is known to the project" if t["mfu"] is None else "")
         + ": what came out of that budget, not what the method can do.",
         f"PSNR is {against}.",
