@@ -61,7 +61,7 @@ def get_config(stage: str = "cpu"):
         t.log_every, t.checkpoint_every, t.sample_every = 100, 2000, 0
     if stage in ("gpu_regression", "gpu_quarter"):
         m.image_size, m.ch, m.ch_mult = 16, 64, (1, 2, 2)
-        c.diffusion.logsnr_shift, t.learning_rate = 0.0, 1e-3
+        c.diffusion.logsnr_shift, t.color_weight = 0.0, 9.0
 
     if stage in ("regression", "gpu_regression"):
         c.diffusion.regression, t.uncond_prob = True, 0.0

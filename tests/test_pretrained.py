@@ -65,10 +65,10 @@ def test_a_gpu_gets_the_same_data_and_protocol():
 
 
 @pytest.mark.parametrize(
-    ("stages", "dtype"),
-    [(("cpu", "quarter", "regression"), "float32"), (("gpu", "gpu_quarter", "gpu_regression"), "bfloat16")],
+    ("stages", "dtype", "color"),
+    [(("cpu", "quarter", "regression"), "float32", 3.0), (("gpu", "gpu_quarter", "gpu_regression"), "bfloat16", 9.0)],
 )
-def test_each_stage_fits_the_next(stages, dtype, tmp_path):
+def test_each_stage_fits_the_next(stages, dtype, color, tmp_path):
     whole, quarter, regression = (shapes64.get_config(stage) for stage in stages)
     assert quarter.data == regression.data == whole.data
     assert quarter.model.dtype == whole.model.dtype == dtype
@@ -76,7 +76,7 @@ def test_each_stage_fits_the_next(stages, dtype, tmp_path):
     assert quarter.model == regression.model
     assert build.process(regression) == dataclasses.replace(build.process(quarter), regression=True)
     assert (regression.train.uncond_prob, whole.train.uncond_prob) == (0.0, 0.1)
-    assert (regression.train.color_weight, quarter.train.color_weight, whole.train.color_weight) == (9.0, 3.0, 3.0)
+    assert (regression.train.color_weight, quarter.train.color_weight, whole.train.color_weight) == (9.0, color, 3.0)
     params, wanted = random_params(build.network(quarter)), abstract_params(build.network(whole))
     weights.save_weights(tmp_path / "16.safetensors", params, quarter, training_steps=1)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
