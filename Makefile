@@ -17,8 +17,8 @@ $(VENV)/installed: setup.py
 
 # Views around two held-out objects, by the weights that come with the package.
 demo: $(VENV)/installed
-	$(BIN)/python -m threedim.main --config=configs/shapes16_relative.py --mode=sample --workdir=runs/pretrained \
-		--config.sample.weights=shapes16_relative --config.data.dir=data/held_out \
+	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
+		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
 		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
 # A small network, trained on four objects in minutes, and its views of them.

@@ -28,7 +28,7 @@ from threedim.training.state import abstract_params
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LARGEST = 20e6  # bytes
 SHIPPED = pretrained.names()
-DEMO = "shapes16_relative"  # what `make demo` draws with
+DEMO = "shapes64"  # what `make demo` draws with
 
 
 def size_of(config):
@@ -193,7 +193,7 @@ def test_the_demo_draws(tmp_path):
         assert len(list((tmp_path / "views" / DEMO / what).iterdir())) == 2
     for name in ("car_test_000001", "chair_test_000000"):
         pictures, _ = srn.read_object(tmp_path / "views" / DEMO / "views" / name).decode()
-        assert pictures.shape == (9, 16, 16, 3)
+        assert pictures.shape == (9, 64, 64, 3)
         # Something on white.
         assert all(20 < picture.astype(float).mean() < 252 and picture.std() > 10 for picture in pictures)
 
