@@ -73,7 +73,7 @@ class Drawing:
             return sample_view(self.denoiser, params, known, camera, keys, shape, self.process, self.settings)
 
         # A mesh is of devices that need not be those of this process.
-        options = cpu.compiler_options() if mesh is None else None
+        options = cpu.compiler_options(loops=True) if mesh is None else None
         return jax.jit(draw, compiler_options=options).lower(*self.shapes(objects, mesh))
 
     def lower_evaluation(self, objects: int, mesh: jax.sharding.Mesh | None = None) -> jax.stages.Lowered:

@@ -85,7 +85,7 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
         jax.block_until_ready(compiled(*args))
         return timed(lambda: compiled(*args), repeats)
 
-    mesh, options = build.mesh(config), cpu.compiler_options()
+    mesh, options = build.mesh(config), cpu.compiler_options(loops=recipe.microbatches > 1)
     lowered, shapes = lower_training_step(network, process, recipe, mesh, options)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=places[0])(network, recipe)
@@ -102,6 +102,8 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
     view = jax.jit(denoiser.encode_view)(params, images[:, 0], logsnr + 20.0, camera[:, 0], mask)
     target = jax.jit(denoiser.embed_camera)(params, camera[:, 1], mask)
     args = (params, *jax.device_put((images[:, 1], logsnr, target, view), split))
+    # As within the sampler's loop.
+    options = cpu.compiler_options(loops=True)
     lowered = jax.jit(denoiser.denoise, compiler_options=options).lower(*args)
     denoising = entry(lowered, lowered.cost_analysis()["flops"], run_pure, args)
     return {"training_step": training, "denoising_step": denoising}

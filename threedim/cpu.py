@@ -8,13 +8,12 @@ import os
 import jax
 
 _LEVEL = "xla_backend_optimization_level"
-_OPTIONS = {
-    # Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up
-    # to twice as fast by the compiler's own (benchmarks/README.md).
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
-    # LLVM's, of 0 to 3: a fifth less to compile than with 3, and as fast (benchmarks/README.md).
-    _LEVEL: 1,
-}
+# LLVM's, of 0 to 3: a fifth less to compile than with 3, and as fast (benchmarks/README.md).
+_OPTIONS = {_LEVEL: 1}
+# Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up to
+# twice as fast by the compiler's own (benchmarks/README.md). Not within loops: there, with several devices, the
+# compiler's own got the first rows of the first picture of each device wrong (jaxlib 0.10.2; tests/test_cpu.py).
+_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def split(devices: int) -> None:
@@ -36,11 +35,15 @@ def split(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def compiler_options() -> dict[str, str | int] | None:
-    """For ``jax.jit(..., compiler_options=...)`` of large programs; None where there is nothing to say."""
+def compiler_options(*, loops: bool) -> dict[str, str | int] | None:
+    """For ``jax.jit(..., compiler_options=...)`` of large programs; None where there is nothing to say.
+
+    Args:
+      loops: whether the program computes convolutions in a loop, such as ``jax.lax.scan``.
+    """
     if jax.default_backend() != "cpu":
         return None
-    options = _known_options()
+    options = _known_options(loops)
     if options and jax.config.read("jax_disable_most_optimizations"):
         # The user's wish, which is level 0.
         return {name: value for name, value in options.items() if name != _LEVEL}
@@ -48,12 +51,13 @@ def compiler_options() -> dict[str, str | int] | None:
 
 
 @functools.cache
-def _known_options() -> dict[str, str | int] | None:
+def _known_options(loops: bool) -> dict[str, str | int] | None:
     """The options that this XLA has: they come and go with its versions, and one that it does not know is an error."""
+    options = _OPTIONS if loops else _OPTIONS | _CONVOLUTIONS
     try:
-        jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
         return None
-    return _OPTIONS
+    return options

@@ -279,7 +279,7 @@ def sample_view(
 def sample_view_jit() -> Callable[..., jax.Array]:
     """``sample_view``, compiled once for each set of shapes and settings."""
     names = ("denoiser", "shape", "process", "settings")
-    return jax.jit(sample_view, static_argnames=names, compiler_options=cpu.compiler_options())
+    return jax.jit(sample_view, static_argnames=names, compiler_options=cpu.compiler_options(loops=True))
 
 
 def _encode(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process) -> PyTree:

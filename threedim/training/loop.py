@@ -89,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 say(line)
             if lead:
                 run_info.write_run_info(workdir, config, dataset.fingerprint)
-            options = cpu.compiler_options()
+            options = cpu.compiler_options(loops=False)
             state, start = jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0
         else:
             abstract = jax.tree.map(
@@ -121,7 +121,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             in_shardings=(shardings, whole, sharding.batch_sharding(mesh)),
             out_shardings=(shardings, whole),
             donate_argnums=(0, 1),
-            compiler_options=cpu.compiler_options(),
+            compiler_options=cpu.compiler_options(loops=t.microbatches > 1),
         )
         first = sharding.put_batch(next(batches), mesh, recipe.batch_size)
         began = time.perf_counter()
