@@ -74,14 +74,15 @@ from threedim.cameras import Camera, look_at
 
 cpu.split(2)
 model = threedim.load("shapes64")
-copies = jax.sharding.NamedSharding(jax.sharding.Mesh(np.asarray(jax.devices()), ("batch",)), jax.sharding.PartitionSpec("batch"))
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("batch",))
+split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (["batch"], []))
 K = [[131.0, 0.0, 32.0], [0.0, 131.0, 32.0], [0.0, 0.0, 1.0]]
 cameras = Camera.stack([look_at(position, (0, 0, 0), K) for position in ((2.2, 1.0, 1.0), (-1.0, 2.2, 1.0))])
 image = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
 known, target = (jax.tree.map(lambda leaf: np.stack([leaf[i : i + 1]] * 8), cameras) for i in range(2))
-placed = jax.device_put((np.stack([image] * 8), known, target, jax.numpy.stack([jax.random.key(0)] * 8)), copies)
+placed = jax.device_put((np.stack([image] * 8), known, target, jax.numpy.stack([jax.random.key(0)] * 8)), split)
 settings = sampling.Settings(num_steps=32, guidance_weight=0.0)
-params = jax.device_put(model.params, jax.sharding.NamedSharding(copies.mesh, jax.sharding.PartitionSpec()))
+params = jax.device_put(model.params, whole)
 drawn = np.asarray(sampling.sample_views(model.denoiser, params, *placed, process=model.process, settings=settings))
 print(np.abs(drawn - drawn[-1:]).max())
 """
