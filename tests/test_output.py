@@ -1,4 +1,3 @@
-import os
 import re
 import shutil
 import stat
@@ -300,5 +299,5 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     files.write_atomically(tmp_path / "a.txt", "ä")
     (tmp_path / "b.txt").write_text("x")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ä"
-    modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a.txt", "b.txt")]  # noqa: PTH116
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "b.txt")]
     assert modes[0] == modes[1]

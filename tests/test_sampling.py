@@ -165,8 +165,7 @@ def test_cached_rollout_of_the_network_equals_the_plain_network(fresh, relative)
 
 @functools.cache
 def plain_network(network):
-    run = lambda params, *args: network.apply({"params": params}, *args, train=False)  # noqa: E731
-    return jax.jit(run)
+    return jax.jit(lambda params, *args: network.apply({"params": params}, *args, train=False))
 
 
 # --- what it draws ---

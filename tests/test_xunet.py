@@ -32,8 +32,7 @@ def params():
 @pytest.fixture(scope="module")
 def network():
     """The whole network, compiled once for BATCH pairs."""
-    run = lambda params, *args: NETWORK.apply({"params": params}, *args, train=False)  # noqa: E731
-    return jax.jit(run)
+    return jax.jit(lambda params, *args: NETWORK.apply({"params": params}, *args, train=False))
 
 
 def test_the_call_is_the_composition_of_its_parts(network, params):
