@@ -15,9 +15,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from benchmarks import record
-from threedim import rollout, tasks
+from threedim import sample as sample_lib
+from threedim import tasks
 from threedim.data import sources, srn
-from threedim.evaluation.image_metrics import psnr
+from threedim.evaluation.metrics.image import psnr
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration that the views were sampled with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     head = record.head("baselines")
     config = _CONFIG.value
-    out = rollout.output_folder(config, epath.Path(_WORKDIR.value))
+    out = sample_lib.output_folder(config, epath.Path(_WORKDIR.value))
     rows = compare(config, out)
     print(f"PSNR in dB, {out}")
     print(f"{'object':24}{'views':>6}{'sampled':>9}{'mean image':>12}{'nearest view':>14}")

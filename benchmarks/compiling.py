@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from benchmarks.hlo import BYTES
 from benchmarks.inputs import batch_shapes
 from threedim.training import sharding
-from threedim.training.state import Metrics, init_state, make_train_step
+from threedim.training.step import Metrics, init_state, make_train_step
 
 # Bytes that each device sends, on a ring of n, for each byte of the result.
 _WIRE = {

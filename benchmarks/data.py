@@ -23,9 +23,11 @@ import tqdm
 from absl import app, flags
 
 from benchmarks import record
-from threedim.data import convert, images, pipeline, raycast, records, shapes, srn
-from threedim.data.meshes import from_trimesh
-from threedim.data.viewpoints import RADIUS, default_intrinsics, sphere_cameras
+from threedim.data import convert, pipeline, png, records, srn
+from threedim.procedural import shapes
+from threedim.rendering import raycast
+from threedim.rendering.meshes import from_trimesh
+from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras
 
 
 def make_objects(folder: pathlib.Path, num_objects: int, views: int, size: int, rendered: int = 40) -> None:
@@ -96,7 +98,7 @@ def part_times(dataset, size: int, count: int = 400) -> dict[str, float]:
         views = dataset[index]
         middle = time.perf_counter()
         for view in rng.integers(len(views.pngs), size=2):
-            images.decode_png(views.pngs[view], size)
+            png.decode_png(views.pngs[view], size)
         read, decode = read + middle - start, decode + time.perf_counter() - middle
     return {"read_record_ms": round(1e3 * read / count, 3), "decode_two_ms": round(1e3 * decode / count, 3)}
 

@@ -18,11 +18,12 @@ from benchmarks.compiling import placed
 from benchmarks.fitting import largest, program_bytes
 from benchmarks.inputs import batch_shapes, example_batch
 from benchmarks.timing import timed
+from threedim import config as config_lib
 from threedim import cpu
 from threedim.diffusion import Process
 from threedim.sampling import Denoiser, KnownViews, Settings, sample_view
-from threedim.training import build, hardware, sharding
-from threedim.training.state import abstract_params, batch_images, init_params
+from threedim.training import hardware, sharding
+from threedim.training.step import abstract_params, batch_images, init_params
 
 
 def example(denoiser: Denoiser, process: Process, known_views: int, params, batch):
@@ -50,8 +51,8 @@ class Drawing:
     """
 
     def __init__(self, config):
-        self.denoiser, self.process = build.denoiser(config), build.process(config)
-        self.settings: Settings = build.sample_settings(config)
+        self.denoiser, self.process = config_lib.denoiser(config), config_lib.process(config)
+        self.settings: Settings = config_lib.sample_settings(config)
         self.known_views = max(1, len(config.sample.input_views))
         if self.settings.conditioning == "stochastic":
             self.known_views += config.sample.num_views or 250  # 0 is all that an object has: of SRN's, 250

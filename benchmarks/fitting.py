@@ -13,7 +13,8 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks import record
 from benchmarks.compiling import compile_training_step
-from threedim.training import build, hardware
+from threedim import config as config_lib
+from threedim.training import hardware
 
 
 def memory_limit(gib: float | None = None) -> int:
@@ -72,7 +73,7 @@ def largest(bytes_of: Callable[[int], float], limit: float, start: int = 1, most
 
 def largest_training_batch(config, limit: int) -> dict:
     """The largest batch of pairs that one device trains on with ``config``, as figures."""
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     mesh = Mesh([[jax.local_devices()[0]]], ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
     def bytes_of(pairs: int) -> float:

@@ -29,8 +29,9 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import record
 from benchmarks.compiling import compile_training_step, state_bytes, wire_bytes
 from configs import base
+from threedim import config as config_lib
 from threedim.progress import progress
-from threedim.training import build, hardware
+from threedim.training import hardware
 
 MODELS = {"471M": {}, "1.3B": {"ch": 448}, "ch=640": {"ch": 640}, "64px": {"ch": 128, "image_size": 64}}
 # Slices by name: topology for the TPU compiler (None: as many CPU devices), device kind, number of devices.
@@ -141,7 +142,7 @@ def environment(target: str) -> dict[str, str]:
 def compile_row(row: Row) -> dict:
     """Figures of one row."""
     config = configuration(row)
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     mesh = device_mesh(row.target, row.fsdp)
     began = time.perf_counter()
     lowered, compiled, state = compile_training_step(network, process, recipe, mesh)

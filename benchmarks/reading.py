@@ -23,11 +23,12 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import record
+from threedim import config as config_lib
 from threedim import diffusion
 from threedim.augmentation import augment
 from threedim.data import pipeline, sources
-from threedim.training import build, checkpoints, run_info
-from threedim.training.state import abstract_params, batch_images
+from threedim.training import checkpoints, run_info
+from threedim.training.step import abstract_params, batch_images
 
 
 def color_slope(drawn: np.ndarray, truth: np.ndarray) -> float:
@@ -59,7 +60,7 @@ def measure(workdir: str, split: str, pairs: int, logsnr: float, data_dir: str |
     config = ml_collections.ConfigDict(run_info.read_run_info(workdir)[0])
     if data_dir:
         config.data.dir = data_dir
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     step = checkpoints.latest_step(workdir)
     if step is None:
         raise FileNotFoundError(f"no checkpoint in {workdir}")

@@ -14,10 +14,11 @@ import tqdm
 from absl import app, flags
 
 from benchmarks import record
-from threedim.data import raycast, shapes
-from threedim.data.meshes import Geometry, from_trimesh, load_mesh
-from threedim.data.render import find_meshes
-from threedim.data.viewpoints import RADIUS, default_intrinsics, sphere_cameras
+from threedim.procedural import shapes
+from threedim.rendering import raycast
+from threedim.rendering.meshes import Geometry, from_trimesh, load_mesh
+from threedim.rendering.render import find_meshes
+from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras
 
 
 def measure(

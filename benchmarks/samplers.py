@@ -8,7 +8,7 @@ Draws the views that ``config.sample`` asks for with every sampler and several s
 The same command goes on after the last sampler that is finished. Measured, each the mean over seeds:
 
 * PSNR and SSIM to the true views;
-* patch distance to the true views (sliced Wasserstein distance of 7x7 patches, ``threedim.evaluation.patch_distance``);
+* patch distance to the true views (sliced Wasserstein distance of 7x7 patches, ``evaluation.metrics.patches``);
 * agreement of a rollout with itself: after the last view, the first ones' cameras are drawn again, by then
   conditioned on everything in between; PSNR between the two drawings. Beside it, for scale, the same between
   rollouts that know nothing of one another.
@@ -34,15 +34,15 @@ from ml_collections import config_flags
 
 import threedim
 from benchmarks import record
+from threedim import config as config_lib
 from threedim import files
 from threedim.cameras import Camera
-from threedim.evaluation.image_metrics import psnr, ssim
-from threedim.evaluation.patch_distance import sliced_wasserstein
+from threedim.evaluation.metrics.image import psnr, ssim
+from threedim.evaluation.metrics.patches import sliced_wasserstein
 from threedim.output import images
 from threedim.progress import progress
 from threedim.sampling import Settings, sample_views
 from threedim.tasks import Views, make_tasks
-from threedim.training import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -82,7 +82,7 @@ def candidates(guidance_weight: float, fresh: bool, steps: list[int]) -> dict[st
                 rows[f"{name} {count}, guided in [-1, 3]"] = dataclasses.replace(
                     every, num_steps=count, guidance_interval=(-1.0, 3.0), **fields
                 )
-    fast = dataclasses.replace(every, **build.PRESETS["fast"])
+    fast = dataclasses.replace(every, **config_lib.PRESETS["fast"])
     return {name: settings for name, settings in rows.items() if settings != fast} | {"preset fast": fast}
 
 

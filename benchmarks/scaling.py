@@ -25,7 +25,8 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import record
 from benchmarks.compiling import compile_training_step, wire_bytes
 from configs import base
-from threedim.training import build, hardware
+from threedim import config as config_lib
+from threedim.training import hardware
 
 # 471M at 128 px: parameters, and FLOPs that a pair needs in training (asserted in tests/test_xunet.py).
 PARAMETERS, FLOPS_PER_PAIR = 461_661_731, 6.68e12
@@ -41,7 +42,7 @@ def count(devices: int) -> dict[str, dict[str, float]]:
     m.image_size, m.ch, m.emb_ch, m.num_res_blocks, m.ch_mult, m.attn_resolutions = 16, 128, 256, 1, (1, 2), (8,)
     m.dtype = "float32"
     config.train.batch_size = devices
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     found = {}
     for fsdp in sorted({1, 8, devices}):
         mesh = Mesh(

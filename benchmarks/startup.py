@@ -79,7 +79,7 @@ def observe(path: str, launched: float, arguments: list[str]) -> None:
 
     from threedim import main
     from threedim.data import pipeline, sources
-    from threedim.training import logging, loop, watch
+    from threedim.training import loop, metrics, watch
 
     seen["imported"] = time.time()
 
@@ -129,8 +129,8 @@ def observe(path: str, launched: float, arguments: list[str]) -> None:
             spans["step"].append((seen["step_began"], seen["end"]))
 
     # The loop logs when the first step's loss is on the host.
-    before(logging.MetricWriter, "scalars", first_logged)
-    assert loop.MetricWriter is logging.MetricWriter
+    before(metrics.MetricWriter, "scalars", first_logged)
+    assert loop.MetricWriter is metrics.MetricWriter
     sys.argv = ["threedim.main", *arguments]
     try:
         main.run()

@@ -25,10 +25,11 @@ from benchmarks import drawing, fitting, record
 from benchmarks.compiling import lower_training_step
 from benchmarks.inputs import example_batch
 from benchmarks.timing import matmul_rate, timed
+from threedim import config as config_lib
 from threedim import cpu
 from threedim.models.unet import NetworkDenoiser
-from threedim.training import build, sharding
-from threedim.training.state import (
+from threedim.training import sharding
+from threedim.training.step import (
     Metrics,
     abstract_params,
     batch_images,
@@ -54,7 +55,7 @@ def training_flops(network, process, recipe, args: tuple) -> float:
 
 def measure_steps(config, repeats: int) -> dict[str, dict]:
     """Figures of a training step and of a denoising step."""
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     batch = example_batch(network.image_size, recipe.batch_size)
 
     def entry(lowered, flops, run, args) -> dict:
@@ -85,7 +86,7 @@ def measure_steps(config, repeats: int) -> dict[str, dict]:
         jax.block_until_ready(compiled(*args))
         return timed(lambda: compiled(*args), repeats)
 
-    mesh, options = build.mesh(config), cpu.compiler_options(loops=recipe.microbatches > 1)
+    mesh, options = config_lib.mesh(config), cpu.compiler_options(loops=recipe.microbatches > 1)
     lowered, shapes = lower_training_step(network, process, recipe, mesh, options)
     places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=places[0])(network, recipe)
@@ -124,7 +125,7 @@ def measure(
       ValueError: if the batch to sample does not fit, or the memory of the device is not known.
     """
     limit = fitting.memory_limit(gib) if sampling or largest_batch else 0
-    network = build.network(config)
+    network = config_lib.network(config)
     figures = {
         "batch_size": config.train.batch_size,
         "devices": jax.device_count(),

@@ -33,8 +33,9 @@ from benchmarks.compiling import collectives, compile_training_step
 from benchmarks.drawing import Drawing
 from benchmarks.memory import TARGETS, device_mesh, environment
 from configs import base
+from threedim import config as config_lib
 from threedim.progress import progress
-from threedim.training import build, hardware
+from threedim.training import hardware
 
 PROGRAMS = ("training", "denoise", "view")
 SLICES = ("v5e-4", "v4-8")
@@ -91,7 +92,7 @@ def compile_row(row: Row) -> dict[str, Any]:
     mesh = device_mesh(row.target, row.fsdp if training else 1)
     began = time.perf_counter()
     if training:
-        parts = build.network(config), build.process(config), build.recipe(config)
+        parts = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
         _, compiled, state = compile_training_step(*parts, mesh)
         params = state.params
     else:

@@ -14,7 +14,7 @@ from tiny import NETWORK, SIZE, fill, random_batch
 
 from threedim.diffusion import Process
 from threedim.training import sharding
-from threedim.training.state import Metrics, Recipe, TrainState, abstract_params, make_train_step
+from threedim.training.step import Metrics, Recipe, TrainState, abstract_params, make_train_step
 
 RECIPE = Recipe(32, 1e-4, 0, 0.9, 0.99, 100.0, 1.0, 0.25, 0)
 

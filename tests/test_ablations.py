@@ -14,11 +14,12 @@ from tiny import random_cameras
 
 import threedim
 from configs import base, demo, shapes16, srn_cars, srn_chairs_star
-from threedim import rollout
+from threedim import config as config_lib
+from threedim import sample as sample_lib
 from threedim.models.concat_unet import ConcatUNet
 from threedim.models.xunet import XUNet
 from threedim.output import images
-from threedim.training import build, loop
+from threedim.training import loop
 
 WHOLE = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}
 CHANGES = {
@@ -57,13 +58,13 @@ def test_an_ablation_changes_what_it_is_about_and_nothing_else(variant, data):
     changed = {name: value for name, value in flat(config).items() if whole[name] != value}
     assert changed == expected
     assert flat(config).keys() == whole.keys()
-    assert type(build.network(config)) is (ConcatUNet if variant == "concat_unet" else XUNet)
-    build.recipe(config)
-    settings = build.sample_settings(config)
+    assert type(config_lib.network(config)) is (ConcatUNet if variant == "concat_unet" else XUNet)
+    config_lib.recipe(config)
+    settings = config_lib.sample_settings(config)
     assert settings.conditioning == ("stochastic" if variant == "concat_unet" else "input")
     if variant == "regression":
-        assert settings.evaluations(build.process(config)) == 1
-    assert build.sample_settings(config, num_steps=config.train.sample_steps)
+        assert settings.evaluations(config_lib.process(config)) == 1
+    assert config_lib.sample_settings(config, num_steps=config.train.sample_steps)
 
 
 @pytest.mark.parametrize("variant", CHANGES)
@@ -78,14 +79,14 @@ def test_an_unknown_network_is_refused_with_a_list():
     config = base.get_config()
     config.model.network = "unet"
     with pytest.raises(ValueError, match=r"model\.network must be one of xunet, concat_unet, got 'unet'"):
-        build.network(config)
+        config_lib.network(config)
 
 
 def test_the_whole_model_is_what_it_was():
     config = base.get_config()
-    assert type(build.network(config)) is XUNet
-    assert build.process(config) == threedim.Process("eps", regression=False)
-    assert build.sample_settings(config) == threedim.Settings(conditioning="stochastic")
+    assert type(config_lib.network(config)) is XUNet
+    assert config_lib.process(config) == threedim.Process("eps", regression=False)
+    assert config_lib.sample_settings(config) == threedim.Settings(conditioning="stochastic")
 
 
 # --- runs ---
@@ -114,7 +115,7 @@ def whole_run(tiny, kept, tmp_path):
     """A run of the whole model and the views drawn from it, in a folder of its own."""
     if not (kept / "run").exists():
         loop.train(tiny, kept / "run")
-        rollout.sample(tiny, kept / "run")
+        sample_lib.sample(tiny, kept / "run")
     return pathlib.Path(shutil.copytree(kept / "run", tmp_path / "run"))
 
 
@@ -143,7 +144,7 @@ def test_regression_from_training_to_a_view(tiny, tmp_path):
     drawn = model.sample(picture, camera, targets, seed=3, on_view=lambda index, view: seen.append(view))
     np.testing.assert_array_equal(drawn, seen)
     # One call of the plain network on noise, for each view.
-    network, key = build.network(tiny), jax.random.key(3)
+    network, key = config_lib.network(tiny), jax.random.key(3)
     for i in range(2):
         start = jax.random.fold_in(jax.random.fold_in(key, i), 0)
         z = jax.random.normal(start, (8, 8, 3))[None]
@@ -161,7 +162,7 @@ def test_regression_from_training_to_a_view(tiny, tmp_path):
         model.sample(picture, camera, targets, settings=threedim.Settings())
     tiny.sample.num_steps = 4
     with pytest.raises(ValueError, match=re.escape("got 4, 0.0 and 't'")):
-        rollout.sample(tiny, tmp_path / "run")
+        sample_lib.sample(tiny, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -188,9 +189,9 @@ def test_image_to_image_from_the_whole_models_run(tiny, whole_run, tmp_path):
     whole = views_of(whole_run / "views" / "step_0000002")
     apply_variant(tiny, "image_to_image")
     with pytest.raises(ValueError, match="conditioning: stochastic → input"):
-        rollout.sample(tiny, whole_run)
+        sample_lib.sample(tiny, whole_run)
     tiny.sample.out = str(tmp_path / "input")
-    ablated = views_of(rollout.sample(tiny, whole_run))
+    ablated = views_of(sample_lib.sample(tiny, whole_run))
     assert len(ablated) == 2 * 4
     assert ablated.keys() == whole.keys()
     for path, picture in ablated.items():
@@ -205,7 +206,7 @@ def test_image_to_image_from_the_whole_models_run(tiny, whole_run, tmp_path):
     (out / "unfinished" / name / "000000.png").write_bytes(first.read_bytes())
     (out / "samples.json").write_text((tmp_path / "input" / "samples.json").read_text())
     tiny.sample.out = str(out)
-    resumed = views_of(rollout.sample(tiny, whole_run))
+    resumed = views_of(sample_lib.sample(tiny, whole_run))
     for path, picture in ablated.items():
         np.testing.assert_array_equal(resumed[path], picture)
 
@@ -222,7 +223,7 @@ def test_concat_unet_from_training_to_a_view(tiny, tmp_path):
     with pytest.raises(ValueError, match=re.escape('model.network: "concat_unet" → "xunet"')):
         loop.train(tiny, tmp_path / "run")
     with pytest.raises(ValueError, match=re.escape("model.network: concat_unet → xunet")):
-        rollout.sample(tiny, tmp_path / "run")
+        sample_lib.sample(tiny, tmp_path / "run")
 
 
 def test_a_run_from_before_the_ablations_goes_on(tiny, whole_run):
@@ -239,10 +240,10 @@ def test_a_run_from_before_the_ablations_goes_on(tiny, whole_run):
 
     model = threedim.load(run)
     assert type(model.denoiser.network) is XUNet
-    assert (model.process, model.settings) == (build.process(tiny), build.sample_settings(tiny))
+    assert (model.process, model.settings) == (config_lib.process(tiny), config_lib.sample_settings(tiny))
     before = views_of(out)
     shutil.rmtree(sorted((out / "views").iterdir())[0])  # to be drawn again
-    after = views_of(rollout.sample(tiny, run))
+    after = views_of(sample_lib.sample(tiny, run))
     assert before.keys() == after.keys()
     for path, picture in before.items():
         np.testing.assert_array_equal(after[path], picture)

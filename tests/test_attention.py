@@ -18,7 +18,7 @@ from slow_blocks import (
     slow_attention,
 )
 
-from threedim.models.blocks import (
+from threedim.models.layers import (
     AttentionBlock,
     _flash_attention,
     attend,

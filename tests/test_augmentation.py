@@ -7,8 +7,8 @@ import pytest
 from tiny import jax_cameras
 
 from configs import base
+from threedim import config as config_lib
 from threedim.augmentation import NO_AUGMENTATION, Augmentation, augment, random_rotations, turn_hue
-from threedim.training import build
 
 ALL = Augmentation(orientation=True, scale=(0.5, 3.0), hue=0.5)
 ORIENTATION, SCALE, HUE = Augmentation(orientation=True), Augmentation(scale=(0.5, 3.0)), Augmentation(hue=0.5)
@@ -205,13 +205,13 @@ def test_impossible_settings_are_refused(fields, match):
 
 def test_settings_come_from_the_config():
     config = base.get_config()
-    assert build.recipe(config).augmentation == NO_AUGMENTATION
+    assert config_lib.recipe(config).augmentation == NO_AUGMENTATION
     assert not NO_AUGMENTATION.enabled
     config.data.augment.orientation, config.data.augment.scale, config.data.augment.hue = True, (0.5, 2.0), 0.1
-    recipe = build.recipe(config)
+    recipe = config_lib.recipe(config)
     assert recipe.augmentation == Augmentation(True, (0.5, 2.0), 0.1)
     assert recipe.augmentation.enabled
     assert hash(Augmentation(scale=[0.5, 2.0])) == hash(Augmentation(scale=(0.5, 2.0)))
     config.data.augment.hue = 2.0
     with pytest.raises(ValueError, match="hue must be in"):
-        build.recipe(config)
+        config_lib.recipe(config)

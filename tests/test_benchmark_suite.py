@@ -15,10 +15,12 @@ import jax
 import numpy as np
 import pytest
 
+from scripts import ablations, ablations_page, benchmark, benchmark_plan
+from scripts.benchmark_plan import Plan
+from threedim import config as config_lib
 from threedim.data import sources, srn
-from threedim.evaluation import ablations, ablations_page, benchmark, benchmark_plan, published
-from threedim.evaluation.benchmark_plan import Plan
-from threedim.training import build, run_info, state
+from threedim.evaluation import published
+from threedim.training import run_info, step
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs/shapes16.py")
 ROWS = ("3dim", "image_to_image", "regression", "concat_unet")
@@ -220,7 +222,7 @@ def test_runs_everything_once(out, python, capsys):
     expected = [train, *[evaluate] * 4, train, *[evaluate] * 2, train, *[evaluate] * 2, "evaluation.consistency"]
     assert kinds == expected
     asked, *done = json.loads((out / "commands.json").read_text())
-    assert asked["command"] == f"python -m threedim.evaluation.benchmark --config={CONFIG} --out={out} --seeds=2"
+    assert asked["command"] == f"python -m scripts.benchmark --config={CONFIG} --out={out} --seeds=2"
     assert [shlex.split(one["command"])[1:] for one in done] == [shlex.split(call) for call in python.calls]
     assert all(one["finished"] for one in done)
     said = capsys.readouterr().out
@@ -519,8 +521,8 @@ def test_training_seconds_count_steps_up_to_the_checkpoint(tmp_path):
 
 
 def test_parameters_are_those_of_the_network(parameters, tiny_config):
-    network = build.network(tiny_config)
-    made = jax.eval_shape(lambda: state.init_params(network, jax.random.key(0)))
+    network = config_lib.network(tiny_config)
+    made = jax.eval_shape(lambda: step.init_params(network, jax.random.key(0)))
     assert parameters(tiny_config) == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
 
 

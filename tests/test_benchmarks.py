@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks import compiling, drawing, fitting, memory, scaling, startup, step
 from benchmarks.inputs import batch_shapes, example_batch
-from threedim.training import build, hardware
-from threedim.training.state import Metrics, init_state, make_train_step
+from threedim import config as config_lib
+from threedim.training import hardware
+from threedim.training.step import Metrics, init_state, make_train_step
 
 
 def test_bytes_on_the_wire_are_read_from_a_compiled_program():
@@ -140,7 +141,11 @@ def test_views_per_second_and_the_largest_batch_of_objects(tiny_config, monkeypa
 def test_what_rematerialization_computes_again_is_not_counted(tiny_config):
     def counted(remat, microbatches):
         tiny_config.train.remat, tiny_config.train.microbatches = remat, microbatches
-        network, process, recipe = build.network(tiny_config), build.process(tiny_config), build.recipe(tiny_config)
+        network, process, recipe = (
+            config_lib.network(tiny_config),
+            config_lib.process(tiny_config),
+            config_lib.recipe(tiny_config),
+        )
         args = (*jax.eval_shape(lambda: (init_state(network, recipe), Metrics.zeros())), batch_shapes(8, 4))
         lowered = jax.jit(make_train_step(network, process, recipe)).lower(*args)
         return step.training_flops(network, process, recipe, args), lowered.cost_analysis()["flops"]

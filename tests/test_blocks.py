@@ -20,7 +20,7 @@ from slow_blocks import (
     slow_upsample,
 )
 
-from threedim.models.blocks import (
+from threedim.models.layers import (
     FiLM,
     GroupNorm,
     PoseConv,

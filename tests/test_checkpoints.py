@@ -19,7 +19,7 @@ from orbax.checkpoint._src.path import atomicity
 from configs import base
 from threedim.training import checkpoints, leaves, run_info
 from threedim.training.checkpoints import CheckpointError, Checkpoints
-from threedim.training.state import TrainState
+from threedim.training.step import TrainState
 
 
 def make_state(step: int, seed: int = 0) -> TrainState:

@@ -13,12 +13,12 @@ from tiny import SIZE, jax_cameras, random_cameras, random_params
 
 from threedim import encodings
 from threedim.cameras import Camera
-from threedim.models.blocks import AttentionBlock, GroupNorm, ResnetBlock
 from threedim.models.concat_unet import ConcatUNet
+from threedim.models.layers import AttentionBlock, GroupNorm, ResnetBlock
 from threedim.models.unet import NetworkDenoiser
 from threedim.models.xunet import XUNet
 from threedim.sampling import Settings, sample_views
-from threedim.training.state import abstract_params
+from threedim.training.step import abstract_params
 
 BATCH = 2
 FIELDS = ("image_size", "ch", "ch_mult", "emb_ch", "num_res_blocks", "attn_resolutions", "attn_heads")

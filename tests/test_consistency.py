@@ -10,10 +10,13 @@ import pytest
 
 from threedim import cameras
 from threedim.cameras import Camera
-from threedim.data import raycast, render, shapes, srn, viewpoints
-from threedim.evaluation import consistency, held_out, image_metrics
-from threedim.evaluation.neural_field import FieldSettings
+from threedim.consistency import held_out, score
+from threedim.consistency.field import FieldSettings
+from threedim.data import srn
+from threedim.evaluation.metrics import image as image_metrics
 from threedim.output import images as images_lib
+from threedim.procedural import shapes
+from threedim.rendering import raycast, render, viewpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 MESHES = ROOT.parent / "shared" / "meshes"
@@ -113,7 +116,7 @@ def test_true_views_score_higher_than_disturbed_ones(car, tmp_path):
     images, camera = car
     srn.write_object(tmp_path / "true" / "car", images, camera)
     srn.write_object(tmp_path / "turned" / "car", images, turned(camera, 20))
-    results = consistency.score([str(tmp_path / "true"), str(tmp_path / "turned")], tmp_path / "out", SMALL)
+    results = score.score([str(tmp_path / "true"), str(tmp_path / "turned")], tmp_path / "out", SMALL)
     figures = {name: row["psnr"] for name, row in results["rows"].items()}
     assert figures["true"] > 20
     assert figures["true"] > figures["turned"] + 2
@@ -135,7 +138,7 @@ def test_the_input_view_counts_and_the_truth_does_not(car, tmp_path):
     for name, views in (("asked", images), ("consistent", other), ("other_than_asked", wrong_input)):
         srn.write_object(tmp_path / name / "car", views, camera)
     folders = [str(tmp_path / name) for name in ("asked", "consistent", "other_than_asked")]
-    rows = consistency.score(folders, tmp_path / "out", SMALL)["rows"]
+    rows = score.score(folders, tmp_path / "out", SMALL)["rows"]
     print({name: (row["psnr"], row["input_psnr"]) for name, row in rows.items()})
     # Another object than the true one, shown consistently, loses nothing.
     assert rows["consistent"]["psnr"] > 20
@@ -156,9 +159,9 @@ class MeanColors:
 
 def test_fid_is_taken_of_held_out_views_and_renders_of_all_objects(views, tmp_path):
     out = tmp_path / "out"
-    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
+    assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
     # Without fitting again.
-    row = consistency.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
+    row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
     for folder, wanted in ((views, held_out.held_out_indices(10, [0])), (out / "views" / "renders", None)):
         pictures = [srn.read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
@@ -170,17 +173,17 @@ def test_fid_is_taken_of_held_out_views_and_renders_of_all_objects(views, tmp_pa
     assert row["fid"] == pytest.approx(expected, rel=1e-3)
     assert "singular" in row["warnings"][0]
     # It stays where the objects are the same, and goes where they are not.
-    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] == row["fid"]
+    assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] == row["fid"]
     path = out / "views" / "scores" / "car_1.json"
     path.write_text(path.read_text().replace('"num_views": 10', '"num_views": 11'))
-    assert consistency.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
+    assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
     with pytest.raises(FileNotFoundError, match=r"absent.pth: no such file, so no FID; download"):
-        consistency.score([str(views)], out, QUICK, weights=tmp_path / "absent.pth")
+        score.score([str(views)], out, QUICK, weights=tmp_path / "absent.pth")
 
 
 def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = consistency.score([str(views)], out, QUICK)
+    first = score.score([str(views)], out, QUICK)
     assert first == json.loads((out / "results.json").read_text())
     assert first["settings"]["field"]["levels"] == 1
     assert first["not_the_frozen_settings"]["levels"] == 1
@@ -193,24 +196,24 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     def refuse(*_, **__):
         raise AssertionError("fitted again")
 
-    fit = consistency.field_fit.fit
-    monkeypatch.setattr(consistency.field_fit, "fit", refuse)
-    assert consistency.score([str(views)], out, QUICK) == first
+    fit = score.field_fit.fit
+    monkeypatch.setattr(score.field_fit, "fit", refuse)
+    assert score.score([str(views)], out, QUICK) == first
     (out / "views" / "scores" / "car_1.json").unlink()
-    monkeypatch.setattr(consistency.field_fit, "fit", fit)
-    again = consistency.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
+    monkeypatch.setattr(score.field_fit, "fit", fit)
+    again = score.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
     assert again["car_1"]["psnr"] == row["objects"]["car_1"]["psnr"]  # the seed decides
 
     with pytest.raises(ValueError, match=r"other settings.*seed: 0 → 1"):
-        consistency.score([str(views)], out, QUICK, seed=1)
+        score.score([str(views)], out, QUICK, seed=1)
     only = tmp_path / "else" / "views"
     srn.write_object(only / "a", *_nearer(views))
     with pytest.raises(ValueError, match=r"other views.*bounds.far"):
-        consistency.score([str(only)], out, QUICK)
+        score.score([str(only)], out, QUICK)
     picture = views / "car_0" / "rgb" / "000003.png"
     picture.write_bytes((views / "car_1" / "rgb" / "000003.png").read_bytes())
     with pytest.raises(ValueError, match=r"car_0.json is the score of other views"):
-        consistency.score([str(views)], out, QUICK)
+        score.score([str(views)], out, QUICK)
 
 
 def _nearer(views):
@@ -221,17 +224,17 @@ def _nearer(views):
 def test_wrong_rows_are_refused(views, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="two folders would both be row"):
-        consistency.score([str(views), str(tmp_path / "b" / "views")], out, QUICK)
+        score.score([str(views), str(tmp_path / "b" / "views")], out, QUICK)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        consistency.score([str(tmp_path / "absent")], out, QUICK)
+        score.score([str(tmp_path / "absent")], out, QUICK)
     with pytest.raises(ValueError, match="cannot be averaged down"):
-        consistency.score([str(views)], out, QUICK, size=32)
+        score.score([str(views)], out, QUICK, size=32)
     with pytest.raises(ValueError, match="among the 10 views"):
-        consistency.score([str(views)], out, QUICK, input_views=[10])
+        score.score([str(views)], out, QUICK, input_views=[10])
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "letter.txt").write_text("keep me")
     with pytest.raises(ValueError, match="not empty"):
-        consistency.score([str(views)], tmp_path / "foreign", QUICK)
+        score.score([str(views)], tmp_path / "foreign", QUICK)
 
 
 def test_views_are_numbered_as_in_the_data_set_where_samples_json_says_how(views, tmp_path):
@@ -258,17 +261,17 @@ def test_views_are_numbered_as_in_the_data_set_where_samples_json_says_how(views
 def test_command_line(views, tmp_path, capsys):
     quick = [f"--set={name}={getattr(QUICK, name)}" for name in QUICK.__dataclass_fields__]
     common = ["--compilation_cache=", f"--out={tmp_path / 'out'}", "--max_objects=1", *quick]
-    consistency.main([f"--views=a={views}", f"--views=b={views}", *common])
+    score.main([f"--views=a={views}", f"--views=b={views}", *common])
     printed = capsys.readouterr().out
     assert "1 objects" in printed
     assert '"rays_per_step": 32' in printed
     assert sorted(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == ["a", "b"]
     with pytest.raises(SystemExit, match="no field setting 'level'"):
-        consistency.main([f"--views={views}", *common, "--set=level=3"])
+        score.main([f"--views={views}", *common, "--set=level=3"])
     with pytest.raises(SystemExit, match="--set levels=two"):
-        consistency.main([f"--views={views}", *common, "--set=levels=two"])
-    assert consistency._field_settings(None, []).rays_per_step == consistency.CPU_RAYS_PER_STEP
-    assert consistency._field_settings(0, []).rays_per_step == 0
+        score.main([f"--views={views}", *common, "--set=levels=two"])
+    assert score._field_settings(None, []).rays_per_step == score.CPU_RAYS_PER_STEP
+    assert score._field_settings(0, []).rays_per_step == 0
 
 
 @pytest.mark.slow

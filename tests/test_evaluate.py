@@ -14,12 +14,14 @@ from synthetic import make_objects
 from test_inception import make_entry
 
 from configs import base
-from threedim import provenance, rollout
-from threedim.data import images as images_lib
+from threedim import provenance
+from threedim import sample as sample_lib
+from threedim.data import png as images_lib
 from threedim.data import sources, srn
-from threedim.evaluation import drawn, evaluate, frechet, lpips, scores
-from threedim.evaluation.inception import entry_shapes
-from threedim.evaluation.patch_distance import sliced_wasserstein
+from threedim.evaluation import protocol, sampled, scores
+from threedim.evaluation.metrics import fid, lpips
+from threedim.evaluation.metrics.inception import entry_shapes
+from threedim.evaluation.metrics.patches import sliced_wasserstein
 from threedim.training import loop
 
 
@@ -118,7 +120,7 @@ class Difference:
 
 
 def test_figures_against_numpy(ready):
-    out = evaluate.evaluate(ready, "nowhere", extract=Colors())
+    out = protocol.evaluate(ready, "nowhere", extract=Colors())
     results = results_of(out)
     dataset = sources.open_from_config(ready.data, "test")
     assert list(results["objects"]) == dataset.names
@@ -146,10 +148,10 @@ def test_figures_against_numpy(ready):
     np.testing.assert_allclose(results["baselines"]["input view repeated"]["psnr"], np.mean(repeated), rtol=1e-5)
     ours, true = np.concatenate(ours), np.concatenate(true)
     np.testing.assert_allclose(figures["patch_distance"], sliced_wasserstein(ours, true, seed=0))
-    first, second = (frechet.FeatureMoments(6) for _ in "ab")
+    first, second = (fid.FeatureMoments(6) for _ in "ab")
     first.add(Colors()(ours))
     second.add(Colors()(true))
-    np.testing.assert_allclose(figures["fid"], frechet.frechet_distance(first, second).value, rtol=1e-6)
+    np.testing.assert_allclose(figures["fid"], fid.frechet_distance(first, second).value, rtol=1e-6)
     assert figures["lpips"] is None
     assert list(results["not_computed"]) == ["lpips"]
     assert "vgg16-397923af.pth" in results["not_computed"]["lpips"]
@@ -163,7 +165,7 @@ def test_figures_against_numpy(ready):
 
 
 def test_lpips_of_views_objects_and_all(ready):
-    results = results_of(evaluate.evaluate(ready, "nowhere", compare=Difference()))
+    results = results_of(protocol.evaluate(ready, "nowhere", compare=Difference()))
     dataset = sources.open_from_config(ready.data, "test")
     found, repeated = [], []
     for index, name in enumerate(dataset.names):
@@ -187,14 +189,14 @@ def test_lpips_of_views_objects_and_all(ready):
 def test_pictures_too_small_for_lpips(ready):
     compare = Difference()
     compare.smallest = 17
-    results = results_of(evaluate.evaluate(ready, "nowhere", compare=compare))
+    results = results_of(protocol.evaluate(ready, "nowhere", compare=compare))
     assert results["not_computed"]["lpips"] == "pictures of 16 px are smaller than the 17 px that Differences needs"
     assert results["dataset"]["lpips"] is None
     assert results["lpips_network"] is None
 
 
 def test_draws_scores_and_does_not_draw_again(tiny, run, monkeypatch, capsys):
-    out = evaluate.evaluate(tiny, run)
+    out = protocol.evaluate(tiny, run)
     assert out == run / "evaluation/step_0000001"
     results = results_of(out)
     assert results["checkpoint_step"] == 1
@@ -219,13 +221,13 @@ def test_draws_scores_and_does_not_draw_again(tiny, run, monkeypatch, capsys):
     def never(*arguments, **settings):
         raise AssertionError("drawn a second time")
 
-    monkeypatch.setattr(rollout, "sample_views", never)
+    monkeypatch.setattr(sample_lib, "sample_views", never)
     before = (out / "results.json").read_text()
-    evaluate.evaluate(tiny, run)
+    protocol.evaluate(tiny, run)
     assert (out / "results.json").read_text() == before
     # The same folder as ready-made views gives the same figures, without a checkpoint.
     tiny.evaluate.views = str(out)
-    again = results_of(evaluate.evaluate(tiny, run / "other"))
+    again = results_of(protocol.evaluate(tiny, run / "other"))
     assert again["objects"] == results["objects"]
     assert again["dataset"] == results["dataset"]
     # And so do the same views in the layout of other methods.
@@ -235,23 +237,23 @@ def test_draws_scores_and_does_not_draw_again(tiny, run, monkeypatch, capsys):
             shutil.copy(out / "views" / name / "rgb" / f"{place:06d}.png", run / "theirs" / name / f"{view:06d}.png")
         (run / "theirs" / name / "000000_compare.png").write_bytes(b"")
     tiny.evaluate.views = str(run / "theirs")
-    assert results_of(evaluate.evaluate(tiny, run / "other"))["objects"] == results["objects"]
+    assert results_of(protocol.evaluate(tiny, run / "other"))["objects"] == results["objects"]
     # Without samples.json its own folder is misnumbered, which its poses betray.
     shutil.copytree(out / "views", run / "alone/views")
     tiny.evaluate.views, tiny.evaluate.input_view = str(run / "alone/views"), 1
     tiny.evaluate.out = str(run / "misnumbered")
     with pytest.raises(ValueError, match=r"000000\.txt is the pose of another camera"):
-        evaluate.evaluate(tiny, run)
+        protocol.evaluate(tiny, run)
     tiny.evaluate.views, tiny.evaluate.input_view = str(out), 2
     with pytest.raises(ValueError, match="was drawn from view 1, not 2"):
-        evaluate.evaluate(tiny, run)
+        protocol.evaluate(tiny, run)
 
 
 def test_objects_of_a_quick_look_are_chosen_by_the_seed(ready, tmp_path):
     def names(count, seed):
         ready.evaluate.max_objects, ready.evaluate.seed = count, seed
         ready.evaluate.out = str(tmp_path / f"{count}_{seed}")
-        return set(results_of(evaluate.evaluate(ready, "nowhere"))["objects"])
+        return set(results_of(protocol.evaluate(ready, "nowhere"))["objects"])
 
     assert names(2, 0) == names(2, 0)
     assert names(2, 0) < names(3, 0) < names(0, 0)
@@ -260,10 +262,10 @@ def test_objects_of_a_quick_look_are_chosen_by_the_seed(ready, tmp_path):
     # Results of more objects are not lost to those of fewer.
     ready.evaluate.max_objects, ready.evaluate.seed, ready.evaluate.out = 2, 0, str(tmp_path / "0_0")
     with pytest.raises(ValueError, match="holds scores of 2 objects that are not among the 2 asked for now"):
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
     ready.evaluate.max_objects, ready.evaluate.input_view = 0, 0
     with pytest.raises(ValueError, match="input_view: 1 → 0"):
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
 
 
 def test_missing_views_are_listed(ready, tmp_path):
@@ -272,7 +274,7 @@ def test_missing_views_are_listed(ready, tmp_path):
     (tmp_path / "drawn" / first / "000003.png").unlink()
     shutil.rmtree(tmp_path / "drawn" / second)
     with pytest.raises(FileNotFoundError) as error:
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
     said = str(error.value)
     assert "lacks views of 2 of 4 objects" in said
     assert f"{first}: view 2-3\n" in said
@@ -285,7 +287,7 @@ def test_equal_views_count_with_the_highest_finite_psnr(ready, tmp_path):
     name = dataset.names[0]
     truth, _ = dataset.views(0, [2])
     (tmp_path / "drawn" / name / "000002.png").write_bytes(images_lib.encode_png(truth[0]))
-    results = results_of(evaluate.evaluate(ready, "nowhere"))
+    results = results_of(protocol.evaluate(ready, "nowhere"))
     assert results["equal_views"] == 1
     limit = 10 * math.log10(255**2 * 16 * 16 * 3)
     assert results["objects"][name]["views"]["psnr"][1] == pytest.approx(limit, abs=1e-5)
@@ -306,7 +308,7 @@ def test_equal_views_count_with_the_highest_finite_psnr(ready, tmp_path):
         ("evaluate.max_objects", -1, "evaluate.max_objects must be 0 (all) or more, got -1"),
         ("evaluate.inception", "weights.pth", "weights.pth: no such file, so no FID; download"),
         ("evaluate.lpips_lin", "lin.pth", "must both be named, or neither; only lpips_lin is; download https://"),
-        ("evaluate.input_view", 9, "has 5 (0 to 4); with --mode=evaluate it is evaluate.input_view"),
+        ("evaluate.input_view", 9, "has 5 (0 to 4); with --mode=evaluate it is protocol.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
         ("model.image_size", 8, "is 16 px wide, but views are compared at 8 px"),
     ],
@@ -314,7 +316,7 @@ def test_equal_views_count_with_the_highest_finite_psnr(ready, tmp_path):
 def test_refusals(ready, tmp_path, field, value, said):
     ready.update_from_flattened_dict({field: value})
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)):
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
     assert not (tmp_path / "out").exists()
 
 
@@ -323,18 +325,18 @@ def test_damaged_and_doubled_pictures_are_named(ready, tmp_path):
     folder = tmp_path / "drawn" / name
     shutil.copy(folder / "000002.png", folder / "2.png")
     with pytest.raises(ValueError, match="are both of view 2"):
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
     (folder / "2.png").unlink()
     (folder / "000002.png").write_bytes((folder / "000002.png").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"000002\.png is not a readable square PNG"):
-        evaluate.evaluate(ready, "nowhere")
+        protocol.evaluate(ready, "nowhere")
 
 
 def test_no_orbit(tmp_path):
     (tmp_path / "views").mkdir()
     (tmp_path / "samples.json").write_text('{"settings": {"cameras": "orbit"}, "objects": {}}')
     with pytest.raises(ValueError, match="holds an orbit"):
-        drawn.DrawnViews(tmp_path)
+        sampled.DrawnViews(tmp_path)
 
 
 def test_patch_distance_is_taken_of_a_subset(ready, monkeypatch):
@@ -343,7 +345,7 @@ def test_patch_distance_is_taken_of_a_subset(ready, monkeypatch):
     monkeypatch.setattr(
         scores.patch_distance, "sliced_wasserstein", lambda images, truth, seed: found.append(len(images)) or 1.0
     )
-    assert results_of(evaluate.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
+    assert results_of(protocol.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
     assert found == [7, 7]
 
 
@@ -358,7 +360,7 @@ def test_commit_is_of_this_code(monkeypatch, tmp_path):
 
 def test_sampler_settings_are_the_users(tiny):
     tiny.sample.preset, tiny.sample.seed, tiny.evaluate.max_objects = "fast", 7, 3
-    s = evaluate.drawing_config(tiny.lock()).sample
+    s = protocol.drawing_config(tiny.lock()).sample
     assert (s.preset, s.seed, s.num_steps) == ("fast", 7, 3)
     assert (s.split, s.input_views, s.num_views, s.num_objects, s.objects_seed) == ("test", (1,), 0, 3, 0)
     assert (tiny.sample.num_objects, tiny.sample.objects_seed) == (2, None)
@@ -369,7 +371,7 @@ def test_fid_from_a_named_file_of_weights(ready, tmp_path):
     """Made-up weights: through the file, the network and the page."""
     np.savez(tmp_path / "weights.npz", **{name: make_entry(name, shape) for name, shape in entry_shapes().items()})
     ready.evaluate.inception, ready.evaluate.max_objects = str(tmp_path / "weights.npz"), 2
-    results = results_of(evaluate.evaluate(ready, "nowhere"))
+    results = results_of(protocol.evaluate(ready, "nowhere"))
     assert results["dataset"]["fid"] > 0
     assert results["inception"]["name"] == "weights.npz"
     assert results["inception"]["sha256"] == hashlib.sha256((tmp_path / "weights.npz").read_bytes()).hexdigest()
@@ -388,7 +390,7 @@ def test_lpips_from_named_files_of_weights(ready, tmp_path):
         np.savez(names["backbone"], **{name: make_entry(name, s) for name, s in network.backbone_shapes().items()})
         np.savez(names["lin"], **{name: np.abs(make_entry(name, s)) for name, s in network.lin_shapes().items()})
         ready.evaluate.lpips_backbone, ready.evaluate.lpips_lin = map(str, names.values())
-        results = results_of(evaluate.evaluate(ready, "nowhere"))
+        results = results_of(protocol.evaluate(ready, "nowhere"))
         page = (tmp_path / "out/report.html").read_text()
         if network is lpips.ALEXNET:
             assert "16 px are smaller than the 31 px that AlexNet needs" in results["not_computed"]["lpips"]
@@ -409,7 +411,7 @@ def test_lpips_from_named_files_of_weights(ready, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_draw_and_one_scores(tiny, run, tmp_path):
-    single = results_of(evaluate.evaluate(tiny, run))
+    single = results_of(protocol.evaluate(tiny, run))
     tiny.evaluate.out = str(tmp_path / "two")
     more = ["--config.evaluate.input_view=1", f"--config.evaluate.out={tmp_path / 'two'}", "--compilation_cache="]
     results = finish(start_together(2, "evaluate", tiny, run, *more))

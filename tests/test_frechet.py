@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from threedim.evaluation import frechet
-from threedim.evaluation.frechet import FeatureMoments, PictureMoments, frechet_distance
+from threedim.evaluation.metrics import fid
+from threedim.evaluation.metrics.fid import FeatureMoments, PictureMoments, frechet_distance
 
 
 def moments_of(*parts):
@@ -203,7 +203,7 @@ def test_root_that_is_not_finite_or_not_real(monkeypatch, spoil):
 
     first, second = moments_of(features(0, 200)), moments_of(features(1, 200, shift=0.1))
     expected = frechet_distance(first, second).value
-    monkeypatch.setattr(frechet.scipy.linalg, "sqrtm", root)
+    monkeypatch.setattr(fid.scipy.linalg, "sqrtm", root)
     found = frechet_distance(first, second)
     assert found.value == pytest.approx(expected, rel=1e-3)
     assert found.warnings == (
@@ -217,13 +217,13 @@ def test_small_imaginary_parts_are_dropped(monkeypatch):
     first, second = moments_of(features(0, 200)), moments_of(features(1, 200, shift=0.1))
     expected = frechet_distance(first, second)
     true_root = scipy.linalg.sqrtm
-    monkeypatch.setattr(frechet.scipy.linalg, "sqrtm", lambda matrix: true_root(matrix) + 9e-4j * np.eye(12))
+    monkeypatch.setattr(fid.scipy.linalg, "sqrtm", lambda matrix: true_root(matrix) + 9e-4j * np.eye(12))
     assert frechet_distance(first, second) == expected
 
 
 def test_no_root_at_all(monkeypatch):
     moments = moments_of(features(0, 200))
-    monkeypatch.setattr(frechet.scipy.linalg, "sqrtm", lambda matrix: np.full_like(matrix, np.nan))
+    monkeypatch.setattr(fid.scipy.linalg, "sqrtm", lambda matrix: np.full_like(matrix, np.nan))
     with pytest.raises(ValueError, match="no finite real root, not even with 1e-6"):
         frechet_distance(moments, moments)
 
@@ -235,7 +235,7 @@ def colors(images):
 
 
 def test_pictures_in_batches_of_any_size(monkeypatch):
-    monkeypatch.setattr(frechet, "_BLOCK_PICTURES", 16)
+    monkeypatch.setattr(fid, "_BLOCK_PICTURES", 16)
     images = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), np.uint8)
     sizes = []
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from threedim.evaluation import image_metrics
-from threedim.evaluation.image_metrics import psnr, ssim
+from threedim.evaluation.metrics import image as image_metrics
+from threedim.evaluation.metrics.image import psnr, ssim
 
 
 def slow_ssim(a, b):

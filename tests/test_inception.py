@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch_files
 
-from threedim.evaluation import inception
+from threedim.evaluation.metrics import inception
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "golden" / "inception_fid.npz"
 

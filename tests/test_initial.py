@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from tiny import NETWORK, random_params
 
+from threedim import config as config_lib
 from threedim import weights
-from threedim.training import build, loop
+from threedim.training import loop
 from threedim.training.checkpoints import Checkpoints
 from threedim.training.initial import read_initial
-from threedim.training.state import abstract_params, init_state
+from threedim.training.step import abstract_params, init_state
 
 
 def no_fresh():
@@ -53,14 +54,14 @@ def test_several_devices_get_them(tiny_config, tmp_path):
     """Under a mesh of several, JAX computes with no array that is on one of them, as those of a checkpoint are."""
     path = tmp_path / "run"
     with Checkpoints(path, keep_last=1, keep_every=0, save_every=1) as saved:
-        saved.save(1, init_state(NETWORK, build.recipe(tiny_config), random_params()), force=True)
+        saved.save(1, init_state(NETWORK, config_lib.recipe(tiny_config), random_params()), force=True)
         saved.wait()
     code = f"""
 import jax
 from tiny import NETWORK
 from threedim.training import sharding
 from threedim.training.initial import read_initial
-from threedim.training.state import abstract_params
+from threedim.training.step import abstract_params
 with jax.set_mesh(sharding.make_mesh(2, 1)):
     found, _ = read_initial({str(path)!r}, abstract_params(NETWORK.clone(image_size=16, attn_resolutions=(8,))), None)
 print(found["position_emb"].shape)

@@ -9,8 +9,8 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from threedim.progress import progress
-from threedim.training import logging as logging_lib
-from threedim.training.logging import MetricWriter
+from threedim.training import metrics as logging_lib
+from threedim.training.metrics import MetricWriter
 
 
 def read_lines(workdir) -> list[dict]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch_files
 
-from threedim.evaluation import lpips
-from threedim.evaluation.lpips import ALEXNET, VGG16
+from threedim.evaluation.metrics import lpips
+from threedim.evaluation.metrics.lpips import ALEXNET, VGG16
 
 NETWORKS = pytest.mark.parametrize("network", [VGG16, ALEXNET], ids=lambda network: network.name)
 

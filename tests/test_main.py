@@ -51,7 +51,7 @@ import threedim.main
 assert "jax" in sys.modules
 assert "tensorflow_datasets" not in sys.modules
 import threedim.training.loop
-heavy = ("scipy", "trimesh", "dm_pix", "embreex", "matplotlib", "threedim.evaluation", "threedim.rollout")
+heavy = ("scipy", "trimesh", "dm_pix", "embreex", "matplotlib", "threedim.evaluation", "threedim.sample")
 print([name for name in heavy if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

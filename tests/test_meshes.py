@@ -7,10 +7,10 @@ import pytest
 import trimesh
 
 from threedim import cameras as cameras_lib
-from threedim.data import meshes
-from threedim.data.meshes import BadMeshError, load_mesh
-from threedim.data.raycast import render_views
-from threedim.data.viewpoints import default_intrinsics, sphere_cameras
+from threedim.rendering import meshes
+from threedim.rendering.meshes import BadMeshError, load_mesh
+from threedim.rendering.raycast import render_views
+from threedim.rendering.viewpoints import default_intrinsics, sphere_cameras
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "meshes"
 needs_meshes = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/meshes is absent")

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from configs import base
+from scripts import baselines, model_card, model_card_page
 from threedim import provenance, weights
+from threedim.consistency.fit import FieldSettings
+from threedim.consistency.held_out import ScoredObject, fingerprint
 from threedim.data import records, srn
-from threedim.evaluation import baselines, evaluate, model_card, model_card_page, patch_distance
-from threedim.evaluation.field_fit import FieldSettings
-from threedim.evaluation.held_out import ScoredObject, fingerprint
+from threedim.evaluation import protocol
+from threedim.evaluation.metrics import patches
 from threedim.output import images
 from threedim.training import loop
 
@@ -48,7 +50,7 @@ def files(tmp_path_factory):
     loop.train(config, folder / "run")
     weights.main([f"--workdir={folder / 'run'}", f"--out={folder / 'small.safetensors'}"])
     config.sample.weights = str(folder / "small.safetensors")
-    evaluate.evaluate(config, folder / "run")
+    protocol.evaluate(config, folder / "run")
     # Of the run, three fields differ from the file.
     config.train.num_steps, config.train.learning_rate, config.sample.weights = 100_000, 1.0, ""
     config.data.augment.hue, config.sample.num_steps, config.data.dir = 0.0, 32, "data/small"
@@ -123,7 +125,7 @@ def test_the_mean_image_and_its_scores_are_those_of_numpy(files, given):
     assert found["psnr_std_over_objects"] == pytest.approx(np.std([p.mean() for p in psnr.values()], ddof=1), rel=1e-4)
     truth = np.concatenate(truths)
     repeated = np.ascontiguousarray(np.broadcast_to(seen.mean, truth.shape))
-    assert found["patch_distance"] == pytest.approx(patch_distance.sliced_wasserstein(repeated, truth), rel=1e-4)
+    assert found["patch_distance"] == pytest.approx(patches.sliced_wasserstein(repeated, truth), rel=1e-4)
     assert (found["lpips"], found["fid"]) == (None, None)
 
 
@@ -145,7 +147,7 @@ def test_baselines_as_folders(given, tmp_path, capsys):
             np.testing.assert_allclose(cameras.t, truth.cameras.t, atol=1e-5)
     # What --mode=evaluate says of them is what the card says.
     config.evaluate.views, config.evaluate.out = str(out / "mean_image"), str(tmp_path / "scored")
-    evaluate.evaluate(config, given["workdir"])
+    protocol.evaluate(config, given["workdir"])
     scored = json.loads((tmp_path / "scored/results.json").read_text())["dataset"]
     mine = baselines.score_picture(config, tasks, mean)
     assert {name: scored[name] for name in ("psnr", "ssim", "patch_distance")} == {
@@ -229,7 +231,7 @@ def test_commands_turn_the_config_file_into_the_run(files, given):
         "--config.sample.weights=threedim/pretrained/small.safetensors --config.data.augment.hue=0.5 "
         "--config.sample.num_steps=2"
     )
-    assert found["card"].startswith("python -m threedim.evaluation.model_card --workdir=runs/small ")
+    assert found["card"].startswith("python -m scripts.model_card --workdir=runs/small ")
 
 
 def test_the_sheet_is_of_the_drawn_and_the_true_views(files, given, monkeypatch):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from threedim import cameras
-from threedim.evaluation import field_fit as ff
-from threedim.evaluation import neural_field as nf
+from threedim.consistency import field as nf
+from threedim.consistency import fit as ff
 
 TINY = nf.FieldSettings(
     levels=2,

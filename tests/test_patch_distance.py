@@ -3,8 +3,8 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
-from threedim.evaluation import patch_distance
-from threedim.evaluation.patch_distance import sliced_wasserstein
+from threedim.evaluation.metrics import patches as patches_lib
+from threedim.evaluation.metrics.patches import sliced_wasserstein
 
 
 def make_pictures(seed, count, size, brightest=210):
@@ -112,12 +112,12 @@ def test_quantile_distance_is_the_wasserstein_distance(first, second):
     rng = np.random.default_rng(first)
     ours, true = np.sort(rng.normal(size=(3, first))), np.sort(rng.normal(1, 2, size=(3, second)))
     expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(ours, true, strict=True)]
-    pairs = patch_distance._quantile_pairs(first, second)
-    np.testing.assert_allclose(patch_distance._quantile_distance(ours, true, pairs), expected, rtol=1e-12)
+    pairs = patches_lib._quantile_pairs(first, second)
+    np.testing.assert_allclose(patches_lib._quantile_distance(ours, true, pairs), expected, rtol=1e-12)
 
 
 def test_levels():
-    shapes = patch_distance._level_shapes
+    shapes = patches_lib._level_shapes
     assert shapes(16, 16) == [(16, 16)]
     assert shapes(30, 30) == [(30, 30)]
     assert shapes(31, 64) == [(31, 64), (16, 32)]
@@ -129,7 +129,7 @@ def test_pyramid(height, width):
     """Slow oracle: each coarser pixel is a mean by binomial weights; each level is what the coarser ones lack."""
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (1, height, width, 3)).astype(np.float32)
-    levels = list(patch_distance._pyramid(images, 2))
+    levels = list(patches_lib._pyramid(images, 2))
     half = levels[1][0]
     assert half.shape == ((height + 1) // 2, (width + 1) // 2, 3)
     weights = np.array([1, 4, 6, 4, 1]) / 16
@@ -144,7 +144,7 @@ def test_pyramid(height, width):
     expected = images[0, y, x] - (between[4] + 6 * between[5] + between[6]) / 8
     np.testing.assert_allclose(levels[0][0, y, x], expected, atol=1e-3)
     # A constant is all in the coarsest level.
-    even = list(patch_distance._pyramid(np.full_like(images, 90), 2))
+    even = list(patches_lib._pyramid(np.full_like(images, 90), 2))
     np.testing.assert_allclose(even[0], 0, atol=1e-4)
     np.testing.assert_allclose(even[1], 90, atol=1e-4)
 
@@ -154,16 +154,16 @@ def test_fine_levels_see_what_the_coarsest_does_not(monkeypatch):
     checker = np.where((np.indices((32, 32)).sum(axis=0) % 2)[..., None], 12, -12)
     images = (truth + checker).astype(np.uint8)
     both = sliced_wasserstein(images, truth)
-    pyramid = patch_distance._pyramid
-    monkeypatch.setattr(patch_distance, "_level_shapes", lambda *_: [(16, 16)])
-    monkeypatch.setattr(patch_distance, "_pyramid", lambda images, _: list(pyramid(images, 2))[1:])
+    pyramid = patches_lib._pyramid
+    monkeypatch.setattr(patches_lib, "_level_shapes", lambda *_: [(16, 16)])
+    monkeypatch.setattr(patches_lib, "_pyramid", lambda images, _: list(pyramid(images, 2))[1:])
     assert both > 20 * sliced_wasserstein(images, truth)
 
 
 def test_patches_hold_their_places_and_colors():
     images = make_pictures(0, 3, 20)
     rows, columns = np.array([0, 13, 4]), np.array([2, 13, 9])
-    (patches,) = patch_distance._patches(images, [(rows, columns)])
+    (patches,) = patches_lib._patches(images, [(rows, columns)])
     expected = [
         np.moveaxis(picture[y : y + 7, x : x + 7], -1, 0).ravel()
         for picture in images
@@ -174,9 +174,9 @@ def test_patches_hold_their_places_and_colors():
 
 def test_positions():
     rng = np.random.default_rng(0)
-    rows, columns = patch_distance._draw_positions(rng, (16, 18), 1000)
+    rows, columns = patches_lib._draw_positions(rng, (16, 18), 1000)
     assert sorted(zip(rows, columns, strict=True)) == list(np.ndindex(10, 12))
-    rows, columns = patch_distance._draw_positions(rng, (64, 64), 128)
+    rows, columns = patches_lib._draw_positions(rng, (64, 64), 128)
     assert len(set(zip(rows, columns, strict=True))) == 128
     assert rows.max() <= 57
     assert columns.max() <= 57
@@ -193,8 +193,8 @@ def test_seed_and_settings(monkeypatch):
     assert other == pytest.approx(first, rel=0.15)
     assert sliced_wasserstein(images, truth, seed=3, patches_per_picture=600) == pytest.approx(first, rel=0.15)
     # How much is held at once is not seen.
-    monkeypatch.setattr(patch_distance, "_PYRAMID_PIXELS", 5000)
-    monkeypatch.setattr(patch_distance, "_PROJECTIONS", 20000)
+    monkeypatch.setattr(patches_lib, "_PYRAMID_PIXELS", 5000)
+    monkeypatch.setattr(patches_lib, "_PROJECTIONS", 20000)
     assert sliced_wasserstein(images, truth, seed=3) == pytest.approx(first, rel=1e-4)
 
 

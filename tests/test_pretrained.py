@@ -18,12 +18,14 @@ from tiny import random_params
 
 import threedim
 from configs import shapes64
-from threedim import pretrained, rollout, weights
+from threedim import config as config_lib
+from threedim import pretrained, weights
+from threedim import sample as sample_lib
 from threedim.augmentation import Augmentation
 from threedim.data import sources, srn
 from threedim.output import images
-from threedim.training import build, initial, run_info
-from threedim.training.state import abstract_params
+from threedim.training import initial, run_info
+from threedim.training.step import abstract_params
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 LARGEST = 20e6  # bytes
@@ -32,7 +34,7 @@ DEMO = "shapes64"  # what `make demo` draws with
 
 
 def size_of(config):
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(build.network(config))))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config_lib.network(config))))
 
 
 # --- the config ---
@@ -45,17 +47,17 @@ def test_networks_are_as_large_as_the_config_says(device, count, evaluations):
     assert f"{count:,}" in shapes64.__doc__
     # Room for the header in 20 MB of bfloat16.
     assert 2 * count < LARGEST - 200_000
-    assert build.denoiser(config).relative_poses
-    assert build.recipe(config).augmentation == Augmentation(scale=(0.8, 1.25), hue=0.5)
-    assert build.process(config).prediction == "v"
-    assert build.sample_settings(config).evaluations(build.process(config)) == evaluations
+    assert config_lib.denoiser(config).relative_poses
+    assert config_lib.recipe(config).augmentation == Augmentation(scale=(0.8, 1.25), hue=0.5)
+    assert config_lib.process(config).prediction == "v"
+    assert config_lib.sample_settings(config).evaluations(config_lib.process(config)) == evaluations
 
 
 def test_a_gpu_gets_the_same_data_and_protocol():
     cpu, gpu = shapes64.get_config(), shapes64.get_config("gpu")
     for section in ("seed", "data", "sample", "evaluate"):
         assert cpu[section] == gpu[section], section
-    assert build.process(cpu) == build.process(gpu)
+    assert config_lib.process(cpu) == config_lib.process(gpu)
     assert (cpu.model.dtype, gpu.model.dtype) == ("float32", "bfloat16")
     assert (gpu.train.batch_size, gpu.train.num_steps) == (128, 200_000)
     with pytest.raises(ValueError, match="quarter, gpu_regression, gpu_quarter, gpu, not for 'tpu'"):
@@ -72,12 +74,12 @@ def test_each_stage_fits_the_next(stages, dtype, color, tmp_path):
     whole, quarter, regression = (shapes64.get_config(stage) for stage in stages)
     assert quarter.data == regression.data == whole.data
     assert quarter.model.dtype == whole.model.dtype == dtype
-    assert build.process(whole) == dataclasses.replace(build.process(quarter), logsnr_shift=-2 * np.log(4))
+    assert config_lib.process(whole) == dataclasses.replace(config_lib.process(quarter), logsnr_shift=-2 * np.log(4))
     assert quarter.model == regression.model
-    assert build.process(regression) == dataclasses.replace(build.process(quarter), regression=True)
+    assert config_lib.process(regression) == dataclasses.replace(config_lib.process(quarter), regression=True)
     assert (regression.train.uncond_prob, whole.train.uncond_prob) == (0.0, 0.1)
     assert (regression.train.color_weight, quarter.train.color_weight, whole.train.color_weight) == (9.0, color, 3.0)
-    params, wanted = random_params(build.network(quarter)), abstract_params(build.network(whole))
+    params, wanted = random_params(config_lib.network(quarter)), abstract_params(config_lib.network(whole))
     weights.save_weights(tmp_path / "16.safetensors", params, quarter, training_steps=1)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
     found, line = initial.read_initial(tmp_path / "16.safetensors", wanted, lambda: fresh)
@@ -93,7 +95,7 @@ def test_each_stage_fits_the_next(stages, dtype, color, tmp_path):
 def folder(tiny_config, tmp_path, monkeypatch):
     """Weights "small" that come with the package."""
     folder = tmp_path / "package"
-    params = random_params(build.network(tiny_config))
+    params = random_params(config_lib.network(tiny_config))
     weights.save_weights(folder / "small.safetensors", params, tiny_config, training_steps=7)
     monkeypatch.setattr(pretrained, "FOLDER", pretrained.epath.Path(folder))
     return folder
@@ -129,15 +131,15 @@ def test_a_model_by_name(folder):
 def test_sampling_by_name(folder, tiny_config, tmp_path):
     s = tiny_config.sample
     s.weights, s.num_objects, s.num_views, s.num_steps = "small", 1, 1, 1
-    out = rollout.sample(tiny_config, tmp_path / "run")
+    out = sample_lib.sample(tiny_config, tmp_path / "run")
     assert out == tmp_path / "run/views/small"
     (drawn,) = (out / "views").iterdir()
     s.weights, s.out = str(folder / "small.safetensors"), str(tmp_path / "by_path")
-    (again,) = (rollout.sample(tiny_config, tmp_path / "run") / "views").iterdir()
+    (again,) = (sample_lib.sample(tiny_config, tmp_path / "run") / "views").iterdir()
     assert srn.read_object(drawn).pngs == srn.read_object(again).pngs
     s.weights = "large"
     with pytest.raises(FileNotFoundError, match="large: no folder, and no weights of that name"):
-        rollout.sample(tiny_config, tmp_path / "run")
+        sample_lib.sample(tiny_config, tmp_path / "run")
 
 
 # --- the command that shows them ---

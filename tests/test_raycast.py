@@ -6,10 +6,10 @@ import pytest
 import trimesh
 
 from threedim import cameras as cameras_lib
-from threedim.data import meshes, raycast
-from threedim.data.meshes import linear_to_srgb, load_mesh, srgb_to_linear
-from threedim.data.raycast import render_views, sample_pattern
-from threedim.data.viewpoints import default_intrinsics, sphere_cameras
+from threedim.rendering import meshes, raycast
+from threedim.rendering.meshes import linear_to_srgb, load_mesh, srgb_to_linear
+from threedim.rendering.raycast import render_views, sample_pattern
+from threedim.rendering.viewpoints import default_intrinsics, sphere_cameras
 
 SIZE = 64
 K = default_intrinsics(SIZE)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import trimesh
 
-from threedim.data import render, shapes, srn
-from threedim.data.images import decode_png
-from threedim.data.render import ViewSettings, find_meshes, render_meshes, render_procedural
-from threedim.data.viewpoints import default_intrinsics, spiral_cameras
+from threedim.data import srn
+from threedim.data.png import decode_png
+from threedim.procedural import shapes
+from threedim.rendering import render
+from threedim.rendering.render import ViewSettings, find_meshes, render_meshes, render_procedural
+from threedim.rendering.viewpoints import default_intrinsics, spiral_cameras
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ViewSettings(views=3, size=16, samples=4, seed=7)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from threedim.evaluation import evaluate, plot, published, report
+from threedim.evaluation import plot, protocol, published, report
 
 VOID = {"meta", "img", "br"}
 
@@ -258,9 +258,9 @@ def test_plot_of_any_range(low, high):
 
 
 def test_json_has_a_line_for_each_object(results):
-    text = evaluate.to_json(results)
+    text = protocol.to_json(results)
     assert json.loads(text) == results
     assert sum(line.startswith("    ") and '"number"' in line for line in text.splitlines()) == 2
     results["dataset"]["psnr"] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        evaluate.to_json(results)
+        protocol.to_json(results)

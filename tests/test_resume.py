@@ -13,7 +13,7 @@ from commands import start
 
 from threedim.training import loop
 from threedim.training.checkpoints import CheckpointError
-from threedim.training.state import init_state
+from threedim.training.step import init_state
 
 
 def assert_same(one, other):

@@ -10,11 +10,13 @@ import pytest
 
 import threedim
 from configs import base
-from threedim import cameras, rollout
+from threedim import cameras
+from threedim import config as config_lib
+from threedim import sample as sample_lib
 from threedim.data import sources, srn
-from threedim.evaluation.image_metrics import psnr
+from threedim.evaluation.metrics.image import psnr
 from threedim.output import images
-from threedim.training import build, loop
+from threedim.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def views_of(out):
 
 
 def test_writes_valid_folders_and_pictures(tiny_config, run):
-    out = rollout.sample(tiny_config, run)
+    out = sample_lib.sample(tiny_config, run)
     assert out == run / "views/step_0000001"
     sources.prepare_from_config(tiny_config.data)
     dataset = sources.open_from_config(tiny_config.data, "test")
@@ -58,12 +60,12 @@ def test_writes_valid_folders_and_pictures(tiny_config, run):
     # The output is itself an input.
     tiny_config.sample.object = str(out / "views" / dataset.names[0])
     tiny_config.sample.out = str(run / "again")
-    assert views_of(rollout.sample(tiny_config, run)).keys() == {dataset.names[0]}
+    assert views_of(sample_lib.sample(tiny_config, run)).keys() == {dataset.names[0]}
 
 
 def test_interrupted_rollout_goes_on_where_it_was(tiny_config, run, monkeypatch, capsys):
     tiny_config.sample.out = str(run / "whole")
-    whole = views_of(rollout.sample(tiny_config, run))
+    whole = views_of(sample_lib.sample(tiny_config, run))
     assert "nothing to do" not in capsys.readouterr().out
 
     tiny_config.sample.out = str(run / "stopped")
@@ -77,7 +79,7 @@ def test_interrupted_rollout_goes_on_where_it_was(tiny_config, run, monkeypatch,
 
     monkeypatch.setattr(images, "save_png", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
-        rollout.sample(tiny_config, run)
+        sample_lib.sample(tiny_config, run)
     assert not (run / "stopped/views").exists()
 
     def never_again(path, image):
@@ -85,7 +87,7 @@ def test_interrupted_rollout_goes_on_where_it_was(tiny_config, run, monkeypatch,
         save_png(path, image)
 
     monkeypatch.setattr(images, "save_png", never_again)
-    stopped = views_of(rollout.sample(tiny_config, run))
+    stopped = views_of(sample_lib.sample(tiny_config, run))
     assert whole.keys() == stopped.keys()
     for name, pictures in whole.items():
         np.testing.assert_array_equal(pictures, stopped[name])
@@ -93,7 +95,7 @@ def test_interrupted_rollout_goes_on_where_it_was(tiny_config, run, monkeypatch,
     # As of a process that was killed between the last view and the end.
     left = run / "stopped/unfinished" / next(iter(whole))
     left.mkdir(parents=True)
-    rollout.sample(tiny_config, run)
+    sample_lib.sample(tiny_config, run)
     assert "nothing to do" in capsys.readouterr().out
     assert not left.exists()
 
@@ -103,7 +105,7 @@ def test_seed_decides_the_result(tiny_config, run):
     results = []
     for seed, out in ((0, "a"), (0, "b"), (1, "c")):
         tiny_config.sample.seed, tiny_config.sample.out = seed, str(run / out)
-        results.append(*views_of(rollout.sample(tiny_config, run)).values())
+        results.append(*views_of(sample_lib.sample(tiny_config, run)).values())
     np.testing.assert_array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
 
@@ -111,7 +113,7 @@ def test_seed_decides_the_result(tiny_config, run):
 def test_orbit_and_several_inputs(tiny_config, run):
     s = tiny_config.sample
     s.cameras, s.num_views, s.input_views, s.num_objects = "orbit", 3, (1, 3), 1
-    out = rollout.sample(tiny_config, run)
+    out = sample_lib.sample(tiny_config, run)
     (folder,) = (out / "views").iterdir()
     _, found = srn.read_object(folder).decode()
     assert len(found) == 5
@@ -138,52 +140,52 @@ def test_orbit_and_several_inputs(tiny_config, run):
 def test_refusals(tiny_config, run, field, value, said):
     tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=re.escape(said)):
-        rollout.sample(tiny_config, run)
+        sample_lib.sample(tiny_config, run)
     assert not (run / "views").exists()
 
 
 def test_output_of_other_settings_is_not_mixed(tiny_config, run):
     tiny_config.sample.num_objects = 1
-    rollout.sample(tiny_config, run)
+    sample_lib.sample(tiny_config, run)
     tiny_config.sample.guidance_weight = 1.0
     with pytest.raises(ValueError, match=re.escape("guidance_weight: 3.0 → 1.0")):
-        rollout.sample(tiny_config, run)
+        sample_lib.sample(tiny_config, run)
 
 
 def test_fast_preset_goes_on_and_is_not_mixed_with_another(tiny_config, run):
     s = tiny_config.sample
     s.preset, s.num_objects, s.guidance_interval = "fast", 1, (-1.0, 1.0)
-    out = rollout.sample(tiny_config, run)
+    out = sample_lib.sample(tiny_config, run)
     before = views_of(out)
     settings = json.loads((out / "samples.json").read_text())["settings"]
-    assert settings["solver"] == build.PRESETS["fast"]["solver"]
+    assert settings["solver"] == config_lib.PRESETS["fast"]["solver"]
     assert (settings["num_steps"], settings["guidance_interval"]) == (3, [-1.0, 1.0])
     s.num_objects = 2
-    after = views_of(rollout.sample(tiny_config, run))
+    after = views_of(sample_lib.sample(tiny_config, run))
     assert len(after) == 2
     for name, pictures in before.items():
         np.testing.assert_array_equal(pictures, after[name])
     s.eta, s.solver = 0.5, "ddim"
     with pytest.raises(ValueError, match=re.escape("eta: 0.0 → 0.5")):
-        rollout.sample(tiny_config, run)
+        sample_lib.sample(tiny_config, run)
 
 
 def test_presets(tiny_config):
     tiny_config.sample = base.get_config().sample
-    assert build.sample_settings(tiny_config) == threedim.Settings()
+    assert config_lib.sample_settings(tiny_config) == threedim.Settings()
     tiny_config.sample.preset = "fast"
     for weight in (0.0, 2.0, 3.0):
         tiny_config.sample.guidance_weight = weight
-        assert build.sample_settings(tiny_config).evaluations(threedim.Process()) <= 50
+        assert config_lib.sample_settings(tiny_config).evaluations(threedim.Process()) <= 50
     tiny_config.sample.num_steps, tiny_config.sample.guidance_interval = 7, (-2.0, 5.0)
-    settings = build.sample_settings(tiny_config)
+    settings = config_lib.sample_settings(tiny_config)
     assert (settings.num_steps, settings.guidance_interval) == (7, (-2.0, 5.0))
-    assert build.sample_settings(tiny_config, num_steps=9).num_steps == 9
+    assert config_lib.sample_settings(tiny_config, num_steps=9).num_steps == 9
 
 
 def test_no_checkpoint(tiny_config, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        rollout.sample(tiny_config, tmp_path / "empty")
+        sample_lib.sample(tiny_config, tmp_path / "empty")
 
 
 def test_notebook_face(run, objects):

@@ -6,10 +6,10 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from threedim import cameras
-from threedim.data import car_parts, cars, chairs, shapes
-from threedim.data.raycast import render_views
-from threedim.data.solids import Builder, circle, rounded_rectangle, turn
-from threedim.data.viewpoints import default_intrinsics, sphere_cameras
+from threedim.procedural import car_parts, cars, chairs, shapes
+from threedim.procedural.solids import Builder, circle, rounded_rectangle, turn
+from threedim.rendering.raycast import render_views
+from threedim.rendering.viewpoints import default_intrinsics, sphere_cameras
 
 SEEDS = 200
 

@@ -11,7 +11,7 @@ from threedim import diffusion
 from threedim.augmentation import NO_AUGMENTATION, Augmentation
 from threedim.cameras import Camera
 from threedim.diffusion import Process
-from threedim.training.state import (
+from threedim.training.step import (
     NEVER,
     Metrics,
     Recipe,

@@ -8,7 +8,7 @@ import safetensors.numpy
 import torch_files
 from torch_files import MARK, PROTOCOL, REDUCE, STOP, dense, integer, name, state_dict, storage, tensor, text
 
-from threedim.evaluation.torch_weights import check_entries, read_state_dict
+from threedim.evaluation.metrics.torch_files import check_entries, read_state_dict
 
 FLAT = np.arange(24, dtype=np.float32) - 5
 FORMATS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from threedim.cameras import Camera
-from threedim.data import viewpoints
-from threedim.data.viewpoints import default_intrinsics, sphere_cameras, spiral_cameras
+from threedim.rendering import viewpoints
+from threedim.rendering.viewpoints import default_intrinsics, sphere_cameras, spiral_cameras
 
 K = default_intrinsics(64)
 

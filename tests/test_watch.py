@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from threedim.training import hardware, sharding, watch
-from threedim.training.state import Metrics, Recipe
+from threedim.training.step import Metrics, Recipe
 
 RECIPE = Recipe(8, 1e-3, 0, 0.9, 0.99, 100.0, 1.0, 0.1, 0, microbatches=2)
 

@@ -15,11 +15,13 @@ import safetensors.numpy
 from tiny import random_params
 
 import threedim
-from threedim import rollout, weights
+from threedim import config as config_lib
+from threedim import sample as sample_lib
+from threedim import weights
 from threedim.data import srn
-from threedim.evaluation import evaluate
-from threedim.training import build, checkpoints, leaves, loop, run_info
-from threedim.training.state import abstract_params
+from threedim.evaluation import protocol
+from threedim.training import checkpoints, leaves, loop, run_info
+from threedim.training.step import abstract_params
 from threedim.weights import WeightsError, load_weights, read_info, save_weights
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -28,7 +30,7 @@ BFLOAT16 = ml_dtypes.bfloat16
 @pytest.fixture
 def trained(tiny_config):
     """A config and parameters of its network, none of them zero."""
-    return tiny_config, random_params(build.network(tiny_config))
+    return tiny_config, random_params(config_lib.network(tiny_config))
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_round_trip(trained, tmp_path, dtype, numpy_dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
     assert json.loads(info.config.to_json()) == json.loads(config.to_json())
-    assert build.denoiser(info.config) == build.denoiser(config)
+    assert config_lib.denoiser(info.config) == config_lib.denoiser(config)
     assert (info.training_steps, info.card) == (1300, {"licence": "?", "psnr": 20.5})
     assert re.fullmatch(r"[0-9a-f]{40}( with changes)?|", info.commit)
     assert read_info(path) == info
@@ -284,7 +286,7 @@ def test_an_existing_file_stays_unless_asked(file, trained):
 
 def test_a_model_from_a_file_draws_what_its_rounded_parameters_draw(run, objects, tmp_path):
     config = ml_collections.ConfigDict(run_info.read_run_info(run)[0])
-    params = random_params(build.network(config))
+    params = random_params(config_lib.network(config))
     save_weights(tmp_path / "a.safetensors", params, config, training_steps=1)
     model, from_run = threedim.load(tmp_path / "a.safetensors"), threedim.load(str(run))
     assert (model.denoiser, model.process, model.settings, model.step) == (
@@ -322,7 +324,7 @@ def test_command_line(run, tmp_path, capsys):
     info, params = load_weights(out)
     assert (info.training_steps, info.card) == (1, {"data": "synthetic"})
     assert json.loads(info.config.to_json()) == run_info.read_run_info(run)[0]
-    saved = checkpoints.restore_params(run, abstract_params(build.network(info.config)))
+    saved = checkpoints.restore_params(run, abstract_params(config_lib.network(info.config)))
     assert_same(params, rounded(saved, BFLOAT16))
 
     def fails(said, *arguments):
@@ -355,10 +357,10 @@ def test_sampling_from_a_file_needs_no_run(tiny_config, run, tmp_path):
     path = tmp_path / "box.safetensors"
     weights.main([f"--workdir={run}", f"--out={path}", "--dtype=float32"])
     tiny_config.sample.num_objects = 1
-    from_run = views_of(rollout.sample(tiny_config, run))
+    from_run = views_of(sample_lib.sample(tiny_config, run))
     shutil.rmtree(run)
     tiny_config.sample.weights = str(path)
-    out = rollout.sample(tiny_config, tmp_path / "elsewhere")
+    out = sample_lib.sample(tiny_config, tmp_path / "elsewhere")
     assert out == tmp_path / "elsewhere/views/box"
     drawn = views_of(out)
     assert drawn.keys() == from_run.keys()
@@ -370,40 +372,40 @@ def test_sampling_from_a_file_needs_no_run(tiny_config, run, tmp_path):
     # The file may move; another one is not mixed with it.
     path = path.rename(tmp_path / "moved.safetensors")
     tiny_config.sample.weights, tiny_config.sample.out = str(path), str(out)
-    rollout.sample(tiny_config, tmp_path / "elsewhere")
+    sample_lib.sample(tiny_config, tmp_path / "elsewhere")
     rewrite(path, lambda arrays, metadata: metadata.update(training_steps=2))
     with pytest.raises(ValueError, match=r"checkpoint_step: 1 → 2\n  weights: [0-9a-f]{64} → [0-9a-f]{64}"):
-        rollout.sample(tiny_config, tmp_path / "elsewhere")
+        sample_lib.sample(tiny_config, tmp_path / "elsewhere")
 
 
 def test_a_file_must_fit_the_config(tiny_config, file, tmp_path):
     tiny_config.sample.weights = str(file)
     tiny_config.model.ch, tiny_config.data.pose = 64, "relative"
     with pytest.raises(ValueError, match=re.escape(str(file))) as caught:
-        rollout.sample(tiny_config, tmp_path / "run")
+        sample_lib.sample(tiny_config, tmp_path / "run")
     assert "model.ch: 32 → 64\n  data.pose: absolute → relative" in str(caught.value)
     tiny_config.sample.checkpoint_step = 3
     with pytest.raises(ValueError, match="name one of the two"):
-        rollout.sample(tiny_config, tmp_path / "run")
+        sample_lib.sample(tiny_config, tmp_path / "run")
     tiny_config.sample.weights, tiny_config.sample.checkpoint_step = str(tmp_path), None
     with pytest.raises(ValueError, match=r"must name a \.safetensors file"):
-        rollout.sample(tiny_config, tmp_path / "run")
+        sample_lib.sample(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_views_drawn_before_there_were_files_go_on(tiny_config, run):
     tiny_config.sample.num_objects = 1
-    path = rollout.sample(tiny_config, run) / "samples.json"
+    path = sample_lib.sample(tiny_config, run) / "samples.json"
     content = json.loads(path.read_text())
     assert content["settings"].pop("weights") == ""
     path.write_text(json.dumps(content))
-    rollout.sample(tiny_config, run)
+    sample_lib.sample(tiny_config, run)
 
 
 def test_evaluation_of_a_file(tiny_config, file, tmp_path):
     tiny_config.sample.weights = str(file)
     tiny_config.evaluate.input_view, tiny_config.evaluate.max_objects = 0, 1
-    out = evaluate.evaluate(tiny_config, tmp_path / "run")
+    out = protocol.evaluate(tiny_config, tmp_path / "run")
     assert out == tmp_path / "run/evaluation/small"
     results = json.loads((out / "results.json").read_text())
     assert (results["checkpoint_step"], results["num_objects"]) == (7, 1)

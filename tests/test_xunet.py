@@ -7,10 +7,10 @@ from flax import traverse_util
 from tiny import NETWORK, SIZE, jax_cameras, random_params
 
 from threedim.cameras import Camera
-from threedim.models.blocks import ResnetBlock
+from threedim.models.layers import ResnetBlock
 from threedim.models.unet import DIRECTION_DEGREES, POSE_CHANNELS, NetworkDenoiser
 from threedim.models.xunet import XUNet
-from threedim.training.state import abstract_params, init_params
+from threedim.training.step import abstract_params, init_params
 
 BATCH = 2
 KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ from flax import traverse_util
 
 from threedim.cameras import Camera, intrinsics, look_at
 from threedim.models.xunet import XUNet
-from threedim.training.state import abstract_params
+from threedim.training.step import abstract_params
 
 SIZE = 8
 NETWORK = XUNet(

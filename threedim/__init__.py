@@ -24,8 +24,8 @@ _HOME = {
     "Settings": "sampling",
     "sample_view": "sampling",
     "sample_views": "sampling",
-    "Model": "model",
-    "load": "model",
+    "Model": "trained",
+    "load": "trained",
 }
 
 __all__ = sorted(_HOME)

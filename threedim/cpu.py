@@ -7,6 +7,8 @@ import os
 
 import jax
 
+from threedim.errors import UserError
+
 _LEVEL = "xla_backend_optimization_level"
 # LLVM's, of 0 to 3: a fifth less to compile than with 3, and as fast (benchmarks/README.md).
 _OPTIONS = {_LEVEL: 1}
@@ -30,7 +32,7 @@ def split(devices: int) -> None:
       RuntimeError: if JAX has looked for devices before.
     """
     if devices < 0:
-        raise ValueError(f"mesh.cpu_devices must be 0 or more, got {devices}")
+        raise UserError(f"mesh.cpu_devices must be 0 or more, got {devices}")
     if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from threedim.errors import UserError
+
 T = TypeVar("T")
 
 # A process that has not been heard of for so long (seconds) is lost, and the others end.
@@ -45,9 +47,9 @@ def initialize(
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if missing and len(missing) < 3:
-        raise ValueError(f"{', '.join(missing)} must be given too, or none of the three (TPU, GKE, Slurm, Open MPI)")
+        raise UserError(f"{', '.join(missing)} must be given too, or none of the three (TPU, GKE, Slurm, Open MPI)")
     if not missing and not 0 <= process_id < num_processes:
-        raise ValueError(f"--process_id must be in [0, {num_processes}), got {process_id}")
+        raise UserError(f"--process_id must be in [0, {num_processes}), got {process_id}")
     if coordinator_address is not None:
         # JAX's own runtime ends a process that does not get through, and does not say where it wanted to go.
         print(f"process {process_id} of {num_processes} joins the others at {coordinator_address}", file=sys.stderr)
@@ -62,11 +64,11 @@ def initialize(
         )
     except (RuntimeError, ValueError) as error:
         if coordinator_address is None:
-            raise ConnectionError(
+            raise UserError(
                 "--distributed: JAX has not found the other processes by itself; outside of TPU pods, GKE, Slurm and "
                 f"Open MPI name them with --coordinator_address, --num_processes and --process_id ({error})"
             ) from error
-        raise ConnectionError(
+        raise UserError(
             f"--distributed: process {process_id} of {num_processes} could not join the others at "
             f"{coordinator_address}: is the port free, have all processes started within {timeout} s? ({error})"
         ) from error
@@ -76,7 +78,7 @@ def _wait_for(address: str, timeout: float) -> None:
     """Waits until somebody listens at "host:port"."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"--coordinator_address must be host:port, got {address!r}")
+        raise UserError(f"--coordinator_address must be host:port, got {address!r}")
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -84,7 +86,7 @@ def _wait_for(address: str, timeout: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ConnectionError(
+                raise UserError(
                     f"--distributed: nobody answers at {address} for {timeout} s ({error}): is process 0 running "
                     "there, is the port open between the machines?"
                 ) from error
@@ -122,7 +124,7 @@ def check_same(what: str, value: Any) -> None:
     if jax.process_count() > 1:
         everybody = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
         if np.unique(everybody).size > 1:
-            raise ValueError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
+            raise UserError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
 
 
 class StopSignal:

@@ -24,6 +24,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from threedim import cpu, distributed
+from threedim.errors import UserError
 
 MODES = ("prepare", "train", "sample", "evaluate")
 
@@ -73,14 +74,14 @@ def main(argv: list[str]) -> None:
 
             loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
         elif mode == "sample":
-            from threedim import rollout
+            from threedim import sample as sample_lib
 
-            rollout.sample(config, _WORKDIR.value)
+            sample_lib.sample(config, _WORKDIR.value)
         else:
-            from threedim.evaluation import evaluate
+            from threedim.evaluation import protocol
 
-            evaluate.evaluate(config, _WORKDIR.value)
-    except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+            protocol.evaluate(config, _WORKDIR.value)
+    except (UserError, jax.errors.JaxRuntimeError) as error:
         # What the user can mend is said in one line; --verbosity=1 shows where it came from.
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if logging.level_debug() or (lost and not _DISTRIBUTED.value):
@@ -101,7 +102,7 @@ def _join() -> None:
     if _DISTRIBUTED.value:
         distributed.initialize(*place, timeout=_TIMEOUT.value)
     elif any(value is not None for value in place):
-        raise ValueError("--coordinator_address, --num_processes and --process_id are of use with --distributed only")
+        raise UserError("--coordinator_address, --num_processes and --process_id are of use with --distributed only")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

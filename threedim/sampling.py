@@ -26,7 +26,7 @@ import numpy as np
 from threedim import cpu, solvers
 from threedim.cameras import Camera
 from threedim.diffusion import Process
-from threedim.models.blocks import fold_frames, take_frame
+from threedim.models.layers import fold_frames, take_frame
 
 PyTree = Any
 

@@ -12,6 +12,7 @@ import numpy as np
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
 from threedim.data import records, sources, srn
+from threedim.errors import UserError
 
 SPLITS = ("test", "val", "train", "holdout")
 
@@ -60,12 +61,12 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     """
     s, size = config.sample, config.model.image_size
     if s.cameras not in ("object", "orbit"):
-        raise ValueError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
+        raise UserError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
     if s.object:
         views = srn.read_object(s.object)
         return [_make_task(s, views.name, len(views.pngs), lambda numbers: views.decode(numbers, size))]
     if s.split not in SPLITS:
-        raise ValueError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
+        raise UserError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
     sources.prepare_from_config(config.data)
     dataset = sources.open_from_config(config.data, s.split)
     known = sources.open_from_config(config.data, "train") if s.split == "holdout" else None
@@ -105,7 +106,7 @@ def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) 
     inputs = _chosen_views(s.input_views, count, name)
     if s.cameras == "orbit":
         if s.num_views < 1:
-            raise ValueError(f"sample.num_views must be at least 1 for an orbit, got {s.num_views}")
+            raise UserError(f"sample.num_views must be at least 1 for an orbit, got {s.num_views}")
 
         def load_orbit() -> Views:
             pictures, cameras = read(inputs)
@@ -117,7 +118,7 @@ def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) 
 
     rest = [view for view in range(count) if view not in inputs][: s.num_views or None]
     if not rest:
-        raise ValueError(f"object {name} has no views besides the input views; set sample.cameras to 'orbit'")
+        raise UserError(f"object {name} has no views besides the input views; set sample.cameras to 'orbit'")
 
     def load() -> Views:
         truth, cameras = read(rest)
@@ -131,7 +132,7 @@ def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
     numbers = [int(number) for number in wanted] or list(range(count))
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) != len(numbers):
-        raise ValueError(
+        raise UserError(
             f"sample.input_views {tuple(numbers)} must be distinct views of object {name}, which has {count} (0 to "
             f"{count - 1}); with --mode=evaluate it is evaluate.input_view that sets them"
         )

@@ -24,9 +24,11 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from threedim import config as config_lib
 from threedim import files, provenance
-from threedim.training import build, checkpoints, leaves, run_info
-from threedim.training.state import abstract_params
+from threedim.errors import ExistsError, MissingError, UserError
+from threedim.training import checkpoints, leaves, run_info
+from threedim.training.step import abstract_params
 
 PyTree = Any
 
@@ -40,7 +42,7 @@ _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 _MAX_LISTED = 20
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A file of weights could not be read, or would not be readable; the message names the file and the cause."""
 
 
@@ -98,7 +100,7 @@ def save_weights(
     path = epath.Path(path)
     _check_target(path, overwrite)
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype of weights must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        raise UserError(f"dtype of weights must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     settings = json.loads(config.to_json()) if isinstance(config, ml_collections.ConfigDict) else dict(config)
     with np.errstate(over="ignore"):  # told as not finite
         arrays = {name: np.asarray(leaf).astype(_DTYPES[dtype]) for name, leaf in leaves.by_path(params).items()}
@@ -114,7 +116,7 @@ def save_weights(
     try:
         text = json.dumps(metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: config or card cannot be written as JSON: {error}") from error
+        raise UserError(f"{path}: config or card cannot be written as JSON: {error}") from error
     _check_arrays(path, _info(path, metadata).config, arrays)
     # One entry, not one for each field: safetensors writes several in an order that changes from time to time.
     data = safetensors.numpy.save(arrays, metadata={_KEY: text})
@@ -172,7 +174,7 @@ def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = 
 
 def _read_metadata(path: epath.Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of weights")
+        raise MissingError(f"{path}: no such file of weights")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, _MAX_HEADER))
@@ -198,8 +200,8 @@ def _info(path: epath.Path, metadata: Any) -> WeightsInfo:
         raise _damaged(path, f"its metadata has no valid {', '.join(wrong)}")
     config = ml_collections.ConfigDict(found["config"])
     try:
-        build.denoiser(config)
-        build.process(config)
+        config_lib.denoiser(config)
+        config_lib.process(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its config describes no network that this code knows: {error}") from error
     return WeightsInfo(config, found["training_steps"], found["commit"], found["card"])
@@ -207,7 +209,7 @@ def _info(path: epath.Path, metadata: Any) -> WeightsInfo:
 
 def _check_arrays(path: epath.Path, config: ml_collections.ConfigDict, arrays: Mapping[str, np.ndarray]) -> PyTree:
     """The parameters' shapes in their tree; raises WeightsError unless the arrays are those parameters."""
-    shapes = abstract_params(build.network(config))
+    shapes = abstract_params(config_lib.network(config))
     wanted = leaves.by_path(shapes)
     problems = []
     for name in sorted(wanted.keys() | arrays.keys()):
@@ -230,9 +232,9 @@ def _check_arrays(path: epath.Path, config: ml_collections.ConfigDict, arrays: M
 
 def _check_target(path: epath.Path, overwrite: bool) -> None:
     if not is_weights_file(path):
-        raise ValueError(f"a file of weights must end in {SUFFIX}, got {path}")
+        raise UserError(f"a file of weights must end in {SUFFIX}, got {path}")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already: name another file, or replace it with --overwrite")
+        raise ExistsError(f"{path} is there already: name another file, or replace it with --overwrite")
 
 
 def _damaged(path: epath.Path, problem: str) -> WeightsError:
@@ -260,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = ml_collections.ConfigDict(run_info.read_run_info(given.workdir)[0])
         step = checkpoints.latest_step(given.workdir) if given.step is None else given.step
         if step is None:
-            raise FileNotFoundError(f"no checkpoint in {given.workdir}")
-        params = checkpoints.restore_params(given.workdir, abstract_params(build.network(config)), step=step)
+            raise MissingError(f"no checkpoint in {given.workdir}")
+        params = checkpoints.restore_params(given.workdir, abstract_params(config_lib.network(config)), step=step)
         size = save_weights(
             given.out,
             params,
@@ -271,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dtype=given.dtype,
             overwrite=given.overwrite,
         )
-    except (ValueError, OSError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{given.out}: {count:,} parameters of step {step:,} in {given.dtype}, {size / 1e6:.2f} MB")
@@ -279,13 +281,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _read_card(path: epath.Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such card")
+        raise MissingError(f"{path}: no such card")
     try:
         card = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise UserError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(card, dict):
-        raise ValueError(f"{path}: a card must be a JSON object, got a {type(card).__name__}")
+        raise UserError(f"{path}: a card must be a JSON object, got a {type(card).__name__}")
     return card
 
 

@@ -16,8 +16,9 @@ from etils import epath
 from tensorflow_datasets.core import writer as tfds_writer
 
 from threedim.data import records, srn
-from threedim.data.files import new_folder
 from threedim.data.records import DatasetInfo, SplitInfo
+from threedim.errors import ExistsError, UserError
+from threedim.files import new_folder
 from threedim.progress import Progress, progress
 
 # TFDS keeps one shard in memory while it writes it.
@@ -45,10 +46,10 @@ def prepare(
       ValueError: if ``out_dir`` holds records of another description, or nothing is left to convert.
     """
     if on_bad not in ("raise", "skip"):
-        raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
+        raise UserError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     out_dir = epath.Path(out_dir)
     if "://" in str(out_dir):
-        raise ValueError(f"{out_dir}: ArrayRecord needs a local or mounted disk; choose another config.data.dir")
+        raise UserError(f"{out_dir}: ArrayRecord needs a local or mounted disk; choose another config.data.dir")
     splits = {name: [epath.Path(folder) for folder in folders] for name, folders in splits.items()}
     if description is None:
         description = {"splits": {name: [str(folder) for folder in folders] for name, folders in splits.items()}}
@@ -82,7 +83,7 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
     if not out_dir.exists():
         return None
     if not (out_dir / records.METADATA).exists():
-        raise FileExistsError(
+        raise ExistsError(
             f"{out_dir} exists, but holds no {records.METADATA}; choose another config.data.dir or delete it"
         )
     info = records.read_info(out_dir)
@@ -95,9 +96,9 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
         if wanted.get(key) != found.get(key)
     ]
     if differences:
-        raise ValueError("\n".join([f"{out_dir} holds records made from something else:", *differences, remedy]))
+        raise UserError("\n".join([f"{out_dir} holds records made from something else:", *differences, remedy]))
     if info.skipped and on_bad == "raise":
-        raise ValueError(
+        raise UserError(
             f"{out_dir} leaves out {len(info.skipped)} bad objects (the first: {info.skipped[0]}), "
             f"but config.data.on_bad is 'raise'. {remedy}"
         )
@@ -118,11 +119,11 @@ def _short(value) -> str:
 
 def _check_folders(split: str, folders: list[epath.Path]) -> None:
     if not folders:
-        raise ValueError(f"split {split!r} has no object")
+        raise UserError(f"split {split!r} has no object")
     name, count = collections.Counter(folder.name for folder in folders).most_common(1)[0]
     if count > 1:
         same = ", ".join(str(folder) for folder in folders if folder.name == name)
-        raise ValueError(f"split {split!r} has {count} objects of one name, {name!r}: {same}; rename all but one")
+        raise UserError(f"split {split!r} has {count} objects of one name, {name!r}: {same}; rename all but one")
 
 
 class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
@@ -149,7 +150,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         splits = {}
         for split, objects in self._written.items():
             if not objects:
-                raise ValueError(f"split {split!r} has no good object; the first bad one: {self._skipped[0]}")
+                raise UserError(f"split {split!r} has no good object; the first bad one: {self._skipped[0]}")
             names, views, sizes, digests = (list(column) for column in zip(*objects, strict=True))
             splits[split] = SplitInfo(names, views, sizes, records.digest_lines(digests))
         fingerprint = records.digest_lines([f"{name} {split.fingerprint}" for name, split in splits.items()])

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from threedim.data.records import ObjectDataset
+from threedim.errors import UserError
 
 _MIN_SHUFFLED = 1024
 # Batches read ahead, by each worker.
@@ -30,7 +31,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            raise ValueError("this stream of batches is closed")
+            raise UserError("this stream of batches is closed")
         return next(self._iterator)
 
     def close(self) -> None:
@@ -87,16 +88,16 @@ def train_batches(
     """
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or not rows or not all(0 <= row < batch_size for row in rows):
-        raise ValueError(f"rows {list(rows)} must be some of a batch of {batch_size} pairs")
+        raise UserError(f"rows {list(rows)} must be some of a batch of {batch_size} pairs")
     if seed < 0 or start_step < 0 or num_workers < 0:
-        raise ValueError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
+        raise UserError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
     if not 0 < size <= dataset.image_size:
-        raise ValueError(
+        raise UserError(
             f"pictures of {dataset.image_size} px cannot be averaged down to {size} px; choose a smaller one"
         )
     for index, name in enumerate(dataset.names):
         if dataset.num_views(index) < 2:
-            raise ValueError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
+            raise UserError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
     _parse_flags()
 
     # Grain's shuffle takes up to 2 ms an index for a few objects, and 0.03 ms from about a thousand on: so few objects

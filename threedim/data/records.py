@@ -17,6 +17,7 @@ from etils import epath
 
 from threedim.cameras import Camera
 from threedim.data import srn
+from threedim.errors import MissingError, UserError
 
 METADATA = "dataset.json"
 BUILDER_NAME = "threedim_objects"
@@ -76,13 +77,13 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
     """
     path = epath.Path(out_dir) / METADATA
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: no records were prepared there; run --mode=prepare")
+        raise MissingError(f"{path} is missing: no records were prepared there; run --mode=prepare")
     try:
         fields = json.loads(path.read_text())
         fields["splits"] = {name: SplitInfo(**split) for name, split in fields["splits"].items()}
         return DatasetInfo(**fields)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {out_dir} and prepare again") from error
+        raise UserError(f"{path} is damaged ({error}); delete {out_dir} and prepare again") from error
 
 
 def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
@@ -94,7 +95,7 @@ def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
     """
     info = read_info(out_dir)
     if split not in info.splits:
-        raise ValueError(f"{out_dir} has no split {split!r}; it has {', '.join(info.splits)}")
+        raise UserError(f"{out_dir} has no split {split!r}; it has {', '.join(info.splits)}")
     return ObjectDataset(out_dir, split, info.splits[split])
 
 
@@ -105,7 +106,7 @@ def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarr
       ValueError: unless 0 <= num_held_out <= num_views.
     """
     if not 0 <= num_held_out <= num_views:
-        raise ValueError(f"cannot hold out {num_held_out} of {num_views} views")
+        raise UserError(f"cannot hold out {num_held_out} of {num_views} views")
     held_out = ((2 * np.arange(num_held_out) + 1) * num_views) // (2 * max(num_held_out, 1))
     return np.setdiff1d(np.arange(num_views), held_out), held_out
 
@@ -134,7 +135,7 @@ class ObjectDataset:
         self.image_size = min(info.sizes)
         self.fingerprint = info.fingerprint if part == "all" else digest_lines([info.fingerprint, part, str(held_out)])
         if len(self._open()) != len(info.names):
-            raise ValueError(
+            raise UserError(
                 f"{out_dir}: split {split!r} has {len(self._open())} records, but {METADATA} says {len(info.names)}"
             )
 
@@ -155,7 +156,7 @@ class ObjectDataset:
     def only_held_out(self, num_held_out: int) -> ObjectDataset:
         """The same objects with only the views that `without_held_out` leaves out; at least one."""
         if num_held_out < 1:
-            raise ValueError(f"no views are held out (config.data.holdout_views is {num_held_out})")
+            raise UserError(f"no views are held out (config.data.holdout_views is {num_held_out})")
         return self._restricted(num_held_out, "held_out")
 
     def __getitem__(self, index: int) -> srn.ObjectViews:
@@ -182,10 +183,10 @@ class ObjectDataset:
 
     def _restricted(self, num_held_out: int, part: str) -> ObjectDataset:
         if self._part != "all":
-            raise ValueError("the views of this data set are a choice already; choose from the whole split")
+            raise UserError("the views of this data set are a choice already; choose from the whole split")
         for name, views in zip(self._info.names, self._info.views, strict=True):
             if num_held_out < 0 or num_held_out > views - 1:
-                raise ValueError(f"cannot hold out {num_held_out} of the {views} views of {name}; one must remain")
+                raise UserError(f"cannot hold out {num_held_out} of the {views} views of {name}; one must remain")
         if num_held_out == 0 and part == "known":
             return self
         return ObjectDataset(self._out_dir, self._split, self._info, num_held_out, part)
@@ -199,7 +200,7 @@ class ObjectDataset:
     def _read(self, index: int) -> dict:
         record = self._open()[index]
         if record["name"].decode() != self.names[index]:
-            raise ValueError(
+            raise UserError(
                 f"{self._out_dir}: record {index} of split {self._split!r} is {record['name'].decode()!r}, but "
                 f"{METADATA} says {self.names[index]!r}; delete the folder and prepare again"
             )

@@ -11,7 +11,8 @@ import zlib
 
 from etils import epath
 
-from threedim.data.files import new_folder
+from threedim.errors import ExistsError, MissingError, UserError
+from threedim.files import new_folder
 from threedim.progress import progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
@@ -30,7 +31,7 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
     archive = folder.parent / f"{folder.name}.zip"
     if archive.exists():
         return unpack_zip(archive, epath.Path(unpack_to) / split)
-    raise FileNotFoundError(where_to_get(source, split))
+    raise MissingError(where_to_get(source, split))
 
 
 def where_to_get(source: epath.PathLike, split: str) -> str:
@@ -70,7 +71,7 @@ def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
                     return _reused(archive, folder, record)
                 _unpack(opened, entries, archive, folder, record)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{archive}: not a whole zip file ({error}). Download it again; where a quota is used up, Google Drive "
                 "delivers a web page instead"
             ) from error
@@ -83,14 +84,14 @@ def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[z
         # orig_filename: zipfile itself cuts names at a null byte and turns the system's separators.
         parts = re.split(r"[/\\]", entry.orig_filename)
         if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in entry.orig_filename:
-            raise ValueError(f"{archive}: entry {entry.orig_filename!r} would land outside of the target; not unpacked")
+            raise UserError(f"{archive}: entry {entry.orig_filename!r} would land outside of the target; not unpacked")
         mode = stat.S_IFMT(entry.external_attr >> 16)
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise ValueError(f"{archive}: entry {entry.orig_filename!r} is a link or a special file; not unpacked")
+            raise UserError(f"{archive}: entry {entry.orig_filename!r} is a link or a special file; not unpacked")
         if "__MACOSX" not in parts and not entry.is_dir():
             kept.append(entry)
     if not kept:
-        raise ValueError(f"{archive}: holds no file")
+        raise UserError(f"{archive}: holds no file")
     return kept
 
 
@@ -104,7 +105,7 @@ def _fingerprint(entries: list[zipfile.ZipInfo]) -> str:
 def _reused(archive: epath.Path, folder: epath.Path, record: str) -> epath.Path:
     path = folder / _RECORD
     if not path.exists() or path.read_text() != record:
-        raise FileExistsError(f"{folder} exists but was not unpacked from {archive} as it is now; delete or rename it")
+        raise ExistsError(f"{folder} exists but was not unpacked from {archive} as it is now; delete or rename it")
     return folder
 
 

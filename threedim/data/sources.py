@@ -26,6 +26,7 @@ import numpy as np
 from etils import epath
 
 from threedim.data import convert, records, release, srn
+from threedim.errors import UserError
 
 
 def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
@@ -79,7 +80,7 @@ def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]
         splits = _procedural_splits(data)
     elif not data.train_split:
         if data.val_split or data.test_split:
-            raise ValueError("config.data.train_split is '', so val_split and test_split must be '' too")
+            raise UserError("config.data.train_split is '', so val_split and test_split must be '' too")
         splits = hold_out_objects(srn.find_objects(data.source), data.num_test_objects, data.split_seed)
     else:
         named = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
@@ -104,7 +105,7 @@ def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, 
     merged = sorted((folder for folders in splits.values() for folder in folders), key=lambda folder: folder.name)
     for one, other in itertools.pairwise(merged):
         if one.name == other.name:
-            raise ValueError(f"cannot merge splits: {one} and {other} have the same name")
+            raise UserError(f"cannot merge splits: {one} and {other} have the same name")
     order = np.random.default_rng(seed).permutation(len(merged))
     new, start = {}, 0
     for name, folders in splits.items():
@@ -120,7 +121,7 @@ def hold_out_objects(folders: Sequence[epath.Path], num_test: int, seed: int) ->
       ValueError: if no object would be left to train on.
     """
     if not 0 <= num_test < len(folders):
-        raise ValueError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
+        raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
     splits = {"train": list(folders[num_test:]), "test": list(folders[:num_test])}
     splits = resplit(splits, seed)
     return splits if num_test else {"train": splits["train"]}
@@ -128,7 +129,7 @@ def hold_out_objects(folders: Sequence[epath.Path], num_test: int, seed: int) ->
 
 def _procedural_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
     # Here, because meshes and ray casting are of no use to a training run that reads finished records.
-    from threedim.data import render
+    from threedim.rendering import render
 
     p = data.procedural
     splits = {}

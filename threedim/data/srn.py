@@ -22,8 +22,9 @@ from PIL import Image
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
-from threedim.data import images as images_lib
-from threedim.data.files import new_folder
+from threedim.data import png as images_lib
+from threedim.errors import MissingError, UserError
+from threedim.files import new_folder
 
 _IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P")
 # Two intrinsics of one view that differ by more than this (relative) cannot both be true.
@@ -32,7 +33,7 @@ _INTRINSICS_TOLERANCE = 1e-3
 _MAX_NESTING = 2
 
 
-class BadObjectError(ValueError):
+class BadObjectError(UserError):
     """An object folder breaks the format; the message names the file and what was expected there."""
 
     def __init__(self, path, problem: str):
@@ -91,13 +92,13 @@ def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) ->
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (3, 4):
-        raise ValueError(f"images must be uint8 (view, height, width, 3 or 4), got {images.dtype} {images.shape}")
+        raise UserError(f"images must be uint8 (view, height, width, 3 or 4), got {images.dtype} {images.shape}")
     views, size = images.shape[:2]
     if images.shape[2] != size or views == 0 or size == 0:
-        raise ValueError(f"images must be square and at least one, got shape {images.shape}")
+        raise UserError(f"images must be square and at least one, got shape {images.shape}")
     R, t, K = (np.asarray(leaf, np.float32) for leaf in (cameras.R, cameras.t, cameras.K))
     if R.shape != (views, 3, 3) or t.shape != (views, 3) or K.shape != (views, 3, 3):
-        raise ValueError(f"{views} images need cameras batched ({views},), got R {R.shape}, t {t.shape}, K {K.shape}")
+        raise UserError(f"{views} images need cameras batched ({views},), got R {R.shape}, t {t.shape}, K {K.shape}")
     with new_folder(folder) as temporary:
         (temporary / "rgb").mkdir()
         (temporary / "pose").mkdir()
@@ -132,16 +133,16 @@ def find_objects(folder: epath.PathLike) -> list[epath.Path]:
     """
     folder = epath.Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected a folder of objects in SRN format")
+        raise MissingError(f"{folder}: no such folder; expected a folder of objects in SRN format")
     if _is_object(folder):
-        raise FileNotFoundError(f"{folder} is itself an object; give the folder that holds it: {folder.parent}")
+        raise MissingError(f"{folder} is itself an object; give the folder that holds it: {folder.parent}")
     children = _subfolders(folder)
     for _ in range(_MAX_NESTING):
         if len(children) != 1 or _is_object(children[0]):
             break
         children = _subfolders(children[0])
     if not any(_is_object(child) for child in children):
-        raise FileNotFoundError(f"{folder} holds no object in SRN format (subfolders with rgb/, pose/, intrinsics.txt)")
+        raise MissingError(f"{folder} holds no object in SRN format (subfolders with rgb/, pose/, intrinsics.txt)")
     return children
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from threedim.errors import UserError
+
 _PAPER = "D. Watson et al., Novel View Synthesis with Diffusion Models, arXiv 2210.04628"
 _SPLATTER = "S. Szymanowicz et al., Splatter Image: Ultra-Fast Single-View 3D Reconstruction, arXiv 2312.13150"
 
@@ -130,5 +132,5 @@ def table(name: str) -> Table | None:
       ValueError: if there is none of that name.
     """
     if name != "none" and name not in TABLES:
-        raise ValueError(f"evaluate.published must be one of none, {', '.join(TABLES)}, got {name!r}")
+        raise UserError(f"evaluate.published must be one of none, {', '.join(TABLES)}, got {name!r}")
     return TABLES.get(name)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from threedim.data import images as images_lib
-from threedim.evaluation import lpips, plot, published
+from threedim.data import png as images_lib
+from threedim.evaluation import plot, published
+from threedim.evaluation.metrics import lpips
 
 _CSS = """
 :root { color-scheme: light dark; --text: #1a1c1f; --soft: #5c6470; --paper: #fff; --raised: #f4f5f7; --line: #d9dde3;

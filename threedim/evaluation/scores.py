@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from threedim.evaluation import frechet, image_metrics, patch_distance
+from threedim.evaluation.metrics import fid, patches
+from threedim.evaluation.metrics import image as image_metrics
 from threedim.tasks import Task, Views
 
 # The patch distance sorts all patches it compares, so that it is taken of at most so many views.
@@ -148,7 +149,7 @@ class Distances:
         self._wanted[chosen] = True
         self._seen, self._seed = 0, seed
         self._subset: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._moments = [frechet.PictureMoments(extract, extract.num_features) for _ in "ab"] if extract else None
+        self._moments = [fid.PictureMoments(extract, extract.num_features) for _ in "ab"] if extract else None
 
     def add(self, views: Views, drawn: np.ndarray) -> None:
         """Adds an object's views."""
@@ -160,16 +161,16 @@ class Distances:
             for moments, pictures in zip(self._moments, (drawn, views.truth), strict=True):
                 moments.add(pictures)
 
-    def fid(self) -> frechet.FrechetDistance | None:
+    def fid(self) -> fid.FrechetDistance | None:
         """None without features."""
         if not self._moments:
             return None
-        return frechet.frechet_distance(self._moments[0].moments, self._moments[1].moments)
+        return fid.frechet_distance(self._moments[0].moments, self._moments[1].moments)
 
     def patch_distances(self) -> tuple[float, float]:
         """Of the drawn views, and of the repeated input view, to the true ones."""
         drawn, truth, repeated = (np.concatenate(pictures) for pictures in zip(*self._subset, strict=True))
-        return tuple(patch_distance.sliced_wasserstein(each, truth, seed=self._seed) for each in (drawn, repeated))
+        return tuple(patches.sliced_wasserstein(each, truth, seed=self._seed) for each in (drawn, repeated))
 
 
 def summary(scores: list[ObjectScores]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from threedim.models.blocks import conv3x3, frame_share
+from threedim.models.layers import conv3x3, frame_share
 from threedim.models.unet import UNet
 
 

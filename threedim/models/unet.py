@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from threedim import encodings
 from threedim.cameras import Camera
-from threedim.models.blocks import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, last_init
+from threedim.models.layers import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, last_init
 
 PyTree = Any
 

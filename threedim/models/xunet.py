@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 
-from threedim.models.blocks import fold_frames, take_frame
+from threedim.models.layers import fold_frames, take_frame
 from threedim.models.unet import UNet
 
 

@@ -1,7 +1,7 @@
 """Weights that come with the package: ``threedim.load("shapes64")``, ``--config.sample.weights=shapes64``.
 
 Beside NAME.safetensors lie its model card, NAME.md, and a sheet of samples, NAME.png; configs/NAME.py is what it was
-trained with. ``python -m threedim.evaluation.model_card`` writes the card and the sheet.
+trained with. ``python -m scripts.model_card`` writes the card and the sheet.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 
 from etils import epath
 
+from threedim.errors import MissingError
 from threedim.weights import SUFFIX
 
 FOLDER = epath.Path(__file__).parent
@@ -33,7 +34,7 @@ def resolve(path: epath.PathLike) -> epath.Path:
         return path
     if text not in names():
         there = f"there are: {', '.join(names())}" if names() else "this copy of the package has none yet"
-        raise FileNotFoundError(
+        raise MissingError(
             f"{text}: no folder, and no weights of that name come with the package; {there}. A path is possible, too: "
             f"of a run's folder, or of a file ending in {SUFFIX}"
         )

@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from threedim.errors import MissingError, UserError
 from threedim.training import leaves as leaves_lib
 
 PyTree = Any
@@ -41,7 +42,7 @@ _MAX_LISTED = 20
 _VERIFY_BYTES = 2**30
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint could not be saved or restored; the message names the folder, the cause, and how to go on."""
 
 
@@ -68,7 +69,7 @@ class Checkpoints:
             ("save_every", save_every, 1),
         ):
             if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}")
+                raise UserError(f"{name} must be at least {low}, got {value}")
         _quiet_orbax()
         self._save_every = save_every
         self._saving = None
@@ -253,9 +254,9 @@ def _finished_steps(folder: epath.Path) -> list[int]:
 def _choose_step(folder: epath.Path, step: int | None) -> int:
     steps = _finished_steps(folder)
     if not steps:
-        raise FileNotFoundError(f"no finished checkpoint in {folder}")
+        raise MissingError(f"no finished checkpoint in {folder}")
     if step is not None and step not in steps:
-        raise FileNotFoundError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
+        raise MissingError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
     return max(steps) if step is None else step
 
 
@@ -371,7 +372,7 @@ def _read_table(step_folder: epath.Path, options=None) -> tuple[Leaves, dict[str
         content = reader.restore(step_folder / "leaves", args=ocp.args.JsonRestore())
     table = content["leaves"]
     if content["crc32"] != _crc32(table):
-        raise ValueError("it was changed after saving")
+        raise UserError("it was changed after saving")
     saved = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape, _) in table.items()}
     return saved, {path: checksum for path, (_, _, checksum) in table.items()}
 

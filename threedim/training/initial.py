@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from threedim import pretrained, weights
+from threedim.errors import MissingError, UserError
 from threedim.training import checkpoints, leaves
 
 PyTree = Any
@@ -49,7 +50,7 @@ def read_initial(path: epath.PathLike, shapes: PyTree, fresh: Callable[[], PyTre
     else:
         step = checkpoints.latest_step(source)
         if step is None:
-            raise FileNotFoundError(f"train.init_from: no checkpoint in {source}")
+            raise MissingError(f"train.init_from: no checkpoint in {source}")
         found = checkpoints.restore_params(source, step=step)
     # From here on NumPy's: under a mesh JAX refuses arrays that are on one of its devices.
     found, wanted = leaves.by_path(jax.device_get(found)), leaves.by_path(shapes)
@@ -69,7 +70,7 @@ def read_initial(path: epath.PathLike, shapes: PyTree, fresh: Callable[[], PyTre
     ]
     if problems:
         more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        raise ValueError(
+        raise UserError(
             f"train.init_from: the weights in {source} do not fit the network of config.model:\n  "
             + "\n  ".join([*problems[:20], *more])
         )

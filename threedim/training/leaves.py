@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from threedim.errors import UserError
+
 
 def by_path(tree: Any) -> dict[str, Any]:
     """Leaves by path, in the tree's order.
@@ -21,11 +23,11 @@ def by_path(tree: Any) -> dict[str, Any]:
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         if not keys or path.count("/") != len(keys) - 1 or "." in path or path in leaves:
-            raise ValueError(f"a checkpoint's arrays need distinct names without '/' and '.', got {path!r}")
+            raise UserError(f"a checkpoint's arrays need distinct names without '/' and '.', got {path!r}")
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-            raise ValueError(f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays only")
+            raise UserError(f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays only")
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise ValueError(f"{path} is a {leaf.dtype}; a checkpoint holds numbers only: save jax.random.key_data")
+            raise UserError(f"{path} is a {leaf.dtype}; a checkpoint holds numbers only: save jax.random.key_data")
         leaves[path] = leaf
     return leaves
 
@@ -34,7 +36,7 @@ def as_jax(path: str, leaf: Any) -> jax.Array:
     """The leaf as a JAX array of the same dtype; ValueError with its path if JAX has none."""
     array = jnp.asarray(leaf)
     if array.dtype != leaf.dtype:
-        raise ValueError(f"{path} is {leaf.dtype}, which JAX holds as {array.dtype}: convert it before saving")
+        raise UserError(f"{path} is {leaf.dtype}, which JAX holds as {array.dtype}: convert it before saving")
     return array
 
 

@@ -11,19 +11,21 @@ import jax
 import ml_collections
 from etils import epath
 
+from threedim import config as config_lib
 from threedim import cpu, distributed
 from threedim.data import pipeline, sources
 from threedim.data.records import read_info
+from threedim.errors import UserError
 from threedim.progress import progress
-from threedim.training import build, initial, run_info, sharding
+from threedim.training import initial, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
-from threedim.training.logging import MetricWriter
+from threedim.training.metrics import MetricWriter
 from threedim.training.preview import Preview
-from threedim.training.state import NEVER, Metrics, TrainState, init_state, make_train_step
+from threedim.training.step import NEVER, Metrics, TrainState, init_state, make_train_step
 from threedim.training.watch import Cost, Trace, Window
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """The loss or its gradient is not finite; the message names the step and the last good checkpoint."""
 
 
@@ -48,18 +50,18 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     """
     workdir = epath.Path(workdir)
     t = config.train
-    mesh = build.mesh(config)
-    network, process, recipe = build.network(config), build.process(config), build.recipe(config)
+    mesh = config_lib.mesh(config)
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     if recipe.batch_size % (mesh.size * recipe.microbatches):
-        raise ValueError(
+        raise UserError(
             f"train.batch_size {recipe.batch_size} does not divide over {mesh.size} devices and {recipe.microbatches} "
             "microbatches"
         )
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
         if t[name] < 1:
-            raise ValueError(f"train.{name} must be at least 1, got {t[name]}")
+            raise UserError(f"train.{name} must be at least 1, got {t[name]}")
     if t.sample_every:
-        build.sample_settings(config, num_steps=t.sample_steps)  # refused now, not after the first steps
+        config_lib.sample_settings(config, num_steps=t.sample_steps)  # refused now, not after the first steps
 
     lead = distributed.is_lead()
     say = functools.partial(print, flush=True) if lead else lambda line: None
@@ -198,9 +200,9 @@ def _preview(config: ml_collections.ConfigDict, records: epath.Path, mesh: jax.s
         return None
     dataset = sources.open_from_config(config.data, split)
     return Preview(
-        build.denoiser(config),
-        build.process(config),
-        build.sample_settings(config, num_steps=config.train.sample_steps),
+        config_lib.denoiser(config),
+        config_lib.process(config),
+        config_lib.sample_settings(config, num_steps=config.train.sample_steps),
         dataset,
         rows=config.train.sample_objects,
         seed=config.seed,

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from threedim import files
+from threedim.errors import ExistsError, MissingError, UserError
 from threedim.training import checkpoints
 
 # Fields that decide what is learned and from which stream of examples: a run goes on only with the same ones.
@@ -50,7 +51,7 @@ def write_run_info(workdir: epath.PathLike, config: Mapping[str, Any], data_fing
     """
     step = checkpoints.latest_step(workdir)
     if step is not None:
-        raise FileExistsError(
+        raise ExistsError(
             f"{workdir} holds a run with a checkpoint of step {step}; its {_CONFIG_FILE} is not replaced. Continue "
             "that run, or take another workdir."
         )
@@ -61,12 +62,12 @@ def read_run_info(workdir: epath.PathLike) -> tuple[dict[str, Any], str]:
     """Settings (nested dicts; tuples have become lists) and data fingerprint of a run."""
     path = epath.Path(workdir) / _CONFIG_FILE
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: is {workdir} the workdir of a training run?")
+        raise MissingError(f"{path} is missing: is {workdir} the workdir of a training run?")
     try:
         content = json.loads(path.read_text())
         return content["config"], content["data_fingerprint"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); it holds the settings of the run") from error
+        raise UserError(f"{path} is damaged ({error}); it holds the settings of the run") from error
 
 
 def check_run_info(
@@ -100,7 +101,7 @@ def check_run_info(
     if old_fingerprint != data_fingerprint:
         frozen.append(f"data fingerprint: {old_fingerprint} → {data_fingerprint}")
     if frozen and not allow_change:
-        raise ValueError(
+        raise UserError(
             f"the run in {workdir} was started with other settings (then → now):\n  "
             + "\n  ".join(frozen)
             + "\nSet them back, take another workdir, or allow the change explicitly."
@@ -128,7 +129,7 @@ def _plain(value: Any, name: str = "") -> Any:
         value = value.item()
     if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise ValueError(f"config.{name} = {value!r} ({type(value).__name__}) cannot be written to {_CONFIG_FILE}")
+    raise UserError(f"config.{name} = {value!r} ({type(value).__name__}) cannot be written to {_CONFIG_FILE}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

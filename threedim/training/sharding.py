@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from threedim.errors import UserError
+
 PyTree = Any
 
 # Devices along (data, fsdp), by the name that configurations give them. A v4-32 has 32 cores on 16 chips.
@@ -35,7 +37,7 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     """
     devices = jax.device_count()
     if fsdp < 1 or devices % fsdp or (data != -1 and data * fsdp != devices):
-        raise ValueError(
+        raise UserError(
             f"config.mesh data={data}, fsdp={fsdp} does not cover {devices} {jax.default_backend()} device(s): "
             f"data x fsdp must be {devices} (data=-1 takes what fsdp leaves)"
         )

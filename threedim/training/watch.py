@@ -12,8 +12,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from threedim.errors import UserError
 from threedim.training import hardware, sharding
-from threedim.training.state import Metrics, Recipe
+from threedim.training.step import Metrics, Recipe
 
 
 class Cost:
@@ -119,7 +120,7 @@ class Trace:
 
     def __init__(self, folder: epath.Path, start: int, steps: int):
         if start < 0 or steps < 1:
-            raise ValueError(f"profile.start must be 0 or more and profile.steps 1 or more, got {start} and {steps}")
+            raise UserError(f"profile.start must be 0 or more and profile.steps 1 or more, got {start} and {steps}")
         self._folder, self._start, self._steps = folder, start, steps
         self._until: int | None = None
 

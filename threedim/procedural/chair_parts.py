@@ -1,0 +1,406 @@
+"""The parts of procedural chairs: legs, seats, backs and arms, each of several kinds. Lengths in meters.
+
+A chair faces +x; y runs across the seat, z is up, the seat is centered over the origin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from threedim.procedural.solids import Builder, Color, arc, circle, jitter, rounded_path, rounded_rectangle, turn
+
+WOODS: tuple[Color, ...] = (
+    (0.80, 0.62, 0.42),
+    (0.65, 0.44, 0.26),
+    (0.45, 0.28, 0.17),
+    (0.29, 0.18, 0.12),
+    (0.88, 0.76, 0.58),
+    (0.56, 0.27, 0.16),
+)
+METALS: tuple[Color, ...] = ((0.75, 0.76, 0.78), (0.22, 0.22, 0.24), (0.46, 0.47, 0.50), (0.72, 0.58, 0.34))
+PAINTS: tuple[Color, ...] = (
+    (0.93, 0.92, 0.89),
+    (0.21, 0.21, 0.24),
+    (0.78, 0.16, 0.14),
+    (0.15, 0.36, 0.62),
+    (0.93, 0.72, 0.16),
+    (0.20, 0.52, 0.38),
+    (0.90, 0.45, 0.15),
+    (0.40, 0.68, 0.75),
+)
+
+
+@dataclasses.dataclass
+class Plan:
+    """What all parts of one chair share."""
+
+    rng: np.random.Generator
+    build: Builder
+    width: float  # of the seat at the front, y
+    depth: float  # of the seat, x
+    height: float  # of the seat's upper side
+    thickness: float  # of the seat
+    rear: float  # width at the rear over width at the front
+    round: bool
+    frame: Color
+    fabric: Color
+    bar: float  # half thickness of legs and posts
+    points: int  # corners of their cross-section
+    back_height: float
+    recline: float  # tangent
+    curve: float  # how far the back's edges come forward
+
+    def draw(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    @property
+    def under(self) -> float:
+        """Height at which legs end, inside the seat."""
+        return self.height - 0.6 * self.thickness
+
+    def corners(self, inset: float) -> list[np.ndarray]:
+        """(x, y) of front left, front right, rear left, rear right, ``inset`` from the edges; y > 0 is left."""
+        x, y = self.depth / 2 - inset, self.width / 2 - inset
+        if self.round:
+            x, y = 0.66 * x, 0.66 * y
+        rear = y if self.round else self.width / 2 * self.rear - inset
+        return [np.array(p) for p in ((x, y), (x, -y), (-x, rear), (-x, -rear))]
+
+    @property
+    def back_width(self) -> float:
+        return 0.8 * self.width if self.round else self.width * self.rear
+
+    def at_back(self, y: float, s: float) -> np.ndarray:
+        """A point of the back: ``y`` across, ``s`` in [0, 1] from the seat to the top."""
+        foot = -0.5 * self.depth * (0.8 if self.round else 1.0) + self.bar
+        x = foot - self.recline * s * self.back_height + self.curve * (2 * y / self.back_width) ** 2 * s
+        return np.array([x, y, self.height + s * self.back_height])
+
+    def across_back(self, s: float, width: float, points: int = 7) -> np.ndarray:
+        """(point, 3) along the back at height ``s``, ``width`` wide."""
+        return np.stack([self.at_back(y, s) for y in np.linspace(-width / 2, width / 2, points)])
+
+    def post(self, start, end, scale: float = 1.0, end_scale: float | None = None) -> None:
+        end_scale = scale if end_scale is None else end_scale
+        self.build.bar(start, end, self.bar * scale, self.frame, self.bar * end_scale, self.points)
+
+
+# --------------------------------------------------------------------------------------------------------------- seats
+
+
+def flat_seat(p: Plan, color: Color) -> None:
+    """A board; round, or narrower at the rear."""
+    outline = rounded_rectangle(p.depth, p.width, p.draw(0.01, 0.09))
+    if p.round:
+        outline = circle(p.depth / 2, 24) * [1, p.width / p.depth]
+    low, high, edge = p.height - p.thickness, p.height, min(0.01, p.thickness / 3)
+    rings = []
+    for z, inset in ((low, edge), (low + edge, 0), (high - edge, 0), (high, edge)):
+        ring = outline * (1 - 2 * inset / p.width)
+        taper = 1 if p.round else 1 - (1 - p.rear) * (0.5 - ring[:, 0] / p.depth)
+        rings.append(np.stack([ring[:, 0], ring[:, 1] * taper, np.full(len(ring), z)], axis=-1))
+    p.build.loft(np.stack(rings), color)
+
+
+def cushion(p: Plan, thickness: float) -> None:
+    """Lies on the seat."""
+    center = [0.01, 0, p.height + 0.4 * thickness]
+    if p.round:
+        rings = [
+            [*(r * p.depth / 2 * np.array([np.cos(a), np.sin(a) * p.width / p.depth])), p.height + z * thickness]
+            for r, z in ((0.90, -0.05), (0.97, 0.3), (0.97, 0.6), (0.88, 0.95), (0.6, 1.08))
+            for a in np.arange(24) * 2 * np.pi / 24
+        ]
+        p.build.loft(np.reshape(rings, (5, 24, 3)), p.fabric)
+    else:
+        size = [0.94 * p.depth, 0.94 * p.width * p.rear, thickness]
+        p.build.rounded_box(center, size, 0.45 * thickness, p.fabric)
+
+
+# ---------------------------------------------------------------------------------------------------------------- legs
+
+
+def straight_legs(p: Plan) -> None:
+    taper = p.draw(0.55, 1.0)
+    feet = p.corners(1.3 * p.bar)
+    for x, y in feet:
+        p.post([x, y, 0], [x, y, p.under], taper, 1)
+    if p.chance(0.6):
+        _apron(p, feet)
+    if p.chance(0.5):
+        _stretchers(p, feet, feet)
+
+
+def splayed_legs(p: Plan) -> None:
+    spread = p.draw(0.10, 0.26)
+    tops = p.corners(0.09)
+    feet = [top + spread * (0.35 * np.sign(top) + 0.2 * top / np.linalg.norm(top)) for top in tops]
+    taper = p.draw(0.45, 0.9)
+    for top, foot in zip(tops, feet, strict=True):
+        p.post([*foot, 0], [*top, p.under], taper, 1.1)
+    if p.chance(0.5):
+        _stretchers(p, feet, tops)
+
+
+def _apron(p: Plan, feet) -> None:
+    z, tall = p.height - p.thickness - 0.022, p.draw(0.04, 0.07)
+    fl, fr, rl, rr = feet
+    for a, b in ((fl, fr), (rl, rr), (fl, rl), (fr, rr)):
+        middle, span = (a + b) / 2, b - a
+        size = [np.linalg.norm(span), p.bar * 1.1, tall]
+        p.build.box([*middle, z], size, p.frame, turn("z", np.rad2deg(np.arctan2(span[1], span[0]))))
+
+
+def _stretchers(p: Plan, feet, tops) -> None:
+    s = p.draw(0.2, 0.5)
+    fl, fr, rl, rr = (np.array([*(foot + s * (top - foot)), s * p.under]) for foot, top in zip(feet, tops, strict=True))
+    p.post(fl, rl, 0.6)
+    p.post(fr, rr, 0.6)
+    if p.chance(0.5):
+        p.post((fl + rl) / 2, (fr + rr) / 2, 0.6)
+    else:
+        lift = np.array([0, 0, 0.04])
+        p.post(fl + lift, fr + lift, 0.6)
+        p.post(rl + lift, rr + lift, 0.6)
+
+
+def star_base(p: Plan) -> None:
+    """A swivel column on spokes with casters."""
+    spokes, reach = int(p.rng.integers(4, 6)), p.draw(0.27, 0.33)
+    dark = jitter(p.rng, (0.12, 0.12, 0.13))
+    turned = p.draw(0, 360)
+    for k in range(spokes):
+        tip = turn("z", turned + 360 * k / spokes) @ [reach, 0, 0.075]
+        p.build.bar([0, 0, 0.13], tip, 0.028, p.frame, 0.017, 6)
+        tip[2] = 0.032
+        p.build.disk(tip, 0.032, 0.05, dark, axis="y", points=12)
+    p.build.bar([0, 0, 0.09], [0, 0, 0.26], 0.035, dark, points=12)
+    p.build.bar([0, 0, 0.22], [0, 0, p.under], 0.021, (0.6, 0.61, 0.63), points=12)
+    p.build.box([0, 0, p.height - p.thickness - 0.015], [0.24, 0.2, 0.04], dark)
+
+
+def disk_base(p: Plan) -> None:
+    """A column that widens into a round foot."""
+    foot, column = p.draw(0.19, 0.26), p.draw(0.02, 0.035)
+    profile = [(foot, 0), (foot, 0.012), (0.75 * foot, 0.03), (1.6 * column, 0.07), (column, 0.14), (column, p.under)]
+    if p.chance(0.4):  # the tulip's
+        profile = [(foot, 0), (foot, 0.01), (0.6 * foot, 0.05), (0.3 * foot, 0.15), (0.25 * foot, p.under)]
+    rings = [[*(r * np.array([np.cos(a), np.sin(a)])), z] for r, z in profile for a in np.arange(24) * np.pi / 12]
+    p.build.loft(np.reshape(rings, (len(profile), 24, 3)), p.frame)
+
+
+def sled(p: Plan) -> None:
+    """A bent tube on each side that rests on the floor."""
+    lean, r = p.draw(0.0, 0.08), 0.7 * p.bar
+    for x_front, y in p.corners(0.03)[:2]:
+        corners = [
+            [x_front - lean, y, p.under],
+            [x_front + 0.02, y, r],
+            [-x_front - 0.03, y, r],
+            [-x_front + lean, y, p.under],
+        ]
+        p.build.tube(rounded_path(corners, 0.07), r, p.frame)
+    y = p.width / 2 - 0.03
+    for x in (0.3 * p.depth, -0.3 * p.depth):
+        p.build.bar([x, -y, p.height - p.thickness], [x, y, p.height - p.thickness], r, p.frame, points=8)
+
+
+def cantilever(p: Plan) -> None:
+    """One bent tube: up the front, no rear legs."""
+    r, x = 0.75 * p.bar, p.depth / 2 - 0.02
+    y, under = p.width / 2 - r, p.height - p.thickness
+    corners = [[-x, y, under], [x, y, under], [x + 0.02, y, r], [-x, y, r]]
+    corners += [[a, -b, c] for a, b, c in corners[::-1]]
+    p.build.tube(rounded_path(corners, 0.08), r, p.frame)
+
+
+def rocker(p: Plan) -> None:
+    """Legs on two curved runners."""
+    radius, lift = p.draw(0.9, 1.3), 0.02
+    for side in (0, 1):
+        (front, y), (rear, _) = p.corners(0.05)[side], p.corners(0.05)[side + 2]
+        y = float(y) * p.rear
+        reach = np.rad2deg(p.depth / radius)
+        path = arc((-0.06, y, radius + lift), radius, -90 - 0.85 * reach, -90 + 0.62 * reach, "xz", 13)
+        p.build.tube(path, 0.018, p.frame, 4)
+        for x, top in ((front - 0.02, front), (rear + 0.04, rear)):
+            z = radius + lift - np.sqrt(radius**2 - (x + 0.06) ** 2)
+            p.post([x, y, z], [top, y, p.under], 0.9, 1)
+
+
+def crossed(p: Plan) -> None:
+    """Two crossing pairs, as of a folding chair."""
+    x, r = p.depth / 2 - 0.03, 0.8
+    for side in (1, -1):
+        y = side * (p.width * p.rear / 2 - 0.02)
+        p.post([-x - 0.04, y, 0.01], [x - 0.02, y, p.under], r)
+        y -= side * 2.2 * p.bar
+        p.post([x + 0.02, y, 0.01], [-x, y, p.under], r)
+    y = p.width * p.rear / 2 - 0.02
+    for x_bar in (-x - 0.02, x):
+        p.post([x_bar, -y, 0.06], [x_bar, y, 0.06], 0.6)
+
+
+def panels(p: Plan) -> None:
+    """A board on each side."""
+    inset = p.draw(0.0, 0.06)
+    for side in (1, -1):
+        y = side * (p.width * p.rear / 2 - inset - 0.015)
+        p.build.box([0, y, p.under / 2], [0.9 * p.depth, 0.028, p.under], p.frame)
+    z = p.draw(0.3, 0.8) * p.height
+    p.build.box([0, 0, z], [0.025, p.width * p.rear - 2 * inset - 0.03, 0.09], p.frame)
+
+
+def hairpins(p: Plan) -> None:
+    """Two thin rods that meet at each foot."""
+    for x, y in p.corners(0.09):
+        foot = np.array([1.2 * x, 1.15 * y, 0])
+        for dx, dy in ((0.05, 0), (0, 0.05)):
+            top = [x - np.sign(x) * dx, y - np.sign(y) * dy, p.under]
+            p.build.bar(foot, top, 0.008, p.frame, points=6)
+
+
+# --------------------------------------------------------------------------------------------------------------- backs
+
+
+def _posts(p: Plan, scale: float = 1.0) -> float:
+    """Two posts; returns the free width between them."""
+    half = p.back_width / 2 - p.bar
+    for y in (half, -half):
+        start = p.at_back(y, 0) - [0, 0, 0.7 * p.thickness]
+        p.build.tube([start, p.at_back(y, 0.5), p.at_back(y, 1)], p.bar * np.array([1, 0.95, 0.8]), p.frame, p.points)
+    return 2 * half
+
+
+def _rail(p: Plan, s: float, width: float, tall: float, color: Color, thick: float = 0.02) -> None:
+    """A level board across the back, following its curve."""
+    half = tall / p.back_height / 2
+    surface = np.stack([p.across_back(s - half, width), p.across_back(s + half, width)])
+    p.build.slab(surface, thick, color)
+
+
+def spindle_back(p: Plan) -> None:
+    width = _posts(p)
+    tall = p.draw(0.05, 0.1)
+    _rail(p, 1 - tall / p.back_height / 2, width, tall, p.frame)
+    low = 0.0
+    if p.chance(0.5):
+        low = p.draw(0.15, 0.3)
+        _rail(p, low, width, 0.04, p.frame)
+    count = int(p.rng.integers(3, 8))
+    flat = p.chance(0.5)
+    for y in np.linspace(-width / 2, width / 2, count + 2)[1:-1]:
+        start, end = p.at_back(y, low), p.at_back(y, 0.97)
+        if flat:
+            half = 0.28 * width / (count + 1)
+            surface = [[p.at_back(y - half, s), p.at_back(y + half, s)] for s in (low, 0.5, 0.95)]
+            p.build.slab(surface, 0.011, p.frame)
+        else:
+            p.build.bar(start, end, 0.009, p.frame, points=6)
+
+
+def ladder_back(p: Plan) -> None:
+    width = _posts(p)
+    count = int(p.rng.integers(2, 6))
+    tall = min(p.draw(0.035, 0.09), 0.62 * p.back_height / count)
+    for s in np.linspace(1 - 0.5 * tall / p.back_height - 0.02, p.draw(0.22, 0.35), count):
+        _rail(p, s, width, tall, p.frame, 0.016)
+
+
+def panel_back(p: Plan, color: Color | None = None) -> None:
+    """A board or a cushion, on posts or from the seat up, its top straight or arched."""
+    color = p.fabric if color is None else color
+    low = p.draw(0.15, 0.35) if p.chance(0.5) else -0.02
+    width = p.back_width - 2 * p.bar
+    if low > 0 or p.chance(0.4):
+        width = _posts(p)
+    arch = p.draw(0.05, 0.3) if p.chance(0.5) else 0.0
+    rows = []
+    for s in np.linspace(0, 1, 7):
+        line = [
+            (y, low + s * (0.97 - low - arch * (2 * y / width) ** 2)) for y in np.linspace(-width / 2, width / 2, 9)
+        ]
+        rows.append([p.at_back(y, height) for y, height in line])
+    p.build.slab(rows, p.draw(0.018, 0.05), color)
+
+
+def cross_back(p: Plan) -> None:
+    width = _posts(p)
+    for s in (0.95, 0.18):
+        _rail(p, s, width, 0.055, p.frame)
+    for sign in (1, -1):
+        ends = [p.at_back(sign * 0.48 * width, 0.2), p.at_back(0, 0.56), p.at_back(-sign * 0.48 * width, 0.93)]
+        p.build.tube(ends, 0.6 * p.bar, p.frame, p.points)
+
+
+def hoop_back(p: Plan) -> None:
+    """A bent hoop with spindles inside (Windsor)."""
+    half = p.back_width / 2 - p.bar
+    angles = np.linspace(0, np.pi, 15)
+    power = p.draw(0.45, 0.9)
+    shape = [(half * np.sign(np.cos(a)) * abs(np.cos(a)) ** power, np.sin(a) ** power) for a in angles]
+    p.build.tube([p.at_back(y, s) - [0, 0, 0.02 * (s == 0)] for y, s in shape], 0.7 * p.bar, p.frame)
+    count = int(p.rng.integers(4, 8))
+    for y in np.linspace(-0.78, 0.78, count):
+        top = (1 - abs(y) ** (2 / power)) ** (power / 2)
+        p.build.bar(p.at_back(0.8 * half * y, -0.02), p.at_back(half * y, top), 0.008, p.frame, points=6)
+
+
+def wrap_back(p: Plan) -> None:
+    """A low band around the rear of the seat on spindles: captain's and tub chairs."""
+    a, b = 0.5 * p.depth, 0.5 * p.width
+    reach, low = p.draw(75, 105), p.draw(0.45, 0.6)
+    angles = np.deg2rad(180 + np.linspace(-reach, reach, 15))
+    height = min(p.back_height, 0.34)
+    rows = []
+    for s in (low, 0.75, 1.0):
+        lean = 1 + 0.12 * s
+        rows.append([[lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * s] for t in angles])
+    p.build.slab(np.array(rows)[:, ::-1], 0.03, p.fabric if p.chance(0.5) else p.frame)
+    for t in angles[1:-1:2]:
+        foot = [0.9 * a * np.cos(t), 0.9 * b * np.sin(t), p.height - 0.4 * p.thickness]
+        lean = 1 + 0.12 * low
+        p.build.bar(foot, [lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * (low + 0.05)], 0.01, p.frame)
+
+
+# ---------------------------------------------------------------------------------------------------------------- arms
+
+
+def post_arms(p: Plan) -> None:
+    """A rest on a post from the front of the seat to the back."""
+    z, wide = p.draw(0.18, 0.24), p.draw(0.9, 1.5)
+    pad = p.fabric if p.chance(0.4) else p.frame
+    for side in (1, -1):
+        y = side * (p.width / 2 + 0.01)
+        front = np.array([0.3 * p.depth, y, p.height + z])
+        rear = p.at_back(side * (p.back_width / 2 - p.bar), min(z / p.back_height, 0.9))
+        p.post([0.28 * p.depth, y - side * 0.03, p.height - 0.5 * p.thickness], front, 0.8)
+        middle = (front + rear) / 2
+        middle[1] += side * 0.01
+        line = np.stack([front + np.array([0.05, 0, 0]), middle, rear])
+        across = np.array([0, p.bar * wide, 0])
+        p.build.slab(np.stack([line - across, line + across]), 0.022, pad)
+
+
+def loop_arms(p: Plan) -> None:
+    """A bent tube or plastic loop on each side."""
+    z, r = p.draw(0.17, 0.23), p.draw(0.011, 0.018)
+    for side in (1, -1):
+        y = side * (p.width / 2 + 0.025)
+        x_front, x_rear = p.draw(0.22, 0.4) * p.depth, -0.3 * p.depth
+        corners = [
+            [x_front - 0.08, side * 0.4 * p.width, p.under],
+            [x_front - 0.05, y, p.under],
+            [x_front, y, p.height + z],
+            [x_rear, y, p.height + z],
+            [x_rear + 0.04, y, p.under],
+            [x_rear + 0.07, side * 0.4 * p.width, p.under],
+        ]
+        p.build.tube(rounded_path(corners, 0.06), r, p.frame)
+        middle = [(x_front + x_rear) / 2, y, p.height + z + 0.012]
+        p.build.rounded_box(middle, [0.75 * (x_front - x_rear), 0.055, 0.03], 0.012, jitter(p.rng, (0.13, 0.13, 0.14)))

@@ -1,0 +1,258 @@
+"""Procedural chairs, kind by kind, of drawn proportions and colors. They face +x; lengths in meters."""
+
+from __future__ import annotations
+
+import numpy as np
+import trimesh
+from scipy import interpolate
+
+from threedim.procedural.chair_parts import (
+    METALS,
+    PAINTS,
+    WOODS,
+    Plan,
+    cantilever,
+    cross_back,
+    crossed,
+    cushion,
+    disk_base,
+    flat_seat,
+    hairpins,
+    hoop_back,
+    ladder_back,
+    loop_arms,
+    panel_back,
+    panels,
+    post_arms,
+    rocker,
+    sled,
+    spindle_back,
+    splayed_legs,
+    star_base,
+    straight_legs,
+    wrap_back,
+)
+from threedim.procedural.solids import Builder, hsv, jitter, rounded_path, turn
+
+
+def _plan(rng: np.random.Generator, build: Builder, wood: float = 0.5) -> Plan:
+    """Proportions and colors; ``wood`` is the probability of a wooden frame."""
+    pick = rng.random()
+    palette = WOODS if pick < wood else METALS if pick < wood + 0.6 * (1 - wood) else PAINTS
+    frame = jitter(rng, palette[rng.integers(len(palette))])
+    fabric = hsv(rng.random(), rng.uniform(0.25, 0.85), rng.uniform(0.3, 0.9))
+    if rng.random() < 0.4:
+        fabric = jitter(rng, PAINTS[rng.integers(len(PAINTS))])
+    return Plan(
+        rng=rng,
+        build=build,
+        width=rng.uniform(0.40, 0.52),
+        depth=rng.uniform(0.39, 0.48),
+        height=rng.uniform(0.41, 0.48),
+        thickness=rng.uniform(0.025, 0.05),
+        rear=rng.uniform(0.78, 1.0),
+        round=False,
+        frame=frame,
+        fabric=fabric,
+        bar=rng.uniform(0.014, 0.024),
+        points=4 if rng.random() < 0.5 else 10,
+        back_height=rng.uniform(0.38, 0.62),
+        recline=rng.uniform(0.04, 0.24),
+        curve=rng.uniform(0.0, 0.06),
+    )
+
+
+def _choose(p: Plan, *parts):
+    parts[p.rng.integers(len(parts))](p)
+
+
+def _seat(p: Plan, cushioned: float) -> None:
+    flat_seat(p, p.fabric if p.chance(0.3) else p.frame)
+    if p.chance(cushioned):
+        cushion(p, p.draw(0.03, 0.07))
+
+
+def dining_chair(rng, build) -> None:
+    """Four legs, and any back."""
+    p = _plan(rng, build, wood=0.7)
+    _choose(p, straight_legs, straight_legs, splayed_legs, hairpins, panels)
+    _seat(p, 0.5)
+    _choose(p, spindle_back, ladder_back, panel_back, cross_back)
+    if p.chance(0.3):
+        post_arms(p)
+
+
+def windsor_chair(rng, build) -> None:
+    """Turned, splayed legs; a hoop or a low rounded back."""
+    p = _plan(rng, build, wood=0.75)
+    p.points, p.round = 10, p.chance(0.4)
+    splayed_legs(p)
+    _seat(p, 0.15)
+    _choose(p, hoop_back, hoop_back, wrap_back)
+
+
+def office_chair(rng, build) -> None:
+    """Swivels on a star; cushioned, mostly with arms."""
+    p = _plan(rng, build, wood=0.05)
+    p.thickness, p.rear, p.curve = p.draw(0.06, 0.1), p.draw(0.9, 1.0), p.draw(0.02, 0.09)
+    p.back_height, p.recline = p.draw(0.45, 0.75), p.draw(0.05, 0.2)
+    star_base(p)
+    center = [0, 0, p.height - p.thickness / 2]
+    p.build.rounded_box(center, [p.depth, p.width, p.thickness], p.thickness * 0.45, p.fabric)
+    low, width = p.draw(0.08, 0.25), p.width * p.draw(0.8, 0.98)
+    arch, waist = p.draw(0.0, 0.12), p.draw(0.75, 1.0)
+    rows = []
+    for s in np.linspace(0, 1, 8):
+        wide = width * (waist + (1 - waist) * np.sin(np.pi * min(s + 0.15, 1) * 0.6))
+        ys = np.linspace(-wide / 2, wide / 2, 9)
+        rows.append([p.at_back(y, low + s * (1 - low - arch * (2 * y / wide) ** 2)) for y in ys])
+    p.build.slab(rows, p.draw(0.03, 0.07), p.fabric)
+    spine = [[-0.3 * p.depth, 0, p.height - p.thickness], [-0.62 * p.depth, 0, p.height - 0.05]]
+    spine += [p.at_back(0, s) - [0.035, 0, 0] for s in (low + 0.05, low + 0.35)]
+    p.build.tube(rounded_path(spine, 0.05), 0.02, jitter(rng, (0.14, 0.14, 0.15)), 6)
+    if p.chance(0.75):
+        loop_arms(p)
+    if p.chance(0.25):
+        head = p.at_back(0, 1.18)
+        p.build.rounded_box(head, [0.05, 0.55 * width, 0.12], 0.025, p.fabric)
+        p.build.bar(p.at_back(0, 0.8) - [0.02, 0, 0], head, 0.012, (0.15, 0.15, 0.16), points=6)
+
+
+def stool(rng, build) -> None:
+    """No back, or a very low one; low or as high as a bar."""
+    p = _plan(rng, build, wood=0.55)
+    p.round = p.chance(0.65)
+    p.width = p.depth = p.draw(0.31, 0.42)
+    p.height, p.rear = (p.draw(0.6, 0.8), 1.0) if p.chance(0.6) else (p.draw(0.38, 0.5), 1.0)
+    _choose(p, straight_legs, splayed_legs, splayed_legs, star_base if p.height < 0.55 else disk_base)
+    p.thickness = p.draw(0.035, 0.06)
+    _seat(p, 0.75)
+    if p.height > 0.55 and p.chance(0.6):
+        ring = 0.33 * p.height
+        radius = 0.62 * p.depth / 2
+        path = [[radius * np.cos(t), radius * np.sin(t), ring] for t in np.arange(24) * np.pi / 12]
+        p.build.tube(path, 0.009, p.frame, 6, closed=True)
+    if p.height > 0.55 and p.chance(0.5):
+        p.back_height, p.recline, p.curve = p.draw(0.16, 0.26), 0.1, 0.05
+        _choose(p, ladder_back, panel_back)
+
+
+def tube_chair(rng, build) -> None:
+    """Bent steel tube: a sled or a cantilever, with boards or fabric."""
+    p = _plan(rng, build, wood=0.1)
+    p.points, p.rear, p.bar = 10, 1.0, p.draw(0.014, 0.02)
+    _choose(p, sled, cantilever)
+    flat_seat(p, p.fabric)
+    _choose(p, panel_back, ladder_back, spindle_back)
+    if p.chance(0.35):
+        post_arms(p)
+
+
+def rocking_chair(rng, build) -> None:
+    p = _plan(rng, build, wood=0.85)
+    p.recline, p.back_height = p.draw(0.2, 0.32), p.draw(0.55, 0.75)
+    rocker(p)
+    _seat(p, 0.5)
+    _choose(p, spindle_back, ladder_back, hoop_back, panel_back)
+    if p.chance(0.8):
+        post_arms(p)
+
+
+def folding_chair(rng, build) -> None:
+    p = _plan(rng, build, wood=0.5)
+    p.points, p.back_height, p.bar = (4 if p.chance(0.5) else 10), p.draw(0.34, 0.45), p.draw(0.011, 0.017)
+    crossed(p)
+    flat_seat(p, p.fabric if p.chance(0.7) else p.frame)
+    _choose(p, ladder_back, panel_back)
+
+
+def armchair(rng, build) -> None:
+    """Upholstered all around, for one or for two or three."""
+    p = _plan(rng, build, wood=0.7)
+    seats = int(rng.choice([1, 1, 1, 2]))
+    inner, depth, seat = p.draw(0.5, 0.62) * seats, p.draw(0.55, 0.68), p.draw(0.36, 0.43)
+    arm, arm_height, back = p.draw(0.09, 0.18), p.draw(0.12, 0.26), p.draw(0.34, 0.62)
+    legs, soft = p.draw(0.05, 0.16), p.draw(0.03, 0.08)
+    width = inner + 2 * arm
+    for sx in (1, -1):
+        for sy in (1, -1):
+            foot = [sx * (depth / 2 - 0.05), sy * (width / 2 - 0.06), 0]
+            p.build.bar(foot, [foot[0], foot[1], legs + 0.05], 0.016, p.frame, 0.026, p.points)
+    p.build.rounded_box([0, 0, (legs + seat - 0.08) / 2], [depth, width - 0.02, seat - 0.08 - legs], 0.02, p.fabric)
+    pillow = jitter(rng, p.fabric, 0.06) if p.chance(0.6) else p.fabric
+    for k in range(seats):
+        y = (k - (seats - 1) / 2) * inner / seats
+        size = [depth - 0.12, inner / seats - 0.008, 0.15]
+        p.build.rounded_box([0.07, y, seat - 0.055], size, soft, pillow)
+        size = [0.15, inner / seats - 0.01, back - 0.04]
+        lean = turn("y", -p.recline * 40)
+        p.build.rounded_box([-depth / 2 + 0.17, y, seat + back / 2 - 0.02], size, soft, pillow, lean)
+    rest = [0.15, width - 0.04, seat + back - legs - 0.04]
+    p.build.rounded_box([-depth / 2 + 0.06, 0, legs + rest[2] / 2], rest, soft, p.fabric, turn("y", -p.recline * 25))
+    round_arm = p.chance(0.4)
+    for side in (1, -1):
+        top = seat + arm_height
+        center = [0.01, side * (width / 2 - arm / 2), (legs + top) / 2]
+        p.build.rounded_box(center, [depth + 0.02, arm, top - legs], min(soft, arm / 2.1), p.fabric)
+        if round_arm:
+            p.build.disk([0.02, center[1], top - 0.01], arm * 0.62, depth + 0.04, p.fabric, axis="x", points=16)
+
+
+def shell_chair(rng, build) -> None:
+    """One curved shell for seat and back, on any thin base."""
+    p = _plan(rng, build, wood=0.35)
+    p.points, p.bar, p.thickness = 10, p.draw(0.011, 0.018), 0.03
+    tub = p.draw(0.3, 1.0)  # how far the sides come up
+    # The base meets the shell where that is low: near its middle.
+    size = p.width, p.depth
+    p.width, p.depth, p.rear = 0.84 * p.width, 0.80 * p.depth, 1.0
+    _choose(p, splayed_legs, splayed_legs, disk_base, star_base, hairpins, sled)
+    p.width, p.depth = size
+    high, flare = p.draw(0.32, 0.5), p.draw(0.05, 0.15)
+    # The middle line from the front edge, back along the seat, up the back: (x, z, half width, rise of the sides).
+    line = np.array(
+        [
+            [0.50 * p.depth, -0.030, 0.40, 0.00],
+            [0.42 * p.depth, 0.000, 0.46, 0.02],
+            [0.20 * p.depth, 0.000, 0.50, 0.06],
+            [-0.10 * p.depth, -0.005, 0.51, 0.10],
+            [-0.32 * p.depth, 0.010, 0.51, 0.13],
+            [-0.44 * p.depth, 0.070, 0.50, 0.11],
+            [-0.48 * p.depth, 0.4 * high, 0.47, 0.04],
+            [-0.48 * p.depth - 0.5 * flare, 0.75 * high, 0.43, 0.0],
+            [-0.48 * p.depth - flare, high, 0.33, 0.0],
+        ]
+    )
+    forward = np.array([0, 0, 0, 0, 0.02, 0.07, 0.11, 0.09, 0.05]) * tub
+    knots = np.arange(len(line))
+    line = interpolate.CubicSpline(knots, np.column_stack([line, forward]))(np.linspace(0, knots[-1], 17))
+    across = np.linspace(-1, 1, 11)
+    surface = []
+    for x, z, half, rise, ahead in line:
+        bowl = np.abs(across) ** 2.2
+        row = [x + ahead * bowl, across * half * p.width, p.height + z + max(rise, 0) * tub * bowl]
+        surface.append(np.stack(row, axis=-1))
+    p.build.slab(surface, 0.016, p.fabric)
+    if p.chance(0.3):
+        p.build.rounded_box([0.05, 0, p.height + 0.024], [0.27, 0.32, 0.04], 0.018, jitter(rng, p.fabric, 0.15))
+
+
+STYLES = (
+    dining_chair,
+    dining_chair,
+    windsor_chair,
+    office_chair,
+    stool,
+    tube_chair,
+    rocking_chair,
+    folding_chair,
+    armchair,
+    shell_chair,
+)
+
+
+def make_chair(rng: np.random.Generator) -> trimesh.Trimesh:
+    """A chair drawn from ``rng``, facing +x, in the unit sphere, colored by face."""
+    build = Builder()
+    STYLES[rng.integers(len(STYLES))](rng, build)
+    return build.mesh()

@@ -1,0 +1,258 @@
+"""Renders meshes by casting rays with Embree: no display, no OpenGL, the same picture on every machine.
+
+A picture is the box-filtered average of ``samples`` rays per pixel. Light is fixed in the world: a key and a fill light
+from threedim.errors import UserError
+from infinity and an ambient light brighter from above; no shadows. Surfaces are lit on both sides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import trimesh
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+
+from threedim.cameras import Camera
+from threedim.rendering import meshes
+from threedim.rendering.meshes import Geometry
+
+# (direction towards the light, linear intensity). Objects look along +x or, from glTF, along -y.
+_KEY_LIGHT = (np.array([0.45, -0.55, 0.70]), 0.62)
+_FILL_LIGHT = (np.array([-0.60, 0.65, 0.15]), 0.18)
+_SKY, _GROUND = 0.46, 0.24
+
+# Rays cast at a time: few enough to stay in the cache, many enough to hide NumPy's overhead.
+_MAX_RAYS = 1 << 16
+# Layers of transparent surface that a ray may pass; what lies deeper is not seen.
+_MAX_LAYERS = 16
+# Above this many corners, a mesh is bounded in the image by its box instead of by itself.
+_MAX_PROJECTED = 20000
+
+_SRGB_TO_LINEAR = meshes.srgb_to_linear(np.arange(256) / 255)
+_LINEAR_TO_SRGB = meshes.linear_to_srgb(np.arange(4097) / 4096)
+
+
+def render_views(
+    mesh: Geometry | trimesh.Trimesh | trimesh.Scene, cameras: Camera, size: int, samples: int = 16
+) -> np.ndarray:
+    """Pictures of a mesh, transparent where it is not.
+
+    Args:
+      mesh: from `meshes.load_mesh`; a trimesh object is normalized first, as `meshes.from_trimesh` does.
+      cameras: batched (view,), K in pixels of a picture of ``size``.
+      size: height and width, pixels.
+      samples: rays per pixel; 1 casts through pixel centers.
+
+    Returns:
+      (view, size, size, 4) uint8 sRGB with straight alpha: compositing on white gives the antialiased picture on white.
+      Empty pixels are (255, 255, 255, 0).
+
+    Raises:
+      ValueError: if cameras are not batched (view,), or size or samples are not positive.
+    """
+    if size <= 0 or samples <= 0:
+        raise ValueError(f"size and samples must be positive, got size {size} and {samples} samples")
+    if np.ndim(cameras.t) != 2:
+        raise ValueError(f"cameras must be batched (view,), got t of shape {np.shape(cameras.t)}")
+    geometry = mesh if isinstance(mesh, Geometry) else meshes.from_trimesh(mesh)
+    caster = _Caster(geometry)
+    offsets = sample_pattern(samples)
+    images = np.empty((len(cameras), size, size, 4), np.uint8)
+    images[...] = (255, 255, 255, 0)
+    for view, image in enumerate(images):
+        R, t = np.asarray(cameras.R[view], np.float64), np.asarray(cameras.t[view], np.float64)
+        K = np.asarray(cameras.K if np.ndim(cameras.K) == 2 else cameras.K[view], np.float64)
+        top, bottom, left, right = caster.bounds(R, t, K, size)
+        width = right - left
+        if width == 0:
+            continue
+        pixel_to_ray = (R @ np.linalg.inv(K)).astype(np.float32)
+        rows = max(1, _MAX_RAYS // (width * samples))
+        for row in range(top, bottom, rows):
+            end = min(row + rows, bottom)
+            directions = _directions(pixel_to_ray, offsets, row, end, left, right)
+            rgba = caster.colors(t.astype(np.float32), directions)
+            image[row:end, left:right] = _average(rgba, samples).reshape(end - row, width, 4)
+    return images
+
+
+def sample_pattern(samples: int) -> np.ndarray:
+    """(sample, 2) positions (x, y) inside a pixel, in [0, 1): Hammersley points, centered on the pixel's center.
+
+    Any edge, axis-parallel ones too, then crosses the samples one by one; the same in every pixel.
+    """
+    index = np.arange(samples)
+    inverse, scale, digits = np.zeros(samples), 0.5, index.copy()
+    while digits.any():
+        inverse += scale * (digits & 1)
+        digits >>= 1
+        scale /= 2
+    points = np.stack([(index + 0.5) / samples, inverse], axis=-1)
+    return (points - points.mean(axis=0) + 0.5).astype(np.float32)
+
+
+def _directions(pixel_to_ray, offsets, top, bottom, left, right) -> np.ndarray:
+    """(ray, 3) float32 directions, not normalized, in the order row, column, sample."""
+    x = np.arange(left, right, dtype=np.float32)[:, None] + offsets[:, 0]  # (column, sample)
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + offsets[:, 1]  # (row, sample)
+    along_x = x[..., None] * pixel_to_ray[:, 0] + pixel_to_ray[:, 2]
+    along_y = y[..., None] * pixel_to_ray[:, 1]
+    return (along_y[:, None] + along_x[None]).reshape(-1, 3)
+
+
+def _average(rgba: np.ndarray, samples: int) -> np.ndarray:
+    """(pixel * sample, 4) premultiplied colors to (pixel, 4) uint8 with straight alpha."""
+    # A product with a row of ones: several times faster than a sum over the middle axis.
+    total = np.ones(samples, np.float32) @ rgba.reshape(-1, samples, 4)
+    alpha = total[:, 3:]
+    total[:, :3] = np.where(alpha > 0, total[:, :3] / np.maximum(alpha, 1e-6), 1)
+    total[:, 3:] /= samples
+    return np.clip(total * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _light(normals: np.ndarray) -> np.ndarray:
+    """(..., 3) unit normals to (...,) linear light."""
+    light = _GROUND + (_SKY - _GROUND) * (0.5 + 0.5 * normals[..., 2])
+    for direction, intensity in (_KEY_LIGHT, _FILL_LIGHT):
+        direction = (direction / np.linalg.norm(direction)).astype(np.float32)
+        light = light + intensity * np.maximum(normals @ direction, 0)
+    return light.astype(np.float32)
+
+
+class _Caster:
+    """A geometry ready to be hit by rays: lit once, since the light does not move with the camera."""
+
+    def __init__(self, geometry: Geometry):
+        self.scene = EmbreeScene()
+        self.triangles = TriangleMesh(self.scene, np.ascontiguousarray(geometry.triangles, np.float32))
+        points = geometry.triangles.reshape(-1, 3)
+        low, high = points.min(axis=0), points.max(axis=0)
+        if len(points) > _MAX_PROJECTED:
+            corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), axis=-1).reshape(-1, 3)
+            self.hull = low + corners * (high - low)
+        else:
+            self.hull = np.unique(points, axis=0)
+        self.geometry = geometry
+        # Row 2 * face is the side of the normal, 2 * face + 1 the other; the last row is the empty background.
+        light = np.stack([_light(geometry.normals), _light(-geometry.normals)], axis=1)  # (face, side, corner)
+        lit = np.repeat(geometry.colors[:, None], 2, axis=1)  # (face, side, corner, rgba)
+        lit[..., :3] *= light[..., None]
+        self.lit = lit.reshape(-1, 3, 4)
+        self.opaque = not geometry.alpha_cutoff.any()
+        self.textured = bool(geometry.textures)
+        self.uniform = self.opaque and not self.textured and np.ptp(self.lit, axis=1).max() < 1e-4
+        if self.uniform:
+            flat = np.ones((len(self.lit) + 1, 4), np.float32)
+            flat[:-1, :3] = _encode(self.lit[:, 0, :3])
+            flat[-1] = 0
+            self.flat = flat
+        if self.textured:
+            # All textures in one row of texels: one gather serves every hit.
+            self.texels = np.concatenate([texture.reshape(-1, 4) for texture in geometry.textures])
+            shapes = np.array([texture.shape[:2] for texture in geometry.textures])
+            self.texture_size = shapes[:, ::-1].astype(np.int32)  # (texture, 2): width, height
+            self.texture_start = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
+
+    def bounds(self, R, t, K, size: int) -> tuple[int, int, int, int]:
+        """Pixels (top, bottom, left, right; ends excluded) outside which no ray hits; empty where right == left."""
+        local = (self.hull - t) @ R
+        depth = local[:, 2]
+        if depth.max() <= 0:
+            return 0, 0, 0, 0
+        if depth.min() < 1e-3:  # reaches behind the camera: may be anywhere in the image
+            return 0, size, 0, size
+        image = local @ K.T
+        image = image[:, :2] / image[:, 2:]
+        left, top = np.clip(np.floor(image.min(axis=0) - 1e-3), 0, size).astype(int)
+        right, bottom = np.clip(np.ceil(image.max(axis=0) + 1e-3), 0, size).astype(int)
+        if right <= left or bottom <= top:
+            return 0, 0, 0, 0
+        return top, bottom, left, right
+
+    def colors(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        """(ray, 4) premultiplied sRGB seen along (ray, 3) directions from one origin (3,)."""
+        origins = np.broadcast_to(origin, directions.shape)
+        hits = self._hits(origins, directions)
+        if self.uniform:
+            return self.flat[_row(hits, directions)]
+        rgba = np.zeros((len(directions), 4), np.float32)
+        rays = np.flatnonzero(hits["primID"] >= 0)
+        if self.opaque:
+            rgba[rays] = self._shade({key: value[rays] for key, value in hits.items()}, directions[rays])
+            return rgba
+        through = np.ones(len(rays), np.float32)
+        hits, directions = {key: value[rays] for key, value in hits.items()}, directions[rays]
+        origins = np.repeat(origin[None], len(rays), axis=0)
+        for _ in range(_MAX_LAYERS):
+            shaded = self._shade(hits, directions)
+            alpha = shaded[:, 3] * through
+            rgba[rays, :3] += shaded[:, :3] * alpha[:, None]
+            rgba[rays, 3] += alpha
+            through = through * (1 - shaded[:, 3])
+            # Start again just behind what was hit.
+            origins = origins + directions * (hits["tfar"][:, None] * (1 + 1e-5) + 1e-5)
+            more = through > 1e-3
+            rays, through, origins, directions = rays[more], through[more], origins[more], directions[more]
+            if not len(rays):
+                break
+            hits = self._hits(origins, directions)
+            more = hits["primID"] >= 0
+            rays, through, origins, directions = rays[more], through[more], origins[more], directions[more]
+            hits = {key: value[more] for key, value in hits.items()}
+        return rgba
+
+    def _hits(self, origins, directions) -> dict[str, np.ndarray]:
+        return self.scene.run(np.ascontiguousarray(origins), np.ascontiguousarray(directions), output=True)
+
+    def _shade(self, hits, directions) -> np.ndarray:
+        """(hit, 4) sRGB with straight alpha."""
+        row = _row(hits, directions)
+        face = hits["primID"]
+        corners = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=-1)[:, None]  # (hit, 1, corner)
+        rgba = (corners @ self.lit[row])[:, 0]
+        if self.textured:
+            texture = self.geometry.texture[face]
+            where = np.flatnonzero(texture >= 0)
+            uv = (corners[where] @ self.geometry.uv[face[where]])[:, 0]
+            rgba[where] *= self._sample(texture[where], uv)
+        rgba[:, :3] = _encode(rgba[:, :3])
+        if self.opaque:
+            rgba[:, 3] = 1
+        else:
+            cutoff = self.geometry.alpha_cutoff[face]
+            rgba[:, 3] = np.where(np.isinf(cutoff), np.clip(rgba[:, 3], 0, 1), rgba[:, 3] >= cutoff)
+        return rgba
+
+    def _sample(self, texture, uv) -> np.ndarray:
+        """(hit, 4) linear RGBA at (hit, 2) texture coordinates, bilinear, repeating."""
+        size = self.texture_size[texture]
+        start = self.texture_start[texture]
+        position = (uv - np.floor(uv)) * size
+        position[:, 1] = size[:, 1] - position[:, 1]  # v runs up, rows run down
+        position -= 0.5  # texel centers
+        corner = np.floor(position)
+        weight = (position - corner).astype(np.float32)
+        low = corner.astype(np.int32)
+        high = low + 1
+        low = np.where(low < 0, low + size, low)
+        high = np.where(high >= size, high - size, high)
+        total = np.zeros((len(uv), 4), np.float32)
+        for y, weight_y in ((low[:, 1], 1 - weight[:, 1]), (high[:, 1], weight[:, 1])):
+            for x, weight_x in ((low[:, 0], 1 - weight[:, 0]), (high[:, 0], weight[:, 0])):
+                texel = self.texels[start + y * size[:, 0] + x]
+                linear = _SRGB_TO_LINEAR[texel]
+                linear[:, 3] = texel[:, 3] * np.float32(1 / 255)
+                total += linear * (weight_x * weight_y)[:, None]
+        return total
+
+
+def _row(hits, directions) -> np.ndarray:
+    """Row of the table of lit faces for each hit; -1, the last row, for misses."""
+    back = np.einsum("ij,ij->i", hits["Ng"], directions) > 0
+    face = hits["primID"]
+    return np.where(face >= 0, 2 * face + back, -1)
+
+
+def _encode(linear: np.ndarray) -> np.ndarray:
+    """Linear to sRGB by table; clips to [0, 1]."""
+    return _LINEAR_TO_SRGB[(np.clip(linear, 0, 1) * 4096 + 0.5).astype(np.int32)]

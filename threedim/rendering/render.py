@@ -1,0 +1,334 @@
+"""Renders a folder of meshes (GLB, glTF, OBJ, PLY; searched recursively) into a data set in SRN format.
+
+    python -m threedim.data.render --meshes DIR --out DIR --views 50 --size 128
+
+makes one folder of views per mesh, named by its path inside DIR without extension, "/" replaced by "_". A mesh is
+scaled into the unit sphere and seen by cameras on a sphere (SRN's training views) or on SRN's test spiral. The same
+flags give the same pictures. Run again to go on after an interruption, or after adding meshes: what is done is kept.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+from etils import epath
+
+from threedim import errors
+from threedim.cameras import Camera
+from threedim.data import srn
+from threedim.errors import MissingError, UserError
+from threedim.procedural import shapes
+from threedim.progress import progress
+from threedim.rendering import meshes as meshes_lib
+from threedim.rendering.meshes import BadMeshError, load_mesh
+from threedim.rendering.raycast import render_views
+from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
+
+__all__ = [
+    "Report",
+    "ViewSettings",
+    "find_meshes",
+    "load_mesh",
+    "render_meshes",
+    "render_procedural",
+    "render_views",
+    "sphere_cameras",
+    "spiral_cameras",
+]
+
+CAMERA_PATHS = ("sphere", "spiral")
+SPLITS = ("train", "test")
+# Lies beside the objects and says how they were made, so that a later run cannot mix in others.
+_MANIFEST = "render.json"
+# Seeds of shapes: room for this many objects in a split.
+_SPLIT_STRIDE = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSettings:
+    """How an object is looked at.
+
+    Attributes:
+      views: pictures per object.
+      size: height and width, pixels.
+      samples: rays per pixel.
+      seed: of the cameras; each object draws its own from (seed, name).
+      path: "sphere", drawn uniformly, or "spiral", the same for all objects.
+      radius: distance of the cameras, in radii of the object.
+      min_elevation: degrees; on "sphere", no camera is lower.
+    """
+
+    views: int
+    size: int
+    samples: int = 16
+    seed: int = 0
+    path: str = "sphere"
+    radius: float = RADIUS
+    min_elevation: float = -90.0
+
+    def __post_init__(self):
+        for name in ("views", "size", "samples"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, got {self.seed}")
+        if self.path not in CAMERA_PATHS:
+            raise UserError(f"cameras must be one of {', '.join(CAMERA_PATHS)}; got {self.path!r}")
+        self.cameras("any")  # the ranges of the others
+
+    def cameras(self, name: str) -> Camera:
+        """The cameras, batched (view,), of the object of that name."""
+        K = default_intrinsics(self.size)
+        if self.path == "spiral":
+            return spiral_cameras(self.views, self.radius, K)
+        # Not Python's hash, which differs from process to process.
+        words = np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4")
+        rng = np.random.default_rng([self.seed, *words.tolist()])
+        return sphere_cameras(self.views, self.radius, K, rng, self.min_elevation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a run did: names of objects rendered now, found done, and, per bad mesh, a message with its path."""
+
+    rendered: list[str]
+    kept: list[str]
+    bad: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One object: a mesh file with its up axis, or a kind of shape with its seed."""
+
+    name: str
+    path: str = ""
+    up: str = "auto"
+    kind: str = ""
+    shape_seed: int = 0
+
+
+def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Mesh files below a local folder by object name, sorted; hidden files and folders are left out.
+
+    Raises:
+      FileNotFoundError: if the folder is absent or holds no mesh.
+      ValueError: if two files would give objects of one name.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder; expected one with meshes ({', '.join(meshes_lib.SUFFIXES)})")
+    found: dict[str, pathlib.Path] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in inside.parts)
+        if hidden or path.suffix.lower() not in meshes_lib.SUFFIXES or not path.is_file():
+            continue
+        name = "_".join(inside.with_suffix("").parts)
+        if name in found:
+            raise UserError(f"{found[name]} and {path} would both become object {name!r}; rename one of them")
+        found[name] = path
+    if not found:
+        raise MissingError(f"{folder} holds no mesh; known are {', '.join(meshes_lib.SUFFIXES)}")
+    return found
+
+
+def render_meshes(
+    folder: str | os.PathLike,
+    out: epath.PathLike,
+    settings: ViewSettings,
+    up: str = "auto",
+    num_workers: int | None = None,
+) -> Report:
+    """Renders every mesh below ``folder`` into an object folder of ``out``, in SRN format, with a progress bar.
+
+    Objects appear whole or not at all; those that are there are kept, so an interrupted run goes on where it was. A bad
+    mesh does not stop the others.
+
+    Args:
+      folder: local folder, searched recursively.
+      out: folder of the objects; made if absent.
+      settings: size, number and path of the views.
+      up: as in `meshes.load_mesh`.
+      num_workers: processes; as many as there are cores if None. Above 1, a script that calls this needs the usual
+        ``if __name__ == "__main__":``.
+
+    Raises:
+      FileNotFoundError, ValueError: as `find_meshes`; or if ``out`` holds objects that were made otherwise.
+    """
+    if up not in meshes_lib.UP_AXES:
+        raise UserError(f"up must be one of {', '.join(meshes_lib.UP_AXES)}; got {up!r}")
+    jobs = [_Job(name, path=str(path), up=up) for name, path in find_meshes(folder).items()]
+    return _render_all(epath.Path(out), jobs, settings, {"source": "meshes", "up": up}, num_workers)
+
+
+def render_procedural(
+    out: epath.PathLike,
+    split: str,
+    kinds: tuple[str, ...] = shapes.KINDS,
+    num_objects: int = 100,
+    views: int = 50,
+    size: int = 64,
+    samples: int = 16,
+    seed: int = 0,
+    min_elevation: float = -15.0,
+    num_workers: int | None = None,
+) -> Report:
+    """Renders procedural shapes into object folders of ``out``, in SRN format; resumes as `render_meshes` does.
+
+    Train views are drawn from the sphere, test views lie on SRN's spiral. No shape is in both splits, nor in two seeds.
+    Object i is of kind ``kinds[i % len(kinds)]`` and does not depend on ``num_objects``, so a set can be enlarged.
+
+    Args:
+      out: folder of this split's objects; made if absent.
+      split: "train" or "test".
+      kinds: of `shapes.KINDS`, taken in turn.
+      num_objects: of all kinds together.
+      views, size, samples: as in `ViewSettings`.
+      seed: of shapes and cameras.
+      min_elevation: degrees, for the train split. Not SRN's -90: a small network then spends nothing on undersides,
+        which the spiral never shows.
+      num_workers: as in `render_meshes`.
+
+    Raises:
+      ValueError: if an argument is out of range, or ``out`` holds objects that were made otherwise.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    kinds = tuple(kinds)
+    unknown = [kind for kind in kinds if kind not in shapes.KINDS]
+    if unknown or not kinds:
+        raise UserError(f"kinds must be some of {', '.join(shapes.KINDS)}; got {kinds}")
+    if not 0 < num_objects <= _SPLIT_STRIDE:
+        raise UserError(f"num_objects must be in [1, {_SPLIT_STRIDE}], got {num_objects}")
+    path = "sphere" if split == "train" else "spiral"
+    settings = ViewSettings(views, size, samples, seed, path, min_elevation=min_elevation)
+    first = (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE
+    jobs = []
+    for index in range(num_objects):
+        kind = kinds[index % len(kinds)]
+        jobs.append(_Job(f"{kind}_{split}_{index:06d}", kind=kind, shape_seed=first + index))
+    source = {"source": "procedural", "split": split, "kinds": list(kinds)}
+    return _render_all(epath.Path(out), jobs, settings, source, num_workers)
+
+
+def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num_workers: int | None) -> Report:
+    _claim(out, dataclasses.asdict(settings) | source)
+    done = {child.name for child in out.iterdir()}
+    kept = [job.name for job in jobs if job.name in done]
+    todo = [job for job in jobs if job.name not in done]
+    workers = min(num_workers or os.cpu_count() or 1, len(todo))
+    work = functools.partial(_render_job, out=os.fspath(out), settings=settings)
+    problems = {}
+    with progress(len(jobs), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
+        if workers <= 1:
+            for job in todo:
+                problems[job.name] = work(job)
+                bar.advance()
+        else:
+            # Fresh processes, not forks: JAX, which the cameras import, has threads.
+            context = multiprocessing.get_context("spawn")
+            pool = concurrent.futures.ProcessPoolExecutor(workers, context)
+            try:
+                running = {pool.submit(work, job): job.name for job in todo}
+                for future in concurrent.futures.as_completed(running):
+                    problems[running[future]] = future.result()
+                    bar.advance()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    rendered = [job.name for job in todo if problems[job.name] is None]
+    return Report(rendered, kept, [problems[job.name] for job in todo if problems[job.name] is not None])
+
+
+def _render_job(job: _Job, out: str, settings: ViewSettings) -> str | None:
+    """Writes one object; returns what is wrong with its mesh, if anything."""
+    try:
+        mesh = shapes.make_shape(job.kind, job.shape_seed) if job.kind else load_mesh(job.path, job.up)
+    except (BadMeshError, OSError) as error:
+        return str(error)
+    cameras = settings.cameras(job.name)
+    images = render_views(mesh, cameras, settings.size, settings.samples)
+    srn.write_object(epath.Path(out) / job.name, images, cameras)
+    return None
+
+
+def _claim(out: epath.Path, made_by: dict) -> None:
+    """Makes ``out``, or checks that what it holds was made with the same settings."""
+    manifest = out / _MANIFEST
+    if manifest.exists():
+        before = json.loads(manifest.read_text())
+        keys = sorted(before.keys() | made_by.keys())
+        changed = [f"{k} {before.get(k)!r} -> {made_by.get(k)!r}" for k in keys if before.get(k) != made_by.get(k)]
+        if changed:
+            raise UserError(
+                f"{out} was rendered with other settings ({', '.join(changed)}); "
+                "repeat those, choose another folder, or delete this one"
+            )
+        return
+    if out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):
+        raise UserError(f"{out} is not empty and was not rendered by this program; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps(made_by, indent=2) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def _define_flags() -> None:
+    # Not at import: worker processes import this module under two names, and a flag may be defined once only.
+    flags.DEFINE_string("meshes", None, "Folder with GLB, glTF, OBJ or PLY files, searched recursively.", required=True)
+    flags.DEFINE_string("out", None, "Folder to write; one folder per object, in SRN format.", required=True)
+    flags.DEFINE_integer("views", 50, "Views per object.", lower_bound=1)
+    flags.DEFINE_integer("size", 128, "Height and width of the pictures, pixels.", lower_bound=1)
+    flags.DEFINE_enum(
+        "cameras", "sphere", CAMERA_PATHS, "Drawn uniformly from a sphere (for training), or on SRN's test spiral."
+    )
+    flags.DEFINE_integer(
+        "test_views",
+        0,
+        "If positive, render that many spiral views of every object too, into OUT_test.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float("min_elevation", -90.0, "Degrees; sphere cameras are never lower. -90 is SRN's full sphere.")
+    flags.DEFINE_float("radius", RADIUS, "Distance of the cameras, in radii of the object.")
+    flags.DEFINE_integer("samples", 16, "Rays per pixel.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Decides the sphere cameras, object by object.", lower_bound=0)
+    flags.DEFINE_enum(
+        "up", "auto", meshes_lib.UP_AXES, "Axis of the files that points up; auto: y for GLB, glTF, OBJ; z for PLY."
+    )
+    flags.DEFINE_integer("workers", None, "Processes; as many as there are cores if not given.", lower_bound=1)
+
+
+def _main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
+    given = flags.FLAGS
+    out = epath.Path(given.out)
+    common = {"size": given.size, "samples": given.samples, "seed": given.seed, "radius": given.radius}
+    with errors.one_line():
+        runs = [(out, ViewSettings(given.views, path=given.cameras, min_elevation=given.min_elevation, **common))]
+        if given.test_views:
+            runs.append((out.parent / f"{out.name}_test", ViewSettings(given.test_views, path="spiral", **common)))
+        reports = [(to, render_meshes(given.meshes, to, use, given.up, given.workers)) for to, use in runs]
+    bad = sorted({problem for _, report in reports for problem in report.bad})
+    for to, report in reports:
+        print(f"{to}: {len(report.rendered)} objects rendered, {len(report.kept)} already there")
+    if bad:
+        print(f"\n{len(bad)} meshes could not be rendered:", *bad, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
+
+
+def run() -> None:
+    """Entry point."""
+    _define_flags()
+    app.run(_main)

@@ -1,0 +1,153 @@
+"""What a run writes while it goes on: scalars and pictures for TensorBoard, the same scalars as JSON lines.
+
+A run's folder (workdir) holds::
+
+    metrics.jsonl                       one line per call: {"step": 100, "time": 1700000000.123, "loss": 0.5, ...}
+    tensorboard/events.*                the same scalars, and the pictures
+    samples/<name>_<step, 7 digits>.png the pictures
+
+"time" is in seconds since 1970. JSON has no NaN and no infinity: they stand as null, in TensorBoard as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from etils import epath
+from PIL import Image
+
+from threedim import files
+from threedim.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# An object store cannot append: the file is written anew, at most this often (seconds), and at the end.
+_REMOTE_INTERVAL = 60.0
+
+
+class MetricWriter:
+    """Writes a run's scalars and pictures; a context manager.
+
+    On gs:// TensorBoard's file goes through ``google-cloud-storage`` (``pip install gcsfs`` brings it); what was
+    logged in the last minute before a kill may be missing there. On a local disk each line is written at once.
+
+    Args:
+      workdir: folder of the run, local or gs://.
+      start_step: the finished step that the run goes on from. What an earlier process logged after it is removed, and
+        hidden from TensorBoard, so that no curve has a part twice; at 0 all of it is. Pictures are replaced as their
+        steps come again.
+      enabled: False writes nothing: for all processes but one.
+
+    Raises:
+      ValueError: if metrics.jsonl has a broken line; only the last may be cut short, and is then dropped.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, start_step: int = 0, enabled: bool = True):
+        self._tensorboard: tensorboardX.SummaryWriter | None = None
+        if not enabled:
+            return
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._remote = files.is_remote(workdir)
+        self._lines = _lines_until(self._path, start_step)
+        self._written = time.monotonic()
+        files.write_atomically(self._path, "".join(self._lines))
+        self._file = None if self._remote else self._path.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            os.fspath(self._workdir / "tensorboard"),
+            purge_step=start_step + 1 if start_step else 0,
+            # The rest of the name counts seconds: without this, a quick restart would replace the file before it.
+            filename_suffix=f".from_{start_step:07d}",
+        )
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes numbers (anything `float` takes) under their names.
+
+        Raises:
+          ValueError: if a value is not a single number, or is called "step" or "time".
+        """
+        if self._tensorboard is None:
+            return
+        line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+        for name, value in values.items():
+            if name in line or np.size(value) != 1:
+                raise UserError(f"cannot log {name!r}: {'the name is taken' if name in line else np.shape(value)}")
+            value = float(np.asarray(value).reshape(()))
+            line[name] = value if math.isfinite(value) else None
+            self._tensorboard.add_scalar(name, value, step)
+        text = json.dumps(line, allow_nan=False) + "\n"
+        if self._file is not None:
+            self._file.write(text)
+            self._file.flush()
+            return
+        self._lines.append(text)
+        if time.monotonic() - self._written > _REMOTE_INTERVAL:
+            self._write_all()
+
+    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Writes pictures, (height, width, 1, 3 or 4) uint8, under names that are valid file names.
+
+        Raises:
+          ValueError: if a name or a picture is not of that kind.
+        """
+        if self._tensorboard is None:
+            return
+        for name, picture in pictures.items():
+            picture = np.asarray(picture)
+            if not _NAME.fullmatch(name):
+                raise UserError(f"picture name {name!r} must be letters, digits, '_', '-' and '.': it names a file")
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4):
+                raise UserError(
+                    f"picture {name!r} must be uint8 (height, width, 1, 3 or 4), got {picture.dtype} {picture.shape}"
+                )
+            encoded = io.BytesIO()
+            Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(encoded, "PNG")
+            files.write_atomically(self._workdir / "samples" / f"{name}_{step:07d}.png", encoded.getvalue())
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes what is pending. Further calls write nothing."""
+        if self._tensorboard is None:
+            return
+        self._tensorboard.close()
+        self._tensorboard = None
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        files.write_atomically(self._path, "".join(self._lines))
+        self._written = time.monotonic()
+
+
+def _lines_until(path: epath.Path, last_step: int) -> list[str]:
+    """Lines of an earlier process up to a step; none for a run that begins at step 0."""
+    if last_step == 0 or not path.exists():
+        return []
+    kept = []
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break  # the process was killed while it wrote this line
+            raise UserError(f"{path}, line {number} is not a line of metrics; repair or move the file away") from error
+        if step <= last_step:
+            kept.append(line if line.endswith("\n") else line + "\n")
+    return kept

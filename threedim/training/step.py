@@ -1,0 +1,219 @@
+"""Training state and the training step [7.2]. Schedules count examples, so they do not change with the batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from threedim import diffusion
+from threedim.augmentation import NO_AUGMENTATION, Augmentation, augment
+from threedim.cameras import Camera
+from threedim.errors import UserError
+from threedim.models.unet import UNet
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+NEVER = jnp.iinfo(jnp.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training step needs besides the network and the diffusion process [7.2].
+
+    Attributes:
+      batch_size: pairs per step over all devices.
+      learning_rate: reached at the end of the warm-up, then constant.
+      warmup_examples: examples over which the learning rate rises linearly; 0 starts at full rate.
+      adam_b1, adam_b2: Adam's decay rates.
+      ema_half_life: examples after which a parameter's weight in the average has halved.
+      ema_rampup: the half-life is at most this fraction of the examples seen, so that early averages are not the
+        initial weights.
+      uncond_prob: probability that a pair is made unconditional.
+      color_weight: how much color counts in the loss, against brightness (``diffusion.loss``).
+      seed: of the whole run.
+      microbatches: parts of a batch that go through the network one after another, so that it needs less memory.
+      relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
+      augmentation: random changes of every pair.
+    """
+
+    batch_size: int
+    learning_rate: float
+    warmup_examples: int
+    adam_b1: float
+    adam_b2: float
+    ema_half_life: float
+    ema_rampup: float
+    uncond_prob: float
+    seed: int
+    microbatches: int = 1
+    relative_poses: bool = False
+    augmentation: Augmentation = NO_AUGMENTATION
+    color_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.microbatches < 1 or self.batch_size % self.microbatches:
+            raise UserError(
+                f"train.batch_size {self.batch_size} does not divide into {self.microbatches} train.microbatches"
+            )
+        lowest = {"batch_size": 1, "learning_rate": 0, "warmup_examples": 0, "ema_half_life": 1, "color_weight": 0}
+        for name, low in lowest.items():
+            if not getattr(self, name) >= low:
+                raise UserError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 <= self.uncond_prob < 1:
+            raise UserError(f"train.uncond_prob must be in [0, 1), got {self.uncond_prob}")
+        if not self.ema_rampup > 0:
+            raise UserError(f"train.ema_rampup must be positive, got {self.ema_rampup}")
+
+    def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
+        """Learning rate of the step with this number, from 0."""
+        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        return self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
+
+    def ema_decay_at(self, step: jax.Array | int) -> jax.Array:
+        """Decay of the parameter average in the step with this number: 0.5 ** (batch / half-life)."""
+        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        half_life = jnp.minimum(self.ema_half_life, self.ema_rampup * examples)
+        return 0.5 ** (self.batch_size / half_life)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with the warm-up [7.2]."""
+        return optax.adam(self.learning_rate_at, b1=self.adam_b1, b2=self.adam_b2)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes: what a checkpoint holds."""
+
+    step: jax.Array
+    params: PyTree
+    ema_params: PyTree
+    opt_state: PyTree
+
+
+@flax.struct.dataclass
+class Metrics:
+    """Sums over the steps since the last log line, kept on the device."""
+
+    steps: jax.Array
+    loss: jax.Array
+    grad_norm: jax.Array
+    quartile_loss: jax.Array  # (4,) by t: [0, 1/4) is nearly clean, [3/4, 1) nearly noise
+    quartile_count: jax.Array  # (4,)
+    first_bad_step: jax.Array  # the first step with a loss or gradient that is not finite
+
+    @classmethod
+    def zeros(cls) -> Metrics:
+        """No steps yet. Every leaf has a buffer of its own, since a step is given all of them to overwrite."""
+        shapes = {"quartile_loss": (4,), "quartile_count": (4,)}
+        sums = {name: jnp.zeros(shapes.get(name, ())) for name in cls.__dataclass_fields__ if name != "first_bad_step"}
+        return cls(**sums, first_bad_step=jnp.asarray(NEVER, jnp.int32))
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """An independent key for each name."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def batch_images(batch: Batch) -> tuple[jax.Array, Camera]:
+    """Pictures (batch, 2, height, width, 3) in [-1, 1] and cameras of a batch from the pipeline."""
+    return batch["image"].astype(jnp.float32) / 127.5 - 1.0, Camera(batch["R"], batch["t"], batch["K"])
+
+
+def init_params(network: UNet, key: jax.Array) -> PyTree:
+    """Fresh parameters of the network."""
+    size = network.image_size
+    image = jnp.zeros((1, size, size, 3))
+    camera = Camera(jnp.eye(3)[None, None].repeat(2, 1), jnp.zeros((1, 2, 3)), jnp.eye(3)[None, None].repeat(2, 1))
+    return network.init(key, image, image, jnp.zeros((1, 2)), camera, jnp.ones((1,), bool), train=False)["params"]
+
+
+def init_state(network: UNet, recipe: Recipe, params: PyTree = None) -> TrainState:
+    """The state before the first step: a pure function of the seed, or with these parameters instead of fresh ones."""
+    if params is None:
+        params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
+    # The average starts as a copy, not the same buffers: both are donated to the first step.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, recipe.optimizer().init(params))
+
+
+def abstract_params(network: UNet) -> PyTree:
+    """Shapes and dtypes of the network's parameters."""
+    return jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
+
+
+def make_train_step(
+    network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
+) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
+    """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics.
+
+    A pair's noise does not depend on the number of microbatches; its dropout does.
+
+    Args:
+      network, process, recipe: what is trained, and how.
+      gathered: where parameters are brought when they are used, if they are split. Left to itself the compiler may
+        split the activations' channels as the parameters are split, and move activations from device to device.
+    """
+    optimizer = recipe.optimizer()
+
+    def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(named_key(jax.random.key(recipe.seed), "train"), state.step)
+        images, camera = batch_images(batch)
+        if recipe.augmentation.enabled:
+            images, camera = augment(images, camera, named_key(key, "augment"), recipe.augmentation)
+        if recipe.relative_poses:
+            camera = camera.relative_to(camera[:, :1])
+
+        examples = diffusion.make_examples(images, camera, named_key(key, "loss"), process, recipe.uncond_prob)
+
+        def loss_fn(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
+            if gathered is not None:
+                params = jax.lax.with_sharding_constraint(params, gathered)
+
+            def apply(x, z, logsnr, camera, cond_mask):
+                rngs = {"dropout": dropout_key}
+                return network.apply({"params": params}, x, z, logsnr, camera, cond_mask, train=True, rngs=rngs)
+
+            return diffusion.loss(apply, examples, recipe.color_weight)
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        dropout_key, parts = named_key(key, "dropout"), recipe.microbatches
+        if parts == 1:
+            (loss, example_loss), grads = gradient(state.params, examples, dropout_key)
+        else:
+
+            def add(total: PyTree, part: tuple[jax.Array, diffusion.Examples]) -> tuple[PyTree, jax.Array]:
+                (loss, example_loss), grads = gradient(state.params, part[1], jax.random.fold_in(dropout_key, part[0]))
+                return jax.tree.map(jnp.add, total, (loss, grads)), example_loss
+
+            # Every parts-th pair, so that each device has as many of every part.
+            split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), examples)
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+            loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
+            example_loss = example_loss.T.reshape(-1)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
+
+        grad_norm = optax.tree.norm(grads)
+        quartile = jax.nn.one_hot(jnp.clip(4 * examples.t, 0, 3).astype(jnp.int32), 4)  # (batch, 4)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        metrics = Metrics(
+            steps=metrics.steps + 1,
+            loss=metrics.loss + loss,
+            grad_norm=metrics.grad_norm + grad_norm,
+            quartile_loss=metrics.quartile_loss + example_loss @ quartile,
+            quartile_count=metrics.quartile_count + quartile.sum(axis=0),
+            first_bad_step=jnp.minimum(metrics.first_bad_step, jnp.where(finite, NEVER, state.step)),
+        )
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
