@@ -9,33 +9,14 @@ In a notebook::
     views = model.sample(image, camera, targets, seed=0)
 """
 
-import importlib
+from etils import epy as _epy
 
-# Loaded when first used: worker processes that only render or decode need no network.
-_HOME = {
-    "Camera": "cameras",
-    "intrinsics": "cameras",
-    "look_at": "cameras",
-    "orbit": "cameras",
-    "Process": "diffusion",
-    "ConcatUNet": "models.concat_unet",
-    "NetworkDenoiser": "models.unet",
-    "XUNet": "models.xunet",
-    "Settings": "sampling",
-    "sample_view": "sampling",
-    "sample_views": "sampling",
-    "Model": "trained",
-    "load": "trained",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module 'threedim' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"threedim.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+# Imported on first use: worker processes that only render or decode need no network.
+with _epy.lazy_api_imports(globals()):
+    from threedim.cameras import Camera, intrinsics, look_at, orbit
+    from threedim.diffusion import Process
+    from threedim.models.concat_unet import ConcatUNet
+    from threedim.models.unet import NetworkDenoiser
+    from threedim.models.xunet import XUNet
+    from threedim.sampling import Sampler, Settings
+    from threedim.trained import Model, load

@@ -36,16 +36,16 @@ class Augmentation:
 
     def __post_init__(self):
         if not isinstance(self.orientation, bool | np.bool_):
-            raise ValueError(f"data.augment.orientation must be True or False, got {self.orientation!r}")
+            raise ValueError(f"orientation must be True or False, got {self.orientation!r}")
         object.__setattr__(self, "scale", tuple(self.scale) if isinstance(self.scale, list) else self.scale)
         numbers = self.scale if isinstance(self.scale, tuple) else ()
         if len(numbers) != 2 or not all(isinstance(factor, int | float) for factor in numbers):
-            raise ValueError(f"data.augment.scale must be two factors (low, high), got {self.scale!r}")
+            raise ValueError(f"scale must be two factors (low, high), got {self.scale!r}")
         low, high = self.scale
         if not 0 < low <= high < float("inf"):
-            raise ValueError(f"data.augment.scale must be (low, high) with 0 < low <= high, got {self.scale}")
+            raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {self.scale}")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"data.augment.hue must be in [0, 0.5] turns, got {self.hue}")
+            raise ValueError(f"hue must be in [0, 0.5] turns, got {self.hue}")
 
     @property
     def enabled(self) -> bool:

@@ -1,8 +1,15 @@
-"""From a config to the plain objects that the rest of the code takes: the one place where these sections are read."""
+"""The only reader of configurations: from ``ml_collections`` to the plain objects that the rest of the code takes.
+
+A value that one of these objects refuses becomes a `UserError` that names the section of the config.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,110 +21,178 @@ from threedim.errors import UserError
 from threedim.models.concat_unet import ConcatUNet
 from threedim.models.unet import NetworkDenoiser, UNet
 from threedim.models.xunet import XUNet
-from threedim.sampling import Settings
-from threedim.training import run_info, sharding
+from threedim.sampling import Sampler, Settings
+from threedim.training import sharding
 from threedim.training.step import Recipe
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 NETWORKS = {"xunet": XUNet, "concat_unet": ConcatUNet}
 
-# Settings of the sampler by name; what they do not say is as in ``Settings``.
+# Sampler presets. Fields that a preset does not set keep the defaults of ``Settings``.
 PRESETS = {
     "paper": {"num_steps": 250},
     "fast": {"num_steps": 32, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
 }
 
+# Settings that must not change while a run trains: they decide what is learned and from which stream of examples.
+FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objects
+
 
 def network(config: ml_collections.ConfigDict) -> UNet:
-    """The network of ``config.model``.
-
-    Raises:
-      ValueError: on an unknown network or dtype.
-    """
+    """The network of ``config.model``."""
     fields = dict(config.model)
-    # Runs from before there was a choice say nothing.
-    name = fields.pop("network", run_info.LATER_FIELDS["model.network"])
-    if name not in NETWORKS:
-        raise UserError(f"model.network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    if fields["dtype"] not in _DTYPES:
-        raise UserError(f"model.dtype must be one of {', '.join(_DTYPES)}, got {fields['dtype']!r}")
-    # Tuples, not lists: a network is a key of the compilation cache.
-    fields = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()}
-    return NETWORKS[name](**{**fields, "dtype": _DTYPES[fields["dtype"]]}, remat=config.train.remat)
-
-
-def relative_poses(config: ml_collections.ConfigDict) -> bool:
-    """Whether the network knows cameras in the coordinates of the pair's clean view."""
-    if config.data.pose not in ("absolute", "relative"):
-        raise UserError(f'data.pose must be "absolute" or "relative", got {config.data.pose!r}')
-    return config.data.pose == "relative"
+    cls = NETWORKS[_choice("model.network", fields.pop("network"), NETWORKS)]
+    dtype = _DTYPES[_choice("model.dtype", fields.pop("dtype"), _DTYPES)]
+    with _section("model"):
+        # Tuples, not lists: a network is a key of the compilation cache.
+        fields = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()}
+        return cls(**fields, dtype=dtype, remat=config.train.remat)
 
 
 def denoiser(config: ml_collections.ConfigDict) -> NetworkDenoiser:
-    """The network of ``config.model`` as the sampler wants it."""
-    return NetworkDenoiser(network(config), relative_poses(config))
-
-
-def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-    """The mesh of ``config.mesh`` over all devices.
-
-    Raises:
-      ValueError: on an unknown preset, or if the mesh does not cover the devices.
-    """
-    m = config.mesh
-    if m.preset and m.preset not in sharding.PRESETS:
-        raise UserError(f"mesh.preset must be one of {', '.join(sharding.PRESETS)}, got {m.preset!r}")
-    data, fsdp = sharding.PRESETS[m.preset or "cpu"]
-    return sharding.make_mesh(data if m.data is None else m.data, fsdp if m.fsdp is None else m.fsdp)
+    """The network of ``config.model`` as the sampler takes it."""
+    return NetworkDenoiser(network(config), _relative_poses(config))
 
 
 def process(config: ml_collections.ConfigDict) -> Process:
     """The diffusion process of ``config.diffusion``."""
-    return Process(**config.diffusion)
+    with _section("diffusion"):
+        return Process(**config.diffusion)
 
 
 def recipe(config: ml_collections.ConfigDict) -> Recipe:
-    """What the training step needs of ``config.train``, and of ``config.data`` what it does to pairs.
-
-    Raises:
-      ValueError: if a setting is out of its range, or a regression is to have unconditional pairs.
-    """
-    if config.diffusion.get("regression") and config.train.uncond_prob > 0:
+    """The training recipe of ``config.train``, with what ``config.data`` does to pairs."""
+    if process(config).regression and config.train.uncond_prob > 0:
         raise UserError(
-            "with diffusion.regression nothing is guided, so train.uncond_prob must be 0, got "
+            f"config.train: uncond_prob must be 0 with diffusion.regression, which uses no guidance; got "
             f"{config.train.uncond_prob}"
         )
-    t, a = config.train, config.data.augment
-    return Recipe(
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        warmup_examples=t.warmup_examples,
-        adam_b1=t.adam_b1,
-        adam_b2=t.adam_b2,
-        ema_half_life=t.ema_half_life,
-        ema_rampup=t.ema_rampup,
-        uncond_prob=t.uncond_prob,
-        relative_poses=relative_poses(config),
-        augmentation=Augmentation(a.orientation, tuple(a.scale), a.hue),
-        seed=config.seed,
-        microbatches=t.microbatches,
-        color_weight=t.get("color_weight", run_info.LATER_FIELDS["train.color_weight"]),
-    )
+    with _section("data.augment"):
+        augmentation = Augmentation(**{k: tuple(v) if k == "scale" else v for k, v in config.data.augment.items()})
+    names = {field.name for field in dataclasses.fields(Recipe)} & set(config.train)
+    with _section("train"):
+        return Recipe(
+            **{name: config.train[name] for name in names},
+            seed=config.seed,
+            relative_poses=_relative_poses(config),
+            augmentation=augmentation,
+        )
 
 
-def sample_settings(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Settings:
-    """How ``config.sample`` draws a view: the preset, and what is set beside it; in ``num_steps`` steps if given.
+def sampler_settings(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Settings:
+    """The sampler settings of ``config.sample``: its preset, and the fields set beside it.
+
+    Args:
+      config: the configuration.
+      num_steps: denoising steps, instead of those of the config.
 
     Raises:
-      ValueError: on an unknown preset, a setting out of its range, or one that does not fit ``config.diffusion``.
+      UserError: on an unknown preset, a value out of range, or settings that do not fit ``config.diffusion``.
     """
     s = config.sample
-    if s.preset not in PRESETS:
-        raise UserError(f"sample.preset must be one of {', '.join(PRESETS)}, got {s.preset!r}")
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: s[name] for name in names if s.get(name) is not None}
-    fields = PRESETS[s.preset] | given | ({"num_steps": num_steps} if num_steps else {})
-    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    settings.check(process(config))
+    preset = PRESETS[_choice("sample.preset", s.preset, PRESETS)]
+    given = {f.name: s[f.name] for f in dataclasses.fields(Settings) if s[f.name] is not None}
+    fields = preset | given | ({"num_steps": num_steps} if num_steps is not None else {})
+    with _section("sample"):
+        settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        settings.check(process(config))
     return settings
+
+
+def sampler(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Sampler:
+    """The sampler: network, process and settings; see `sampler_settings`."""
+    return Sampler(denoiser(config), process(config), sampler_settings(config, num_steps))
+
+
+def mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+    """The mesh of ``config.mesh`` over all devices."""
+    m = config.mesh
+    data, fsdp = sharding.PRESETS[_choice("mesh.preset", m.preset or "cpu", sharding.PRESETS)]
+    with _section("mesh"):
+        return sharding.make_mesh(data if m.data is None else m.data, fsdp if m.fsdp is None else m.fsdp)
+
+
+def _relative_poses(config: ml_collections.ConfigDict) -> bool:
+    return _choice("data.pose", config.data.pose, ("absolute", "relative")) == "relative"
+
+
+def _choice(name: str, value: Any, known: Sequence[str] | Mapping[str, Any]) -> Any:
+    if value not in known:
+        raise UserError(f"config.{name} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+@contextlib.contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Turns a ValueError or TypeError about a value into a `UserError` that names the section."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{name}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparing
+
+
+def plain(config: Any) -> Any:
+    """A config, a section of it or a nested dict as JSON reads it back: tuples become lists.
+
+    Raises:
+      UserError: if JSON cannot represent a value.
+    """
+    try:
+        content = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+        return json.loads(json.dumps(content, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config cannot be written as JSON: {error}") from error
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted name."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> list[str]:
+    """Lines such as "train.batch_size: 128 → 64" for the settings that differ.
+
+    Args:
+      before, after: nested dicts of JSON values, such as `plain` returns.
+      only: fields or sections to compare; all if empty.
+      ignore: fields or sections to leave out.
+    """
+    before, after = flatten(before), flatten(after)
+
+    def within(name: str, fields: Sequence[str]) -> bool:
+        return any(f"{name}.".startswith(f"{field}.") for field in fields)
+
+    return [
+        f"{name}: {_text(before, name)} → {_text(after, name)}"
+        for name in sorted(before.keys() | after.keys())
+        if (not only or within(name, only))
+        and not within(name, ignore)
+        # Equal numbers are equal settings: 1 is 1.0. An absent one differs from None.
+        and (before.get(name) != after.get(name) or (name in before) != (name in after))
+    ]
+
+
+def refuse(what: str, changes: Sequence[str], advice: str) -> None:
+    """Raises a `UserError` that lists the changes, if there are any."""
+    if changes:
+        raise UserError("\n  ".join([f"{what} (before → now):", *changes]) + f"\n{advice}")
+
+
+def _text(flat: Mapping[str, Any], name: str) -> str:
+    return json.dumps(flat[name], ensure_ascii=False) if name in flat else "(absent)"

@@ -47,11 +47,11 @@ class Process:
 
     def __post_init__(self):
         if self.prediction not in ("eps", "v", "x"):
-            raise ValueError(f'diffusion.prediction must be "eps", "v" or "x", got {self.prediction!r}')
+            raise ValueError(f'prediction must be "eps", "v" or "x", got {self.prediction!r}')
         if self.regression and self.prediction == "eps":
-            raise ValueError('diffusion.regression needs diffusion.prediction "x" or "v", got "eps"')
+            raise ValueError('regression needs prediction "x" or "v", got "eps"')
         if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(f"diffusion.logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
+            raise ValueError(f"logsnr_min {self.logsnr_min} must be below logsnr_max {self.logsnr_max}")
 
     def logsnr(self, t: jax.Array) -> jax.Array:
         """λ at times t in [0, 1]; t = 0 is clean, t = 1 is noise."""

@@ -1,4 +1,4 @@
-"""Several processes as one run, on JAX's own multi-controller runtime. Without ``initialize`` there is one process."""
+"""Several processes as one run, on JAX's multi-controller runtime."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from threedim.errors import UserError
 
 T = TypeVar("T")
 
-# A process that has not been heard of for so long (seconds) is lost, and the others end.
+# Seconds without a heartbeat after which a process counts as lost, and the others exit.
 HEARTBEAT_TIMEOUT = 30
-# Processes that are done wait for the others so long: objects to draw take unequal times.
+# Seconds that finished processes wait for the others, which may have more objects to sample.
 _SHUTDOWN_TIMEOUT = 7 * 24 * 3600
 
 
@@ -31,18 +31,17 @@ def initialize(
     process_id: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Joins this process with the others; before any other use of JAX.
+    """Connects this process with the others. Call it before any other use of JAX.
 
     Args:
-      coordinator_address: "host:port" of process 0. None where JAX finds it by itself, with the other two: on TPU pods,
-        on GKE, and under Slurm and Open MPI.
-      num_processes: how many there are.
-      process_id: which of them this is, from 0.
+      coordinator_address: "host:port" of process 0. Detected automatically, like the next two, on TPU pods and GKE, and
+        under Slurm and Open MPI.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
       timeout: seconds to wait for the others.
 
     Raises:
-      ValueError: if some of the three are given and others not, or do not fit together.
-      ConnectionError: if the processes do not find each other; names the address.
+      UserError: if only some of the three are given, if they contradict each other, or if connecting fails.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -51,8 +50,8 @@ def initialize(
     if not missing and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id must be in [0, {num_processes}), got {process_id}")
     if coordinator_address is not None:
-        # JAX's own runtime ends a process that does not get through, and does not say where it wanted to go.
-        print(f"process {process_id} of {num_processes} joins the others at {coordinator_address}", file=sys.stderr)
+        # JAX ends a process that cannot connect without naming the address.
+        print(f"process {process_id} of {num_processes} connects to {coordinator_address}", file=sys.stderr)
         if process_id > 0:
             _wait_for(coordinator_address, timeout)
     try:
@@ -65,17 +64,17 @@ def initialize(
     except (RuntimeError, ValueError) as error:
         if coordinator_address is None:
             raise UserError(
-                "--distributed: JAX has not found the other processes by itself; outside of TPU pods, GKE, Slurm and "
-                f"Open MPI name them with --coordinator_address, --num_processes and --process_id ({error})"
+                "--distributed: the other processes could not be detected automatically; outside of TPU pods, GKE, "
+                f"Slurm and Open MPI use --coordinator_address, --num_processes and --process_id ({error})"
             ) from error
         raise UserError(
-            f"--distributed: process {process_id} of {num_processes} could not join the others at "
-            f"{coordinator_address}: is the port free, have all processes started within {timeout} s? ({error})"
+            f"--distributed: process {process_id} of {num_processes} could not connect to "
+            f"{coordinator_address}: is the port free, did all processes start within {timeout} s? ({error})"
         ) from error
 
 
 def _wait_for(address: str, timeout: float) -> None:
-    """Waits until somebody listens at "host:port"."""
+    """Waits until a server listens at "host:port"."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--coordinator_address must be host:port, got {address!r}")
@@ -87,25 +86,25 @@ def _wait_for(address: str, timeout: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"--distributed: nobody answers at {address} for {timeout} s ({error}): is process 0 running "
-                    "there, is the port open between the machines?"
+                    f"--distributed: no answer from {address} for {timeout} s ({error}): is process 0 running there, "
+                    "is the port open between the machines?"
                 ) from error
             time.sleep(0.2)
 
 
 def end_on_sigterm() -> None:
-    """Gives SIGTERM its usual effect back, for work that is not done in step with others and may end anywhere."""
+    """Restores the default effect of SIGTERM, for work that may end at any time."""
     if jax.process_count() > 1:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def is_lead() -> bool:
-    """Whether this process speaks for all: prints, and writes what is written once."""
+    """Whether this is process 0, which prints, and writes what is written once."""
     return jax.process_index() == 0
 
 
 def lead_first(function: Callable[[], T]) -> T:
-    """Calls a function in the lead process, and when that is done in the others, which find what it has made."""
+    """Calls a function in process 0 first and then in the others, which find its results."""
     if jax.process_count() == 1:
         return function()
     result = function() if is_lead() else None
@@ -114,13 +113,13 @@ def lead_first(function: Callable[[], T]) -> T:
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has come here; they may be hours apart. ``what`` names the place."""
+    """Waits until every process has reached this point, which may take hours. ``what`` names the point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raises ValueError in all processes unless all have the same value."""
+    """Raises UserError in all processes unless all have the same value."""
     if jax.process_count() > 1:
         everybody = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
         if np.unique(everybody).size > 1:
@@ -128,11 +127,11 @@ def check_same(what: str, value: Any) -> None:
 
 
 class StopSignal:
-    """Turns Ctrl-C or SIGTERM, in whichever process, into a request that all of them see after the same step.
+    """Turns Ctrl-C or SIGTERM, in any process, into a request to stop that all processes see after the same step.
 
-    A second Ctrl-C acts as usual; SIGTERM may come again, as schedulers send it to a process and its group. One of
-    several processes leaves SIGTERM to JAX, which tells the others and agrees with them on a step; Ctrl-C is passed on
-    as SIGTERM.
+    A second Ctrl-C has its default effect; SIGTERM may arrive several times, since schedulers send it to a process and
+    to its group. With several processes SIGTERM is left to JAX, which makes them agree on a step, and Ctrl-C is passed
+    on as SIGTERM.
     """
 
     def __init__(self):
@@ -149,7 +148,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def reached(self, step: int) -> signal.Signals | None:
-        """The signal, if the run is to stop after this step. To be asked after every step."""
+        """The signal, if the run is to stop after this step. Call it after every step."""
         if self._together and multihost_utils.reached_preemption_sync_point(step):
             self._received = signal.SIGTERM
         elif self._together:

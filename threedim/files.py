@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, on a local disk and on object stores (gs://)."""
+"""Atomic writes of files and folders, on a local disk and on object stores (gs://)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from threedim.errors import ExistsError
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path names an object store ("gs://..."): no appending there, and a written object appears at once."""
+    """Whether a path is on an object store ("gs://..."), which cannot append, and where a write is atomic."""
     return "://" in os.fspath(path)
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
-    """Writes a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
+    """Writes a file atomically: a reader, or a crash at any time, finds the old content or the new.
 
-    Missing parent folders are made; an existing file is replaced. Text is written as UTF-8.
+    Creates parent folders; replaces an existing file. Text is written as UTF-8.
     """
     path = epath.Path(path)
     data = data.encode("utf-8") if isinstance(data, str) else data
@@ -41,17 +41,17 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields a hidden sibling to fill, which becomes ``folder`` on success and is deleted on an exception.
+    """Creates a folder atomically: yields a hidden sibling, which is renamed on success and deleted on an exception.
 
-    What a killed process left behind is deleted by the next one that makes the same folder. Parents are made.
+    Creates parent folders. Deletes what a killed process left behind.
 
     Raises:
-      FileExistsError: if ``folder`` exists.
+      ExistsError: if ``folder`` exists.
     """
     folder = epath.Path(folder)
     if folder.exists():
         raise ExistsError(f"{folder} exists; choose another folder or delete it")
-    # Hidden, so that nobody who lists the parent takes a half-written folder for a whole one.
+    # Hidden, so that listing the parent does not show an incomplete folder.
     temporary = folder.parent / f".{folder.name}.incomplete"
     if temporary.exists():
         temporary.rmtree()

@@ -1,4 +1,4 @@
-"""How far something is that takes longer than a few seconds."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import tqdm
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a plain line now and then, so that log files stay readable.
-
-    Made by `progress`. A context manager.
-    """
+    """A progress bar on a terminal; a plain line now and then in a log file. A context manager, made by `progress`."""
 
     def __init__(self, total: int, initial: int, desc: str, enabled: bool, interval: float, file: Any):
         self.total = total
@@ -37,7 +34,7 @@ class Progress:
         self.close()
 
     def set(self, done: int, **shown: float) -> None:
-        """Sets how many are done, of ``total``; ``shown`` are numbers to display, such as the loss, until set anew."""
+        """Sets the number of finished items; ``shown`` are numbers to display, such as the loss."""
         self._shown |= {name: f"{value:.4g}" for name, value in shown.items()}
         previous, self._done = self._done, done
         if self._closed:
@@ -50,11 +47,11 @@ class Progress:
             self._print()
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Adds to the number of finished items."""
         self.set(self._done + count)
 
     def close(self) -> None:
-        """Leaves the last state on display."""
+        """Shows the final state."""
         if self._closed:
             return
         self._closed = True
@@ -84,11 +81,14 @@ def progress(
     interval: float = 30.0,
     file: Any = None,
 ) -> Progress:
-    """Progress over ``total`` things, ``initial`` of them done before, with the time left.
+    """A progress bar with the time left.
 
     Args:
+      total: number of items.
+      initial: items finished by an earlier process.
+      desc: label.
       enabled: False shows nothing: for all processes but one.
-      interval: seconds between plain lines, where ``file`` is not a terminal.
+      interval: seconds between plain lines, if ``file`` is not a terminal.
       file: standard error if None.
     """
     return Progress(total, initial, desc, enabled, interval, sys.stderr if file is None else file)

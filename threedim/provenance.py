@@ -1,4 +1,4 @@
-"""Where figures come from: commit, versions, machine, device, files."""
+"""Provenance of results: commit, package versions, machine, device, files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "dm-pix")
 
 
 def commit() -> dict[str, Any] | None:
-    """The git commit of this code and whether files differ from it; None where it is not in a checkout."""
+    """The git commit of this code and whether files were modified; None outside of a git checkout."""
     here = pathlib.Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        # Without locks: this only looks.
+        # Read only: no locks.
         command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
     try:
-        # An installed copy may lie inside of somebody else's checkout.
+        # An installed copy may be inside of another checkout.
         git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[1]))
         return {"hash": git("rev-parse", "HEAD"), "modified": bool(changed)}
@@ -35,12 +35,12 @@ def commit() -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that figures depend on."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def processor() -> dict[str, Any]:
-    """Model of this machine's CPU, and how many of its cores this process may use."""
+    """CPU model, and the number of cores that this process may use."""
     model = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -51,7 +51,7 @@ def processor() -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """What JAX computes on in this process, and how many processes there are."""
+    """The devices of this process, and the number of processes."""
     devices = jax.local_devices()
     return {
         "platform": devices[0].platform,

@@ -1,14 +1,14 @@
-"""--mode=sample: novel views of objects, drawn one after another and written in SRN format.
+"""--mode=sample: novel views of objects, sampled one after another and written in SRN format.
 
 An output folder holds
 
-* ``views/<object>/``: the input views first, then the drawn ones; a valid SRN object folder, so a valid input again;
-* ``sheets/<object>.png``: input views, then each drawn view above its truth where that is known;
-* ``gifs/<object>.gif``: the drawn views as a loop;
-* ``samples.json``: settings, and which views of which object are which.
+* ``views/<object>/``: the input views first, then the sampled ones, in SRN format, so it can be an input again;
+* ``sheets/<object>.png``: input views, then each sampled view above the true one where there is one;
+* ``gifs/<object>.gif``: the sampled views as a loop;
+* ``samples.json``: the settings, and the numbers of each object's input and target views.
 
-Each view is written as it is finished, and an object's folder appears when it is whole. Started again, the same command
-goes on after the last finished view.
+Each view is written when it is finished, and an object's folder appears when it is complete: an interrupted rollout
+resumes after its last finished view.
 """
 
 from __future__ import annotations
@@ -16,262 +16,178 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from threedim import config as config_lib
-from threedim import distributed, files, pretrained, provenance, weights
+from threedim import distributed, files, pixels
 from threedim.cameras import Camera
 from threedim.data import srn
-from threedim.errors import MissingError, UserError
-from threedim.output import images
+from threedim.errors import UserError
+from threedim.output import animations, sheets
 from threedim.progress import progress
-from threedim.sampling import sample_views
+from threedim.sampling import Sampler
 from threedim.tasks import Task, Views, make_tasks
-from threedim.training import checkpoints, run_info
-from threedim.training.step import abstract_params
+from threedim.trained import Trained, open_run, open_trained
 
-
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """Where weights come from: a checkpoint of a run, or a file."""
-
-    name: str
-    config: dict[str, Any]
-    step: int
-    identity: str  # of a file: its sha256
-    load: Callable[[Any, jax.sharding.Sharding], Any]  # from the parameters' shapes and where they go
+# They decide how many objects are sampled, not how.
+_FREE = ("num_objects", "objects_seed", "batch_size", "out")
 
 
 def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
-    """Draws the views that ``config.sample`` asks for with the averaged weights of the run in ``workdir``, or a file's.
+    """Samples the views that ``config.sample`` asks for with the averaged weights of a run or file.
+
+    Args:
+      config: its section ``sample`` says which views, with which weights and settings.
+      workdir: folder of the run; with ``config.sample.weights`` only the place for the output.
 
     Returns:
       The output folder.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint, no such file of weights, or no such data.
-      ValueError: if the settings contradict the run, the data, or an output folder of other settings; if weights are
-        damaged.
+      MissingError: if there is no such checkpoint, weights file or data.
+      UserError: if the settings contradict the weights, the data, or what the output folder holds.
     """
-    workdir = epath.Path(workdir)
-    s = config.sample
-    if s.batch_size < 1:
-        raise UserError(f"sample.batch_size must be at least 1, got {s.batch_size}")
+    # What is sampled, and with what.
     devices = jax.local_devices()
-    if s.batch_size % len(devices):
-        raise UserError(f"sample.batch_size {s.batch_size} does not divide over this process's {len(devices)} devices")
-    trained = _find_weights(config, workdir)
-    denoiser, process, settings = (
-        config_lib.denoiser(config),
-        config_lib.process(config),
-        config_lib.sample_settings(config),
-    )
-    _check_same_model(trained, config)
+    batch_size = config.sample.batch_size
+    if batch_size < 1 or batch_size % len(devices):
+        raise UserError(
+            f"sample.batch_size must be a positive multiple of this process's {len(devices)} device(s), got "
+            f"{batch_size}"
+        )
+    trained = find_weights(config, workdir)
+    trained.check_config(config)
+    sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
-    # Each process draws its own objects on its own devices: nobody waits, and none of them needs the others.
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("batch",))
-    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
-    params = trained.load(abstract_params(denoiser.network), whole)
 
-    out = output_folder(config, workdir)
-    # Step and weights last: the section has them too, but as asked for, not as found.
-    found = {"checkpoint_step": trained.step, "weights": trained.identity}
-    claimed = {**_plain(s), **dataclasses.asdict(settings), **found}
-    distributed.lead_first(lambda: _claim(out, claimed, tasks, write=distributed.is_lead()))
+    # What is finished already, and this process's share of the rest.
+    out = output_folder(config, workdir, trained)
+    distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     if distributed.is_lead():
         for task in tasks:
-            # Killed after the object was written and before this was deleted.
-            if task not in todo and _partial(out, task).exists():
-                _partial(out, task).rmtree()
-    distributed.check_same("what is to be drawn", [task.name for task in todo])
+            if task not in todo:  # a process may have been killed between writing the object and cleaning up
+                _unfinished(out, task).rmtree(missing_ok=True)
+    distributed.check_same("the list of objects to sample", [task.name for task in todo])
     todo = todo[jax.process_index() :: jax.process_count()]
     if not todo:
-        print(f"nothing to do: {len(tasks)} object(s) are drawn already, or by other processes")
-    views = sum(len(task.target_views) for task in todo)
-    size = denoiser.network.image_size
-    done = {task.name: _read_partial(out, task, size) for task in todo}
-    with progress(views, initial=sum(map(len, done.values())), desc="views", enabled=views > 0) as bar:
-        finished = bar.initial
-        for batch in _batches(todo, done, s.batch_size):
-            # A last batch that is not full is filled up, and the fill thrown away: one compiled program serves all.
-            filled = (batch * s.batch_size)[: min(s.batch_size, -(-len(todo) // len(devices)) * len(devices))]
+        print(f"nothing to do: {len(tasks)} object(s) are finished, or sampled by other processes")
 
-            def on_view(index: int, picture: jax.Array, batch=batch) -> None:
-                nonlocal finished
-                for task, pixels in zip(batch, images.to_uint8(np.asarray(picture)), strict=False):
-                    images.save_png(_partial(out, task) / f"{index:06d}.png", pixels)
-                finished += len(batch)
-                bar.set(finished)
-
+    # Each process samples its own objects on its own devices, so that no process waits for another.
+    split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
+    params = trained.params(NamedSharding(split.mesh, PartitionSpec()))
+    finished = {task.name: _read_finished(out, task, config.model.image_size) for task in todo}
+    total, initial = sum(len(task.target_views) for task in todo), sum(map(len, finished.values()))
+    rows = min(batch_size, -(-len(todo) // len(devices)) * len(devices))
+    with progress(total, initial=initial, desc="views", enabled=total > 0) as bar:
+        for batch in _batches(todo, finished, batch_size):
             loaded = [task.load() for task in batch]
-            filled_views = (loaded * s.batch_size)[: len(filled)]
-            keys = [jax.random.fold_in(jax.random.key(s.seed), zlib.crc32(t.name.encode())) for t in filled]
-            inputs, known, targets, before, keys = jax.device_put(
-                (
-                    np.stack([images.to_float(each.inputs) for each in filled_views]),
-                    Camera.stack([each.cameras for each in filled_views]),
-                    Camera.stack([each.targets for each in filled_views]),
-                    np.stack([images.to_float(done[task.name]) for task in filled]),
-                    jax.numpy.stack(keys),
-                ),
-                split,
-            )
-            drawn = sample_views(
-                denoiser,
-                params,
-                inputs,
-                known,
-                targets,
-                keys,
-                process=process,
-                settings=settings,
-                drawn=before,
-                on_view=on_view,
-            )
-            for task, views, pictures in zip(batch, loaded, images.to_uint8(np.asarray(drawn)), strict=False):
-                _write(out, task, views, pictures)
+
+            def on_view(index: int, pictures: jax.Array, batch=batch) -> None:
+                for task, picture in zip(batch, pixels.to_uint8(np.asarray(pictures)), strict=False):
+                    pixels.save_png(_unfinished(out, task) / f"{index:06d}.png", picture)
+                bar.advance(len(batch))
+
+            # A last batch that is not full is padded with copies, which are dropped: one compiled program serves all.
+            padded = [(task, views) for _ in range(batch_size) for task, views in zip(batch, loaded, strict=True)]
+            arguments = _arguments(padded[:rows], finished, config.sample.seed)
+            inputs, cameras, targets, keys, done = jax.device_put(arguments, split)
+            views = sampler.sample_views(params, inputs, cameras, targets, keys, finished=done, on_view=on_view)
+            for task, known, pictures in zip(batch, loaded, pixels.to_uint8(np.asarray(views)), strict=False):
+                _write(out, task, known, pictures)
     for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
         print(f"{what + ':':21}{out / folder}")
     return out
 
 
-def output_folder(config: ml_collections.ConfigDict, workdir: epath.Path) -> epath.Path:
-    """Where ``sample`` writes: ``config.sample.out``, or a folder in the workdir named by what the weights are of."""
+def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
+    """The weights of ``config.sample.weights``, or of the run in ``workdir``."""
+    s = config.sample
+    return open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
+
+
+def output_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: Trained) -> epath.Path:
+    """``config.sample.out``, or a folder in the workdir named by the weights."""
     if config.sample.out:
         return epath.Path(config.sample.out)
-    if config.sample.weights:
-        return workdir / "views" / epath.Path(config.sample.weights).stem
-    return workdir / "views" / f"step_{_checkpoint_step(config, workdir):07d}"
+    name = epath.Path(config.sample.weights).stem if config.sample.weights else f"step_{trained.step:07d}"
+    return epath.Path(workdir) / "views" / name
 
 
-def _find_weights(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Trained:
-    """Looks at the weights, but does not load them yet."""
-    s = config.sample
-    if not s.weights:
-        step = _checkpoint_step(config, workdir)
-
-        def restore(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
-            placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-            return checkpoints.restore_params(workdir, placed, step=step)
-
-        return _Trained(f"the run in {workdir}", run_info.read_run_info(workdir)[0], step, "", restore)
-    if s.checkpoint_step is not None:
-        raise UserError(
-            f"sample.weights={s.weights} is a file of one step; sample.checkpoint_step {s.checkpoint_step} chooses "
-            "among the workdir's checkpoints: name one of the two"
-        )
-    path = pretrained.resolve(s.weights)
-    if not weights.is_weights_file(path):
-        raise UserError(
-            f"sample.weights must name a {weights.SUFFIX} file, or weights that come with the package, got "
-            f"{s.weights}; a run's folder is --workdir"
-        )
-    info = weights.read_info(path)
-    return _Trained(
-        name=f"the network in {s.weights}",
-        config=_plain(info.config),
-        step=info.training_steps,
-        identity=provenance.file_identity(path)["sha256"],
-        load=lambda shapes, sharding: weights.load_weights(path, sharding)[1],
-    )
-
-
-def _checkpoint_step(config: ml_collections.ConfigDict, workdir: epath.Path) -> int:
-    step = config.sample.checkpoint_step
-    step = checkpoints.latest_step(workdir) if step is None else step
-    if step is None:
-        raise MissingError(f"no checkpoint in {workdir}: train first, or name the run's --workdir")
-    return step
-
-
-def _check_same_model(trained: _Trained, config: ml_collections.ConfigDict) -> None:
-    """The weights' architecture and process must be those that sampling is asked for; only the dtype may differ."""
-    lines = []
-    for section, names in (("model", None), ("diffusion", None), ("data", ("pose",))):
-        then, now = trained.config[section], _plain(config[section])
-        for name in names or sorted(now.keys() | then.keys()):
-            before = then.get(name, run_info.LATER_FIELDS.get(f"{section}.{name}"))
-            after = now.get(name)
-            if before != after and name not in ("dtype", "dropout"):
-                lines.append(f"{section}.{name}: {before} → {after}")
-    if lines:
-        raise UserError(f"{trained.name} was trained with other settings (then → now):\n  " + "\n  ".join(lines))
-
-
-def _plain(section: ml_collections.ConfigDict) -> dict[str, Any]:
-    """As it looks after a round trip through JSON."""
-    return json.loads(section.to_json())
-
-
-def _claim(out: epath.Path, settings: dict[str, Any], tasks: list[Task], write: bool) -> None:
-    """Checks that samples.json, if there is one, has the same settings; writes it if asked to."""
-    settings = dict(settings)
-    for name in ("num_objects", "objects_seed", "batch_size", "out"):  # they decide how much is drawn, not what
-        settings.pop(name)
-    settings = json.loads(json.dumps(settings))  # tuples are lists in a file
-    path = out / "samples.json"
+def _claim(
+    out: epath.Path, config: ml_collections.ConfigDict, sampler: Sampler, trained: Trained, tasks: list[Task]
+) -> None:
+    """Writes samples.json, or checks that it was written with the same settings."""
+    settings = config_lib.plain(config.sample) | config_lib.plain(dataclasses.asdict(sampler.settings))
+    settings |= {"checkpoint_step": trained.step, "weights": trained.identity}
+    settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
+    path = out / "samples.json"
     if path.exists():
         content = json.loads(path.read_text())
-        later = {name: run_info.LATER_FIELDS[f"sample.{name}"] for name in ("conditioning", "weights")}
-        before = later | content["settings"]
-        changed = [
-            f"{name}: {before.get(name)} → {settings.get(name)}"
-            for name in sorted(settings.keys() | before.keys())
-            if before.get(name) != settings.get(name)
-        ]
-        if changed:
-            raise UserError(
-                f"{out} holds samples drawn with other settings (then → now):\n  "
-                + "\n  ".join(changed)
-                + "\nName another folder with --config.sample.out=FOLDER, or delete this one."
-            )
+        config_lib.refuse(
+            f"{out} holds views that were sampled with other settings",
+            config_lib.differences(content["settings"], settings),
+            "Choose another folder with --config.sample.out=FOLDER, or delete this one.",
+        )
         objects = content["objects"] | objects
     elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no samples.json; name another --config.sample.out")
-    if write:
+        raise UserError(f"{out} is not empty and has no samples.json; choose another --config.sample.out")
+    if distributed.is_lead():
         files.write_atomically(path, json.dumps({"settings": settings, "objects": objects}, indent=2) + "\n")
 
 
-def _batches(todo: list[Task], done: dict[str, np.ndarray], size: int) -> Iterator[list[Task]]:
-    """Objects that can be drawn together: as many inputs, targets and finished views."""
+def _batches(todo: list[Task], finished: dict[str, np.ndarray], size: int) -> Iterator[list[Task]]:
+    """Objects with equal numbers of inputs, targets and finished views, which can be sampled together."""
     groups: dict[tuple[int, int, int], list[Task]] = {}
     for task in todo:
-        key = (len(task.input_views), len(task.target_views), len(done[task.name]))
+        key = (len(task.input_views), len(task.target_views), len(finished[task.name]))
         groups.setdefault(key, []).append(task)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def _partial(out: epath.Path, task: Task) -> epath.Path:
+def _arguments(batch: list[tuple[Task, Views]], finished: dict[str, np.ndarray], seed: int) -> tuple:
+    """Inputs, their cameras, target cameras, keys and finished views, each with axes (object, ...)."""
+    tasks, views = zip(*batch, strict=True)
+    keys = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(task.name.encode())) for task in tasks]
+    return (
+        np.stack([pixels.to_float(each.inputs) for each in views]),
+        Camera.stack([each.cameras for each in views]),
+        Camera.stack([each.targets for each in views]),
+        jax.numpy.stack(keys),
+        np.stack([pixels.to_float(finished[task.name]) for task in tasks]),
+    )
+
+
+def _unfinished(out: epath.Path, task: Task) -> epath.Path:
     return out / "unfinished" / task.name
 
 
-def _read_partial(out: epath.Path, task: Task, size: int) -> np.ndarray:
-    """The views that an interrupted run has finished, without a gap, (done, height, width, 3) uint8."""
+def _read_finished(out: epath.Path, task: Task, size: int) -> np.ndarray:
+    """The views that an interrupted run has finished, up to the first gap, (view, height, width, 3) uint8."""
     pictures = []
-    wanted = len(task.target_views)
-    while len(pictures) < wanted and (path := _partial(out, task) / f"{len(pictures):06d}.png").exists():
-        pictures.append(images.load_png(path))
+    while len(pictures) < len(task.target_views):
+        path = _unfinished(out, task) / f"{len(pictures):06d}.png"
+        if not path.exists():
+            break
+        pictures.append(pixels.load_png(path))
     return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _write(out: epath.Path, task: Task, views: Views, drawn: np.ndarray) -> None:
-    scale = max(1, 128 // drawn.shape[-2])
-    rows = [drawn] if views.truth is None else [drawn, views.truth]
-    sheet = images.make_sheet(views.inputs, rows, columns=8, scale=scale)
-    images.save_png(out / "sheets" / f"{task.name}.png", sheet)
-    images.save_gif(out / "gifs" / f"{task.name}.gif", drawn, fps=8, scale=scale)
-    # Last, because an object whose folder exists is finished.
-    cameras = Camera.stack([*views.cameras, *views.targets])
-    srn.write_object(out / "views" / task.name, np.concatenate([views.inputs, drawn]), cameras)
-    _partial(out, task).rmtree()
+def _write(out: epath.Path, task: Task, known: Views, sampled: np.ndarray) -> None:
+    scale = max(1, 128 // sampled.shape[-2])
+    rows = [sampled] if known.truth is None else [sampled, known.truth]
+    pixels.save_png(out / "sheets" / f"{task.name}.png", sheets.make_sheet(known.inputs, rows, columns=8, scale=scale))
+    animations.save_gif(out / "gifs" / f"{task.name}.gif", sampled, fps=8, scale=scale)
+    # Last: an object whose folder exists is finished.
+    cameras = Camera.stack([*known.cameras, *known.targets])
+    srn.write_object(out / "views" / task.name, np.concatenate([known.inputs, sampled]), cameras)
+    _unfinished(out, task).rmtree()

@@ -91,19 +91,19 @@ class Settings:
 
     def __post_init__(self):
         if self.num_steps < 1:
-            raise ValueError(f"sample.num_steps must be at least 1, got {self.num_steps}")
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
         if not 0 <= self.guidance_weight < float("inf"):
-            raise ValueError(f"sample.guidance_weight must be finite and not negative, got {self.guidance_weight}")
+            raise ValueError(f"guidance_weight must be finite and not negative, got {self.guidance_weight}")
         if len(self.guidance_interval) != 2 or not self.guidance_interval[0] <= self.guidance_interval[1]:
-            raise ValueError(f"sample.guidance_interval must be (lowest, highest) λ, got {self.guidance_interval}")
+            raise ValueError(f"guidance_interval must be (lowest, highest) λ, got {self.guidance_interval}")
         if self.solver not in solvers.SOLVERS:
-            raise ValueError(f"sample.solver must be one of {', '.join(solvers.SOLVERS)}, got {self.solver!r}")
+            raise ValueError(f"solver must be one of {', '.join(solvers.SOLVERS)}, got {self.solver!r}")
         if not 0 <= self.eta <= 1 or (self.eta > 0 and self.solver != "ddim"):
-            raise ValueError(f'sample.eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
+            raise ValueError(f'eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
         if self.spacing not in ("t", "logsnr"):
-            raise ValueError(f'sample.spacing must be "t" or "logsnr", got {self.spacing!r}')
+            raise ValueError(f'spacing must be "t" or "logsnr", got {self.spacing!r}')
         if self.conditioning not in ("stochastic", "input"):
-            raise ValueError(f'sample.conditioning must be "stochastic" or "input", got {self.conditioning!r}')
+            raise ValueError(f'conditioning must be "stochastic" or "input", got {self.conditioning!r}')
 
     def check(self, process: Process) -> None:
         """Whether a view can be drawn so from a network of this process.
@@ -116,8 +116,8 @@ class Settings:
         if process.regression and (self.num_steps != 1 or self.guidance_weight != 0 or self.spacing != "t"):
             raise ValueError(
                 "a network trained with diffusion.regression puts out the picture in one step from noise: "
-                "sample.num_steps (while training, train.sample_steps) must be 1, sample.guidance_weight 0 and "
-                f'sample.spacing "t"; got {self.num_steps}, {self.guidance_weight} and {self.spacing!r}'
+                "num_steps must be 1, guidance_weight 0 and "
+                f'spacing "t"; got {self.num_steps}, {self.guidance_weight} and {self.spacing!r}'
             )
 
     def levels(self, process: Process) -> np.ndarray:
@@ -170,212 +170,211 @@ def _fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
 
 
-def sample_view(
-    denoiser: Denoiser,
-    params: PyTree,
-    known: KnownViews,
-    camera: Camera,
-    key: jax.Array,
-    shape: tuple[int, int, int],
-    process: Process,
-    settings: Settings,
-) -> jax.Array:
-    """Draws one view per example, a ``jax.lax.scan`` over the steps [2.2, 7.3].
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Samples views with a trained network; hashable, so that compiled programs are keyed by it.
 
-    Args:
-      denoiser: the network, and ``params`` its parameters.
-      known: the views known so far.
-      camera: target cameras, axes (batch,).
-      key: (batch,) keys, used for nothing else.
-      shape: (height, width, channel) of a view.
-      process: the diffusion process that the network was trained for.
-      settings: solver, steps and guidance.
-
-    Returns:
-      (batch, height, width, channel) in [-1, 1], float32.
+    Attributes:
+      denoiser: the network.
+      process: the diffusion process that it was trained for.
+      settings: solver, steps, guidance and conditioning.
 
     Raises:
       ValueError: if the settings do not fit the process.
     """
-    batch = key.shape[0]
-    key_start, key_uncond, key_steps = (_fold_in(key, stream) for stream in range(3))
-    conditional, unconditional = jnp.ones((batch,), bool), jnp.zeros((batch,), bool)
-    levels, guided = settings.levels(process), settings.guided(process)
-    w, last = settings.guidance_weight, settings.num_steps - 1
-    solver = solvers.SOLVERS[settings.solver]
-    if settings.solver == "ddim":
-        solver = functools.partial(solver, eta=settings.eta)
 
-    def encode_noise(key: jax.Array) -> PyTree:
-        logsnr = jnp.full((batch,), process.uncond_logsnr)
-        return denoiser.encode_view(params, _normal(key, shape), logsnr, camera, unconditional)
+    denoiser: Denoiser
+    process: Process
+    settings: Settings
 
-    # All that does not change from step to step.
-    positions = denoiser.embed_positions(params)
-    if guided.any():
-        uncond_target = denoiser.embed_camera(params, camera, unconditional, positions)
-        noise_features = encode_noise(key_uncond)
+    def __post_init__(self):
+        self.settings.check(self.process)
 
-    def embed_target(camera: Camera) -> tuple[PyTree, PyTree]:
-        """For the conditional branch, and for both in one batch."""
-        target = denoiser.embed_camera(params, camera, conditional, positions)
-        return target, jax.tree.map(fold_frames, uncond_target, target) if guided.any() else None
+    def sample_views(
+        self,
+        params: PyTree,
+        images: jax.Array,
+        cameras: Camera,
+        targets: Camera,
+        key: jax.Array,
+        *,
+        finished: jax.Array | None = None,
+        on_view: Callable[[int, jax.Array], None] | None = None,
+    ) -> jax.Array:
+        """Samples views one after another, in the given order; each joins the known ones [2.2].
 
-    if not denoiser.relative_poses:
-        fixed_target = embed_target(camera)
+        With ``settings.conditioning`` "input" they do not join them.
 
-    def predict_x(z: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
-        index = choose_view(_fold_in(key, 0), known.count)
-        view, view_camera = jax.tree.map(
-            lambda leaf: jax.vmap(lambda row, i: row[i])(leaf, index), (known.features, known.camera)
-        )
-        logsnr = jnp.full((batch,), jnp.asarray(levels)[i])
-        moves = denoiser.relative_poses
-        target, both_targets = embed_target(camera.relative_to(view_camera)) if moves else fixed_target
+        Args:
+          params: parameters of the network.
+          images: the input views, (batch, inputs, height, width, 3) in [-1, 1]; at least one.
+          cameras: their cameras, axes (batch, inputs).
+          targets: cameras to sample, axes (batch, views).
+          key: (batch,) keys. The views of an object depend on its own key alone, not on the rest of the batch.
+          finished: (batch, finished, height, width, 3), the first views of an interrupted rollout, which then continues
+            after them and returns what it would have returned without the interruption.
+          on_view: called with the index and the (batch, height, width, 3) images of each view when it is finished.
 
-        def without_guidance() -> jax.Array:
-            return denoiser.denoise(params, z, logsnr, target, view)
+        Returns:
+          (batch, views, height, width, 3) in [-1, 1], float32.
 
-        def with_guidance() -> jax.Array:
-            uncond = encode_noise(_fold_in(key, 2)) if settings.fresh_uncond_noise else noise_features
-            # Both branches in one batch. eps, v and x are affine in one another at fixed z, so that mixing the
-            # outputs, with weights that sum to 1, is mixing eps.
-            output = denoiser.denoise(
-                params,
-                fold_frames(z, z),
-                fold_frames(logsnr, logsnr),
-                both_targets,
-                jax.tree.map(fold_frames, uncond, view),
+        Raises:
+          ValueError: if shapes do not fit together, or there is no input view or no target.
+        """
+        images = jnp.asarray(images, jnp.float32)
+        cameras, targets = jax.tree.map(jnp.asarray, (cameras, targets))
+        batch, inputs, *shape = images.shape
+        views = targets.t.shape[1]
+        if inputs < 1 or cameras.t.shape[:2] != (batch, inputs) or targets.t.shape[0] != batch or key.shape != (batch,):
+            raise ValueError(
+                f"images {images.shape}, cameras {cameras.t.shape[:-1]}, targets {targets.t.shape[:-1]} and keys "
+                f"{key.shape} must share the batch axis, with at least one input view and a camera for each"
             )
-            return (1 + w) * take_frame(output, 1) - w * take_frame(output, 0)
+        if views < 1:
+            raise ValueError("no target cameras")
+        if finished is not None and (finished.shape[0] != batch or list(finished.shape[2:]) != shape):
+            raise ValueError(f"finished views are {finished.shape}, not {(batch, 'finished', *shape)}")
+        done = [] if finished is None else [jnp.asarray(finished[:, i], jnp.float32) for i in range(finished.shape[1])]
+        joins = self.settings.conditioning == "stochastic"
+        known = self._begin(params, images[:, 0], cameras[:, 0], inputs + views if joins else inputs)
+        for i in range(1, inputs):
+            known = self._append(params, known, images[:, i], cameras[:, i])
+        for i in range(views):
+            if i >= len(done):
+                view = _sample_view_jit()(self, params, known, targets[:, i], _fold_in(key, i), tuple(shape))
+                if on_view is not None:
+                    on_view(i, view)
+                done.append(view)
+            if joins and i + 1 < views:
+                known = self._append(params, known, done[i], targets[:, i])
+        return jnp.stack(done[:views], axis=1)
 
-        if guided.all():
-            output = with_guidance()
-        elif guided.any():
-            output = jax.lax.cond(jnp.asarray(guided)[i], with_guidance, without_guidance)
-        else:
-            output = without_guidance()
-        return process.predict_x(output, z, logsnr)
+    def sample_view(
+        self, params: PyTree, known: KnownViews, camera: Camera, key: jax.Array, shape: tuple[int, int, int]
+    ) -> jax.Array:
+        """Samples one view per example, a ``jax.lax.scan`` over the steps [2.2, 7.3].
 
-    def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        z, x_before = carry
-        key = _fold_in(key_steps, i)
-        logsnrs = jnp.asarray(levels)
-        x_hat = jnp.clip(predict_x(z, i, key), -1.0, 1.0)
-        # Nothing to carry on from at the first step; and the last one, which goes far in λ, would carry it too far.
-        x_before = jnp.where((i == 0) | (i == last), x_hat, x_before)
-        now, before = solvers.Estimate(x_hat, logsnrs[i]), solvers.Estimate(x_before, logsnrs[i - 1])
-        mean, deviation = solver(z, now, before, logsnrs[i + 1])
-        if deviation is not None:
-            mean += jnp.where(i < last, deviation, 0.0) * _normal(_fold_in(key, 1), shape)
-        return (mean, x_hat), None
+        Args:
+          params: parameters of the network.
+          known: the views known so far.
+          camera: target cameras, axes (batch,).
+          key: (batch,) keys, used for nothing else.
+          shape: (height, width, channel) of a view.
 
-    start = _normal(key_start, shape)
-    (z, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(settings.num_steps))
-    return jnp.clip(z, -1.0, 1.0)
+        Returns:
+          (batch, height, width, channel) in [-1, 1], float32.
+        """
+        settings, levels = self.settings, self.settings.levels(self.process)
+        last = settings.num_steps - 1
+        solver = solvers.SOLVERS[settings.solver]
+        if settings.solver == "ddim":
+            solver = functools.partial(solver, eta=settings.eta)
+        key_start, key_uncond, key_steps = (_fold_in(key, stream) for stream in range(3))
+        predict_x = self._predictor(params, known, camera, key_uncond, shape)
+
+        def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            z, x_before = carry
+            key = _fold_in(key_steps, i)
+            logsnrs = jnp.asarray(levels)
+            x_hat = jnp.clip(predict_x(z, i, key), -1.0, 1.0)
+            # The first step has no previous estimate; the last one goes so far in λ that extrapolation would overshoot.
+            x_before = jnp.where((i == 0) | (i == last), x_hat, x_before)
+            now, before = solvers.Estimate(x_hat, logsnrs[i]), solvers.Estimate(x_before, logsnrs[i - 1])
+            mean, deviation = solver(z, now, before, logsnrs[i + 1])
+            if deviation is not None:
+                mean += jnp.where(i < last, deviation, 0.0) * _normal(_fold_in(key, 1), shape)
+            return (mean, x_hat), None
+
+        start = _normal(key_start, shape)
+        (z, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(settings.num_steps))
+        return jnp.clip(z, -1.0, 1.0)
+
+    def _predictor(
+        self, params: PyTree, known: KnownViews, camera: Camera, key_uncond: jax.Array, shape: tuple[int, int, int]
+    ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+        """The function (z, step, key) -> x̂ with guidance, unclipped. Computes what is the same at all steps once."""
+        denoiser, process, settings = self.denoiser, self.process, self.settings
+        batch = key_uncond.shape[0]
+        conditional, unconditional = jnp.ones((batch,), bool), jnp.zeros((batch,), bool)
+        levels, guided = settings.levels(process), settings.guided(process)
+        w = settings.guidance_weight
+
+        def encode_noise(key: jax.Array) -> PyTree:
+            logsnr = jnp.full((batch,), process.uncond_logsnr)
+            return denoiser.encode_view(params, _normal(key, shape), logsnr, camera, unconditional)
+
+        positions = denoiser.embed_positions(params)
+        if guided.any():
+            uncond_target = denoiser.embed_camera(params, camera, unconditional, positions)
+            noise_features = encode_noise(key_uncond)
+
+        def embed_target(camera: Camera) -> tuple[PyTree, PyTree]:
+            """For the conditional branch, and for both branches in one batch."""
+            target = denoiser.embed_camera(params, camera, conditional, positions)
+            return target, jax.tree.map(fold_frames, uncond_target, target) if guided.any() else None
+
+        if not denoiser.relative_poses:
+            fixed_target = embed_target(camera)
+
+        def predict_x(z: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
+            index = choose_view(_fold_in(key, 0), known.count)
+            view, view_camera = jax.tree.map(
+                lambda leaf: jax.vmap(lambda row, i: row[i])(leaf, index), (known.features, known.camera)
+            )
+            logsnr = jnp.full((batch,), jnp.asarray(levels)[i])
+            moves = denoiser.relative_poses
+            target, both_targets = embed_target(camera.relative_to(view_camera)) if moves else fixed_target
+
+            def without_guidance() -> jax.Array:
+                return denoiser.denoise(params, z, logsnr, target, view)
+
+            def with_guidance() -> jax.Array:
+                uncond = encode_noise(_fold_in(key, 2)) if settings.fresh_uncond_noise else noise_features
+                # Both branches in one batch. eps, v and x are affine in one another at fixed z, so mixing the outputs,
+                # with weights that sum to 1, is mixing eps.
+                both_z, both_logsnr, both_views = jax.tree.map(fold_frames, (z, logsnr, uncond), (z, logsnr, view))
+                output = denoiser.denoise(params, both_z, both_logsnr, both_targets, both_views)
+                return (1 + w) * take_frame(output, 1) - w * take_frame(output, 0)
+
+            if guided.all():
+                output = with_guidance()
+            elif guided.any():
+                output = jax.lax.cond(jnp.asarray(guided)[i], with_guidance, without_guidance)
+            else:
+                output = without_guidance()
+            return process.predict_x(output, z, logsnr)
+
+        return predict_x
+
+    def _encode(self, params: PyTree, image: jax.Array, camera: Camera) -> PyTree:
+        """Features of views (batch, height, width, 3), rounded to 8 bits."""
+        batch = image.shape[0]
+        image = jnp.round((image + 1.0) * 127.5) / 127.5 - 1.0
+        logsnr = jnp.full((batch,), self.process.logsnr_max)
+        seen_from = camera.relative_to(camera) if self.denoiser.relative_poses else camera
+        return self.denoiser.encode_view(params, image, logsnr, seen_from, jnp.ones((batch,), bool))
+
+    @functools.partial(jax.jit, static_argnames=("self", "capacity"))
+    def _begin(self, params: PyTree, image: jax.Array, camera: Camera, capacity: int) -> KnownViews:
+        """A known set of one view, sharded over devices as the view is."""
+        first = (self._encode(params, image, camera), camera)
+        features, camera = jax.tree.map(
+            lambda leaf: jnp.pad(leaf[:, None], [(0, 0), (0, capacity - 1)] + [(0, 0)] * (leaf.ndim - 1)), first
+        )
+        return KnownViews(features, camera, jnp.ones_like(image[:, 0, 0, 0], jnp.int32))
+
+    @functools.partial(jax.jit, static_argnames=("self",), donate_argnames=("known",))
+    def _append(self, params: PyTree, known: KnownViews, image: jax.Array, camera: Camera) -> KnownViews:
+        new = (self._encode(params, image, camera), camera)
+        place = jax.vmap(lambda row, value, i: row.at[i].set(value.astype(row.dtype)))
+        features, camera = jax.tree.map(
+            lambda leaf, value: place(leaf, value, known.count), (known.features, known.camera), new
+        )
+        return KnownViews(features, camera, known.count + 1)
 
 
 @functools.cache
-def sample_view_jit() -> Callable[..., jax.Array]:
-    """``sample_view``, compiled once for each set of shapes and settings."""
-    names = ("denoiser", "shape", "process", "settings")
-    return jax.jit(sample_view, static_argnames=names, compiler_options=cpu.compiler_options(loops=True))
-
-
-def _encode(denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process) -> PyTree:
-    """Features of views (batch, height, width, 3), rounded to 8 bits."""
-    batch = image.shape[0]
-    image = jnp.round((image + 1.0) * 127.5) / 127.5 - 1.0
-    logsnr = jnp.full((batch,), process.logsnr_max)
-    seen_from = camera.relative_to(camera) if denoiser.relative_poses else camera
-    return denoiser.encode_view(params, image, logsnr, seen_from, jnp.ones((batch,), bool))
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser", "process", "capacity"))
-def _begin(
-    denoiser: Denoiser, params: PyTree, image: jax.Array, camera: Camera, process: Process, capacity: int
-) -> KnownViews:
-    """A known set of one view. Made from that view, so that it is split over devices as the view is."""
-    first = (_encode(denoiser, params, image, camera, process), camera)
-    features, camera = jax.tree.map(
-        lambda leaf: jnp.pad(leaf[:, None], [(0, 0), (0, capacity - 1)] + [(0, 0)] * (leaf.ndim - 1)), first
-    )
-    return KnownViews(features, camera, jnp.ones_like(image[:, 0, 0, 0], jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser", "process"), donate_argnames=("known",))
-def _append(
-    denoiser: Denoiser, params: PyTree, known: KnownViews, image: jax.Array, camera: Camera, process: Process
-) -> KnownViews:
-    new = (_encode(denoiser, params, image, camera, process), camera)
-    place = jax.vmap(lambda row, value, i: row.at[i].set(value.astype(row.dtype)))
-    features, camera = jax.tree.map(
-        lambda leaf, value: place(leaf, value, known.count), (known.features, known.camera), new
-    )
-    return KnownViews(features, camera, known.count + 1)
-
-
-def sample_views(
-    denoiser: Denoiser,
-    params: PyTree,
-    images: jax.Array,
-    cameras: Camera,
-    targets: Camera,
-    key: jax.Array,
-    *,
-    process: Process,
-    settings: Settings,
-    drawn: jax.Array | None = None,
-    on_view: Callable[[int, jax.Array], None] | None = None,
-) -> jax.Array:
-    """Draws views one after another, in the order given; each joins the known ones, unless ``settings`` forbid [2.2].
-
-    Args:
-      denoiser: the network, and ``params`` its parameters.
-      images: the input views, (batch, inputs, height, width, 3) in [-1, 1]; at least one.
-      cameras: their cameras, axes (batch, inputs).
-      targets: cameras to draw, axes (batch, views).
-      key: (batch,) keys, one per object: an object's views depend on its own key alone, not on its company.
-      process: the diffusion process that the network was trained for.
-      settings: steps, guidance and conditioning.
-      drawn: (batch, done, height, width, 3), the first views of an interrupted rollout; it goes on after them and
-        returns what it would have returned uninterrupted.
-      on_view: called with the index and the (batch, height, width, 3) picture of each view as it is finished.
-
-    Returns:
-      (batch, views, height, width, 3) in [-1, 1], float32.
-
-    Raises:
-      ValueError: if shapes do not fit together, there is no input view, or the settings do not fit the process.
-    """
-    settings.check(process)
-    images = jnp.asarray(images, jnp.float32)
-    cameras, targets = jax.tree.map(jnp.asarray, (cameras, targets))
-    batch, inputs, *shape = images.shape
-    views = targets.t.shape[1]
-    if inputs < 1 or cameras.t.shape[:2] != (batch, inputs) or targets.t.shape[0] != batch or key.shape != (batch,):
-        raise ValueError(
-            f"sample_views: images {images.shape}, cameras {cameras.t.shape[:-1]}, targets {targets.t.shape[:-1]} and "
-            f"keys {key.shape} must share the batch axis, with at least one input view and a camera for each"
-        )
-    if views < 1:
-        raise ValueError("sample_views: no target cameras")
-    if drawn is not None and (drawn.ndim != 5 or drawn.shape[0] != batch or list(drawn.shape[2:]) != shape):
-        raise ValueError(f"sample_views: drawn views are {drawn.shape}, not {(batch, 'done', *shape)}")
-    done = [] if drawn is None else [jnp.asarray(drawn[:, i], jnp.float32) for i in range(drawn.shape[1])]
-    joins = settings.conditioning == "stochastic"
-    known = _begin(denoiser, params, images[:, 0], cameras[:, 0], process, inputs + views if joins else inputs)
-    for i in range(1, inputs):
-        known = _append(denoiser, params, known, images[:, i], cameras[:, i], process)
-    for i in range(views):
-        if i >= len(done):
-            view_key = _fold_in(key, i)
-            picture = sample_view_jit()(
-                denoiser, params, known, targets[:, i], view_key, shape=tuple(shape), process=process, settings=settings
-            )
-            if on_view is not None:
-                on_view(i, picture)
-            done.append(picture)
-        if joins and i + 1 < views:
-            known = _append(denoiser, params, known, done[i], targets[:, i], process)
-    return jnp.stack(done[:views], axis=1)
+def _sample_view_jit() -> Callable[..., jax.Array]:
+    """`Sampler.sample_view`, compiled once per sampler and shapes."""
+    options = cpu.compiler_options(loops=True)
+    return jax.jit(Sampler.sample_view, static_argnames=("self", "shape"), compiler_options=options)

@@ -111,6 +111,6 @@ def spaced_in_logsnr(process: Process, num_steps: int, logsnr_range: tuple[float
     low, high = logsnr_range
     if not process.logsnr_min <= low < high < process.logsnr_max:
         raise ValueError(
-            f"sample.logsnr_range must rise within [{process.logsnr_min}, {process.logsnr_max}), got {(low, high)}"
+            f"logsnr_range must rise within [{process.logsnr_min}, {process.logsnr_max}), got {(low, high)}"
         )
     return np.append(np.linspace(low, high, num_steps), process.logsnr_max).astype(np.float32)

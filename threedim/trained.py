@@ -1,8 +1,9 @@
-"""A trained network with all that is needed to draw views: what notebooks use."""
+"""Opens what is trained: the folder of a run, a ``.safetensors`` file, or weights that come with the package."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +13,99 @@ import numpy as np
 from etils import epath
 
 from threedim import config as config_lib
-from threedim import pretrained, weights
+from threedim import pixels, provenance, weights_file
 from threedim.cameras import Camera
-from threedim.diffusion import Process
 from threedim.errors import MissingError, UserError
-from threedim.models.unet import NetworkDenoiser
-from threedim.output import images
-from threedim.sampling import Settings, sample_views
+from threedim.sampling import Sampler, Settings
 from threedim.training import checkpoints, run_info
 from threedim.training.step import abstract_params
+
+PyTree = Any
+
+PACKAGED = epath.Path(__file__).parent / "pretrained"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Trained weights that have been found but not read yet.
+
+    Attributes:
+      name: of the run or file, for messages.
+      config: what they were trained with.
+      step: training steps.
+      identity: sha256 of a file; "" for a run.
+      params: reads the averaged parameters, float32, onto a sharding (the first local device if None).
+    """
+
+    name: str
+    config: ml_collections.ConfigDict
+    step: int
+    identity: str
+    params: Callable[..., PyTree]
+
+    def check_config(self, config: ml_collections.ConfigDict) -> None:
+        """Raises `UserError` unless ``config`` has the network and process that the weights were trained with."""
+        changes = config_lib.differences(
+            config_lib.plain(self.config),
+            config_lib.plain(config),
+            only=("model", "diffusion", "data.pose"),
+            ignore=("model.dtype", "model.dropout"),
+        )
+        config_lib.refuse(
+            f"{self.name} was trained with other settings", changes, "Use the config that it was trained with."
+        )
+
+
+def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
+    """Finds trained weights.
+
+    Args:
+      source: the folder of a run or a ``.safetensors`` file, local or gs://; or the name of weights that come with the
+        package, such as "shapes64": a word without suffix that is no file or folder in the working directory.
+      step: checkpoint of the run; the newest if None.
+
+    Raises:
+      MissingError: if there is no such run, checkpoint, file or name.
+      UserError: if config.json or the file is damaged, or ``step`` is given for a file.
+    """
+    path = epath.Path(source)
+    if not weights_file.is_weights_file(path) and (path.exists() or os.sep in os.fspath(path) or path.suffix):
+        return open_run(path, step)
+    if step is not None:
+        raise UserError(f"{source} holds the weights of a single step; a checkpoint step cannot be chosen")
+    if not weights_file.is_weights_file(path):
+        path = PACKAGED / f"{source}{weights_file.SUFFIX}"
+        if not path.exists():
+            raise MissingError(
+                f"{source}: neither a run's folder, nor a {weights_file.SUFFIX} file, nor the name of packaged "
+                f"weights ({', '.join(packaged_names())})"
+            )
+    info = weights_file.read_info(path)
+    return Trained(
+        name=f"the network in {source}",
+        config=info.config,
+        step=info.training_steps,
+        identity=provenance.file_identity(path)["sha256"],
+        params=lambda sharding=None: weights_file.load_weights(path, sharding),
+    )
+
+
+def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
+    """Finds the weights of a run; see `open_trained`."""
+    step = checkpoints.find_step(workdir, step)
+    config = ml_collections.ConfigDict(run_info.read_run_info(workdir)[0])
+
+    def params(sharding: jax.sharding.Sharding | None = None) -> PyTree:
+        shapes = abstract_params(config_lib.network(config))
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+        return checkpoints.restore_params(workdir, placed, step)
+
+    return Trained(f"the run in {workdir}", config, step, "", params)
+
+
+def packaged_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in PACKAGED.glob(f"*{weights_file.SUFFIX}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +113,15 @@ class Model:
     """A trained 3DiM.
 
     Attributes:
-      denoiser: the network and how it knows cameras.
-      params: its averaged parameters.
-      process: the diffusion process that it was trained for.
-      settings: the steps and guidance of its config.
-      step: training steps behind it.
+      sampler: network, process, and the sampler settings of its config.
+      params: averaged parameters.
+      config: what it was trained with.
+      step: training steps.
     """
 
-    denoiser: NetworkDenoiser
-    params: Any
-    process: Process
-    settings: Settings
+    sampler: Sampler
+    params: PyTree
+    config: ml_collections.ConfigDict
     step: int
 
     def sample(
@@ -51,76 +134,49 @@ class Model:
         settings: Settings | None = None,
         on_view: Callable[[int, np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """Draws new views of one object, each of which joins the known ones [2.2].
+        """Samples novel views of one object one after another; each one joins the conditioning views [2.2].
 
         Args:
-          views: known pictures, (height, width, 3) or (inputs, height, width, 3) uint8, of the network's image size.
-          cameras: their cameras, one or with axes (inputs,), in OpenCV axes; K in pixels of the pictures.
-          targets: cameras to draw, axes (views,).
-          seed: decides the noise.
-          settings: instead of the model's own.
-          on_view: called with the index and the (height, width, 3) uint8 picture of each view as it is finished.
+          views: known views, (height, width, 3) or (inputs, height, width, 3) uint8, of the network's image size.
+          cameras: their cameras, one or with axes (inputs,), OpenCV axes; K in pixels of the views.
+          targets: cameras to sample, axes (views,).
+          seed: random seed.
+          settings: sampler settings instead of the model's own.
+          on_view: called with the index and the (height, width, 3) uint8 picture of each finished view.
 
         Returns:
           (views, height, width, 3) uint8.
 
         Raises:
-          ValueError: if pictures and cameras do not fit together or the network.
+          UserError: if views and cameras do not fit each other or the network.
         """
         views = np.asarray(views)
         if views.ndim == 3:
             views = views[None]
         if cameras.t.ndim == 1:
             cameras = Camera.stack([cameras])
-        size = self.denoiser.network.image_size
+        size = self.sampler.denoiser.network.image_size
         if views.dtype != np.uint8 or views.shape[1:] != (size, size, 3):
             raise UserError(f"views must be uint8 (inputs, {size}, {size}, 3), got {views.dtype} {views.shape}")
         if targets.t.ndim != 2:
             raise UserError(f"targets must have axes (views,), got {targets.t.shape[:-1]}")
 
         def report(index: int, picture: jax.Array) -> None:
-            on_view(index, images.to_uint8(np.asarray(picture[0])))
+            on_view(index, pixels.to_uint8(np.asarray(picture[0])))
 
-        drawn = sample_views(
-            self.denoiser,
+        sampler = dataclasses.replace(self.sampler, settings=settings) if settings else self.sampler
+        sampled = sampler.sample_views(
             self.params,
-            images.to_float(views)[None],
+            pixels.to_float(views)[None],
             jax.tree.map(lambda leaf: leaf[None], cameras),
             jax.tree.map(lambda leaf: leaf[None], targets),
             jax.random.key(seed)[None],
-            process=self.process,
-            settings=settings or self.settings,
             on_view=report if on_view else None,
         )
-        return images.to_uint8(np.asarray(drawn[0]))
+        return pixels.to_uint8(np.asarray(sampled[0]))
 
 
-def load(path: epath.PathLike, step: int | None = None) -> Model:
-    """Loads the averaged weights of a training run.
-
-    Args:
-      path: folder of the run, or a .safetensors file made of it (`threedim.weights`), local or gs://; or the name of
-        weights that come with the package, such as "shapes64".
-      step: which checkpoint of the run; the newest if None.
-
-    Raises:
-      FileNotFoundError: if there is no run, no such checkpoint, no such file or no such name.
-      CheckpointError, WeightsError: if the checkpoint or the file is damaged.
-      ValueError: if a step of a file is asked for.
-    """
-    path = pretrained.resolve(path)
-    if weights.is_weights_file(path):
-        if step is not None:
-            raise UserError(f"{path} holds the weights of one step; step={step} asks for another thing")
-        info, params = weights.load_weights(path)
-        denoiser, step = config_lib.denoiser(info.config), info.training_steps
-        return Model(denoiser, params, config_lib.process(info.config), config_lib.sample_settings(info.config), step)
-    saved, _ = run_info.read_run_info(path)
-    config = ml_collections.ConfigDict(saved)
-    denoiser = config_lib.denoiser(config)
-    if step is None:
-        step = checkpoints.latest_step(path)
-    if step is None:
-        raise MissingError(f"no checkpoint in {path}")
-    params = checkpoints.restore_params(path, abstract_params(denoiser.network), step=step)
-    return Model(denoiser, params, config_lib.process(config), config_lib.sample_settings(config), step)
+def load(source: epath.PathLike, step: int | None = None) -> Model:
+    """Loads a trained model; arguments and errors as for `open_trained`."""
+    found = open_trained(source, step)
+    return Model(config_lib.sampler(found.config), found.params(), found.config, found.step)

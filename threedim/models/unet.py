@@ -75,7 +75,7 @@ class UNet(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.remat not in ("none", "blocks", "all"):
-            raise ValueError(f'train.remat must be "none", "blocks" or "all", got {self.remat!r}')
+            raise ValueError(f'remat must be "none", "blocks" or "all", got {self.remat!r}')
         if self.image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "

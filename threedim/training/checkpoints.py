@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, restored bit for bit or not at all. The only file that knows Orbax.
+"""Checkpoints: saved in the background, restored bit for bit or not at all. The only module that uses Orbax.
 
 A run's folder (workdir) holds::
 
@@ -6,9 +6,9 @@ A run's folder (workdir) holds::
     checkpoints/<step>/leaves   JSON: shape, dtype and checksum of each array, by path ("ema_params/down_0/kernel")
     checkpoints/<step>/files.json   size of each file of the two
 
-A checkpoint becomes visible under its final name only when all of it is written; a killed run leaves a folder with a
-temporary name, which is ignored and removed by the next run. Orbax casts a wrong dtype silently, and does not notice a
-changed byte in an array: here dtypes, shapes, paths and checksums are compared, and a difference is an error.
+A checkpoint gets its final name when it is complete; a killed run leaves a folder with a temporary name, which is
+ignored, and removed by the next run. Orbax casts a wrong dtype silently and does not notice a changed byte in an array:
+here dtypes, shapes, paths and checksums are compared, and a difference is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import functools
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,8 +28,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
-from threedim.training import leaves as leaves_lib
 
 PyTree = Any
 Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
@@ -37,29 +37,28 @@ Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
 _CHECKPOINT_FOLDER = "checkpoints"
 _ITEMS = ("state", "leaves")
 _FILE_LIST = "files.json"
-_MAX_LISTED = 20
 # A checkpoint is verified in pieces of about this size, so that it need not fit into memory.
 _VERIFY_BYTES = 2**30
 
 
 class CheckpointError(UserError):
-    """A checkpoint could not be saved or restored; the message names the folder, the cause, and how to go on."""
+    """A checkpoint could not be saved or restored; the message names the folder, the cause, and how to continue."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that on leaving waits for the save under way.
+    """The checkpoints of one run. A context manager: leaving it waits for the save in progress.
 
-    All processes of a run make one and call its methods in the same order; they see the same folder.
+    All processes of a run create one and call its methods in the same order; they share the folder.
 
     Args:
-      workdir: folder of the run, local or gs://; made if missing.
-      keep_last: how many of the newest checkpoints stay, at least 1.
-      keep_every: a checkpoint stays for good at each multiple of this many steps, or where no save falls on the
-        multiple, at the first regular save after it. 0 keeps none.
-      save_every: `save` does nothing at steps that are not a multiple of this, unless forced.
+      workdir: folder of the run, local or gs://; created if missing.
+      keep_last: number of newest checkpoints to keep, at least 1.
+      keep_every: additionally keeps, for good, the first regular save at or after each multiple of this many steps.
+        0 keeps none.
+      save_every: `save` ignores steps that are not a multiple of this, unless forced.
 
     Raises:
-      ValueError: if a number is out of range.
+      UserError: if a number is out of range.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int, keep_every: int = 0, save_every: int = 1):
@@ -92,22 +91,21 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state: PyTree, *, force: bool = False) -> bool:
-        """Starts saving; writing goes on in the background.
+        """Starts a save in the background, after waiting for the previous one.
 
-        When it returns, the state may be donated: Orbax has copied it to the host (on the CPU it holds the buffers,
-        and JAX then copies instead of reusing them). The previous save is waited for.
+        When it returns, the state may be donated: Orbax has copied it to the host (on a CPU it holds the buffers, and
+        JAX then copies instead of reusing them).
 
         Args:
           step: number of finished steps.
-          state: tree of numeric arrays, each with a name (a dict, dataclass or tuple at the top); may be sharded.
+          state: tree of named numeric arrays; may be sharded.
           force: saves at any step, whatever ``save_every`` says.
 
         Returns:
-          Whether a save was started: False between multiples of ``save_every``, and where the step is already saved.
+          Whether a save was started: False between multiples of ``save_every``, and if the step is already saved.
 
         Raises:
-          CheckpointError: if an earlier save failed, or there are checkpoints of later steps, which this one would
-            contradict.
+          CheckpointError: if an earlier save failed, or if there are checkpoints of later steps.
           ValueError: if a leaf is not a numeric array.
         """
         if step % self._save_every and not force:
@@ -120,58 +118,55 @@ class Checkpoints:
                 f"saving step {step}: {self._folder} already holds later steps {[s for s in steps if s > step]}. To "
                 "train on from an earlier step, move the later folders away first."
             )
-        leaves = {path: leaves_lib.as_jax(path, leaf) for path, leaf in leaves_lib.by_path(state).items()}
-        sums = leaves_lib.checksums(leaves)
+        leaves = {path: jnp.asarray(leaf) for path, leaf in arrays_lib.by_path(state).items()}
+        sums = arrays_lib.checksums(leaves)
         table = {path: [leaf.dtype.name, list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
         self.wait()
         self._saving = step
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(leaves_lib.nest(leaves)),
+            state=ocp.args.PyTreeSave(arrays_lib.nest(leaves)),
             leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
         )
         self._call("saving", lambda: self._manager.save(step, args=items, force=True))
         return True
 
     def steps(self) -> list[int]:
-        """Steps whose checkpoint is finished, ascending; a save under way is not counted."""
+        """Steps of the finished checkpoints, ascending."""
         return _finished_steps(self._folder)
 
     def latest_step(self) -> int | None:
-        """The newest finished checkpoint's step, or None if there is none."""
+        """Step of the newest finished checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct` (or arrays) like the saved one. Each leaf's sharding says
-            where it goes and need not be that of the run which saved; without one, the first local device.
+          abstract_state: tree of `jax.ShapeDtypeStruct` (or arrays) like the saved one. Each leaf is placed on its
+            sharding, which may differ from that of the run that saved; the first local device if it has none.
           step: the newest if None.
 
         Returns:
           The state, bit for bit as saved, in the structure of ``abstract_state``.
 
         Raises:
-          FileNotFoundError: if there is no such checkpoint.
+          MissingError: if there is no such checkpoint.
           CheckpointError: if paths, shapes or dtypes differ (the message lists them), or if the checkpoint is damaged
-            (the message names its folder and the last whole one before it).
+            (the message names its folder and the last good one before it).
         """
         self.wait()
-        step = _choose_step(self._folder, step)
-        wanted = leaves_lib.by_path(abstract_state)
-        leaves = _restore(self._folder, step, lambda saved: (wanted, saved))
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves.values())
+        return _restore(self._folder, step, abstract_state)
 
     def wait(self) -> None:
-        """Waits until the save under way is finished; raises CheckpointError if it failed."""
+        """Waits for the save in progress; raises CheckpointError if it failed."""
         self._call("saving", self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for the save under way and ends the background threads."""
+        """Waits for the save in progress and ends the background threads."""
         self._call("saving", self._manager.close)
 
     def _list_files(self) -> None:
-        """Runs in Orbax's thread, on the primary process, when all is written but not yet visible."""
+        """Runs in Orbax's thread, on the primary process, when everything is written but not visible yet."""
         # On an object store the folder has its final name all along.
         step_folder = self._folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
         step_folder = step_folder if step_folder.exists() else self._folder / str(self._saving)
@@ -189,50 +184,24 @@ class Checkpoints:
             raise CheckpointError(f"{doing} a checkpoint to {self._folder} failed: {error}") from error
 
 
-def restore_params(
-    workdir: epath.PathLike,
-    abstract_params: PyTree = None,
-    which: str = "ema_params",
-    step: int | None = None,
-    sharding: jax.sharding.Sharding | None = None,
-) -> PyTree:
-    """Reads one field of the saved state, such as the averaged parameters, and nothing else.
+def restore_params(workdir: epath.PathLike, abstract_params: PyTree, step: int | None = None) -> PyTree:
+    """Reads the averaged parameters, and nothing else, of a run that may still be training.
 
-    Args:
-      workdir: folder of the run. Nothing is written there; the run may be going on.
-      abstract_params: as for `Checkpoints.restore`. If None, the field comes as nested dicts with the saved shapes.
-      which: the field.
-      step: the newest finished checkpoint if None.
-      sharding: of all arrays, if ``abstract_params`` is None; without one, the first local device.
-
-    Raises:
-      FileNotFoundError, CheckpointError: as `Checkpoints.restore`; CheckpointError also if there is no such field.
+    Arguments and errors are those of `Checkpoints.restore`.
     """
     _quiet_orbax()
-    folder = _checkpoint_folder(workdir)
-    step = _choose_step(folder, step)
-    prefix = f"{which}/"
-
-    def select(saved):
-        fields = sorted({path.split("/")[0] for path in saved})
-        saved = {path: leaf for path, leaf in saved.items() if path.startswith(prefix)}
-        if not saved:
-            raise CheckpointError(f"{folder / str(step)} has no field {which!r}, only {', '.join(fields)}")
-        if abstract_params is not None:
-            return {prefix + path: leaf for path, leaf in leaves_lib.by_path(abstract_params).items()}, saved
-        return {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for path, leaf in saved.items()
-        }, saved
-
-    leaves = _restore(folder, step, select)
-    if abstract_params is not None:
-        return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves.values())
-    return leaves_lib.nest({path.removeprefix(prefix): leaf for path, leaf in leaves.items()})
+    return _restore(_checkpoint_folder(workdir), step, {"ema_params": abstract_params}, only="ema_params/")[
+        "ema_params"
+    ]
 
 
-def latest_step(workdir: epath.PathLike) -> int | None:
-    """The newest finished checkpoint's step in a run's folder, or None."""
-    return max(_finished_steps(_checkpoint_folder(workdir)), default=None)
+def find_step(workdir: epath.PathLike, step: int | None = None) -> int:
+    """The step of a finished checkpoint in a run's folder, the newest if ``step`` is None.
+
+    Raises:
+      MissingError: if there is no such checkpoint.
+    """
+    return _find_step(_checkpoint_folder(workdir), step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,64 +220,64 @@ def _finished_steps(folder: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
 
 
-def _choose_step(folder: epath.Path, step: int | None) -> int:
+def _find_step(folder: epath.Path, step: int | None) -> int:
     steps = _finished_steps(folder)
     if not steps:
-        raise MissingError(f"no finished checkpoint in {folder}")
+        raise MissingError(f"no checkpoint in {folder.parent}: train first, or name the folder of a trained run")
     if step is not None and step not in steps:
         raise MissingError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
     return max(steps) if step is None else step
 
 
-def _restore(folder: epath.Path, step: int, select: Callable[[Leaves], tuple[Leaves, Leaves]]) -> dict[str, jax.Array]:
-    """Arrays by path. ``select`` takes what is saved and gives what is wanted, and which part of the saved that is."""
+def _restore(folder: epath.Path, step: int | None, abstract_state: PyTree, only: str = "") -> PyTree:
+    """The saved arrays, or those whose path begins with ``only``, in the structure of ``abstract_state``."""
+    step = _find_step(folder, step)
     step_folder = folder / str(step)
-    problem = _check_files(step_folder)
-    table, problem = _attempt(_read_table, step_folder) if problem is None else (None, problem)
+    table, problem = _read_checked_table(step_folder)
     if problem is not None:
         raise _damaged(folder, step, problem)
     saved, sums = table
-    wanted, saved = select(saved)
-    _check_same(step_folder, saved, wanted)
+    wanted = arrays_lib.by_path(abstract_state)
+    saved = {path: leaf for path, leaf in saved.items() if path.startswith(only)}
+    if differences := arrays_lib.mismatches(saved, wanted):
+        raise CheckpointError(f"{step_folder} does not fit the state to restore:\n  {arrays_lib.listed(differences)}")
     leaves, problem = _attempt(_read_arrays, step_folder, wanted)
     if problem is not None:
-        damage = _verify(step_folder)
-        if damage is not None:
+        if damage := _verify(step_folder):
             raise _damaged(folder, step, damage)
-        raise CheckpointError(f"{step_folder} is whole but could not be restored: {problem}")
-    bad = [path for path, checksum in leaves_lib.checksums(leaves).items() if checksum != sums[path]]
+        raise CheckpointError(f"{step_folder} is intact but could not be restored: {problem}")
+    bad = [path for path, checksum in arrays_lib.checksums(leaves).items() if checksum != sums[path]]
     if bad:
-        raise _damaged(folder, step, f"numbers have changed since saving in {_listed(bad, ', ')}")
-    return leaves
+        raise _damaged(folder, step, f"the checksum does not match in {arrays_lib.listed(bad, ', ')}")
+    return arrays_lib.like(abstract_state, leaves)
 
 
 def _damaged(folder: epath.Path, step: int, problem: str) -> CheckpointError:
-    """The error for a damaged checkpoint; reads the earlier ones to find the last whole one."""
+    """The error for a damaged checkpoint; reads the earlier ones to find the last good one."""
     bad = [step]
     for earlier in sorted((s for s in _finished_steps(folder) if s < step), reverse=True):
         if _verify(folder / str(earlier)) is None:
-            way_out = f"The last whole checkpoint before it is that of step {earlier}: {folder / str(earlier)}. "
-            way_out += f"To go on from step {earlier}, delete or move away "
+            way_out = f"The last good checkpoint before it is that of step {earlier}: {folder / str(earlier)}. "
+            way_out += f"To continue from step {earlier}, delete or move away "
             way_out += ", ".join(str(folder / str(s)) for s in bad) + " and start again."
             break
         bad.append(earlier)
     else:
-        way_out = f"There is no whole checkpoint before it: to start from step 0, delete or move away {folder}."
+        way_out = f"There is no good checkpoint before it: to start from step 0, delete or move away {folder}."
     newer = [s for s in _finished_steps(folder) if s > step]
     if newer:
-        way_out += f" (Newer checkpoints, not looked at: steps {', '.join(map(str, newer))}.)"
+        way_out += f" (Newer checkpoints were not checked: steps {', '.join(map(str, newer))}.)"
     return CheckpointError(f"the checkpoint of step {step} is damaged: {folder / str(step)}: {problem}. {way_out}")
 
 
 def _verify(step_folder: epath.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Reads all of it, by this process alone, on the host."""
+    """What is wrong with a checkpoint, or None. Reads all of it, in this process alone, on the host."""
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
         barrier_sync_key_prefix=f"verify_{jax.process_index()}",
     )
-    problem = _check_files(step_folder)
-    table, problem = _attempt(_read_table, step_folder, alone) if problem is None else (None, problem)
+    table, problem = _read_checked_table(step_folder, alone)
     if problem is not None:
         return problem
     saved, sums = table
@@ -322,10 +291,16 @@ def _verify(step_folder: epath.Path) -> str | None:
         leaves, problem = _attempt(_read_arrays, step_folder, piece, alone)
         if problem is not None:
             return problem
-        for path, checksum in leaves_lib.checksums(leaves).items():
+        for path, checksum in arrays_lib.checksums(leaves).items():
             if checksum != sums[path]:
-                return f"numbers have changed since saving in {path}"
+                return f"the checksum does not match in {path}"
     return None
+
+
+def _read_checked_table(step_folder: epath.Path, options=None) -> tuple[Any, str | None]:
+    """`_read_table` after `_check_files`, and what is wrong or None."""
+    problem = _check_files(step_folder)
+    return (None, problem) if problem is not None else _attempt(_read_table, step_folder, options)
 
 
 def _files_below(folder: epath.Path) -> list[epath.Path]:
@@ -336,10 +311,10 @@ def _files_below(folder: epath.Path) -> list[epath.Path]:
 
 
 def _check_files(step_folder: epath.Path) -> str | None:
-    """Which file is missing or cut, or None; reads no arrays.
+    """Which file is missing or truncated, or None; reads no arrays.
 
-    This comes before Orbax's reading because Orbax, where one array cannot be read, abandons its reads of the others,
-    and Python prints a page about each.
+    This comes before Orbax reads, since Orbax abandons its other reads when one array cannot be read, and Python then
+    prints a page about each.
     """
     list_path = step_folder / _FILE_LIST
     sizes, problem = _attempt(
@@ -391,8 +366,8 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
     args = ocp.args.PyTreeRestore(
-        item=leaves_lib.nest(wanted),
-        restore_args=leaves_lib.nest({path: restore_args(leaf) for path, leaf in wanted.items()}),
+        item=arrays_lib.nest(wanted),
+        restore_args=arrays_lib.nest({path: restore_args(leaf) for path, leaf in wanted.items()}),
         partial_restore=True,
     )
     handler = ocp.PyTreeCheckpointHandler()
@@ -401,32 +376,8 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
     return {path: functools.reduce(lambda node, key: node[key], path.split("/"), tree) for path in wanted}
 
 
-def _check_same(step_folder: epath.Path, saved: Leaves, wanted: Leaves) -> None:
-    differences = []
-    for path in sorted(saved.keys() | wanted.keys()):
-        here, there = (_describe(leaves[path]) if path in leaves else None for leaves in (saved, wanted))
-        if there is None:
-            differences.append(f"{path}: in the checkpoint, {here}, but not asked for")
-        elif here is None:
-            differences.append(f"{path}: asked for, {there}, but not in the checkpoint")
-        elif here != there:
-            differences.append(f"{path}: {here} in the checkpoint, {there} asked for")
-    if differences:
-        listed = _listed(differences, "\n  ")
-        raise CheckpointError(f"{step_folder} does not fit the state to restore:\n  {listed}")
-
-
-def _describe(leaf) -> str:
-    return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-
-def _listed(lines: Sequence[str], separator: str) -> str:
-    more = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
-    return separator.join([*lines[:_MAX_LISTED], *more])
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Orbax's surroundings
+# Orbax
 
 
 @dataclasses.dataclass(frozen=True)

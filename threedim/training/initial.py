@@ -1,4 +1,4 @@
-"""Weights to begin a run with, from another run, a file, or the package: for fine-tuning and for larger pictures."""
+"""Parameters to begin a run with, taken from a trained network that may be smaller: ``config.train.init_from``."""
 
 from __future__ import annotations
 
@@ -8,95 +8,63 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from threedim import pretrained, weights
-from threedim.errors import MissingError, UserError
-from threedim.training import checkpoints, leaves
+from threedim import arrays as arrays_lib
+from threedim.errors import UserError
 
 PyTree = Any
 
-_POSITION = "position_emb"  # (height, width, channel), the one parameter that has the pictures' size
+_POSITION = "position_emb"  # (height, width, channel), the one parameter whose shape depends on the image size
 _LEVEL = re.compile(r"(pose_convs|down_blocks|down_samples|up_blocks|up_samples)_(\d+)(.*)", re.DOTALL)
-_ENDS = ("conv_in", "norm_out", "conv_out")  # what the first level's width decides besides
+_ENDS = ("conv_in", "norm_out", "conv_out")  # their shapes depend on the width of the first level
 
 
-def read_initial(path: epath.PathLike, shapes: PyTree, fresh: Callable[[], PyTree]) -> tuple[PyTree, str]:
-    """Averaged weights of a trained network, for one that may draw pictures of another size.
+def fit_params(trained: PyTree, shapes: PyTree, fresh: Callable[[], PyTree]) -> tuple[PyTree, int]:
+    """Fits trained parameters to a network of another image size, or with more levels.
 
-    The learned embedding of the position is resized, linearly, to the new size. A network with more levels than the
-    trained one has them around it: its last levels, which see pictures as small as before, are the trained ones, the
-    levels before them are fresh, of which the last must have as many channels as the trained one's first, and so are
-    the first and the last convolution. All else must fit as it is.
+    The learned position embedding is resized linearly. If the network has more levels, the trained ones become its
+    last levels, which work at the same resolutions as before; the levels in front of them, and the first and last
+    convolution, are fresh. All other parameters must have equal shapes.
 
     Args:
-      path: folder of a run, of which the newest checkpoint is taken; a .safetensors file; or the name of weights that
-        come with the package.
-      shapes: of the parameters that are wanted.
-      fresh: makes parameters that nothing has trained; asked where there are more levels.
+      trained: trained parameters.
+      shapes: shapes of the parameters that are wanted.
+      fresh: returns initial parameters; called only if there are more levels.
 
     Returns:
-      The parameters, float32 on the host, and a line that says where they come from.
+      The parameters, float32 on the host, and the number of fresh levels.
 
     Raises:
-      FileNotFoundError: if there is no such run, file or name.
-      CheckpointError, WeightsError: if it is damaged.
-      ValueError: if a parameter is missing, left over or of another shape; lists them.
+      UserError: if parameters are missing, left over or have other shapes; lists them.
     """
-    source = pretrained.resolve(path)
-    if weights.is_weights_file(source):
-        info, found = weights.load_weights(source)
-        step = info.training_steps
-    else:
-        step = checkpoints.latest_step(source)
-        if step is None:
-            raise MissingError(f"train.init_from: no checkpoint in {source}")
-        found = checkpoints.restore_params(source, step=step)
-    # From here on NumPy's: under a mesh JAX refuses arrays that are on one of its devices.
-    found, wanted = leaves.by_path(jax.device_get(found)), leaves.by_path(shapes)
-    more_levels = _levels(wanted) - _levels(found)
-    if more_levels > 0:
-        inner = {_deeper(name, more_levels): array for name, array in found.items() if not name.startswith(_ENDS)}
-        outer = leaves.by_path(jax.device_get(fresh()))
-        found = {name: array for name, array in outer.items() if _is_outer(name, more_levels)} | inner
-    size = found[_POSITION].shape[0] if _POSITION in found else None
-    if size and _POSITION in wanted and found[_POSITION].shape[2:] == wanted[_POSITION].shape[2:]:
-        resized = jax.image.resize(found[_POSITION], wanted[_POSITION].shape, "linear")
-        found[_POSITION] = jax.device_get(resized)
-    problems = [
-        f"{name}: {_shape(found, name)} there, {_shape(wanted, name)} here"
-        for name in sorted(found.keys() | wanted.keys())
-        if _shape(found, name) != _shape(wanted, name)
-    ]
-    if problems:
-        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+    # NumPy from here on: under a mesh JAX refuses arrays that are on one of its devices.
+    found, wanted = arrays_lib.by_path(jax.device_get(trained)), arrays_lib.by_path(shapes)
+    levels = _count_levels(wanted) - _count_levels(found)
+    if levels > 0:
+        inner = {_deeper(name, levels): array for name, array in found.items() if not name.startswith(_ENDS)}
+        outer = arrays_lib.by_path(jax.device_get(fresh()))
+        found = {name: array for name, array in outer.items() if _is_outer(name, levels)} | inner
+    if found[_POSITION].shape[2:] == wanted[_POSITION].shape[2:]:
+        found[_POSITION] = jax.device_get(jax.image.resize(found[_POSITION], wanted[_POSITION].shape, "linear"))
+    if problems := arrays_lib.mismatches(found, wanted, dtypes=False):
         raise UserError(
-            f"train.init_from: the weights in {source} do not fit the network of config.model:\n  "
-            + "\n  ".join([*problems[:20], *more])
+            f"train.init_from: the trained weights do not fit config.model:\n  {arrays_lib.listed(problems)}"
         )
-    values = [np.asarray(found[name], np.float32) for name in wanted]
-    line = f"starting from {path}, trained for {step:,} steps at {size} px"
-    if more_levels > 0:
-        line += f", with {more_levels} fresh level(s) around it"
-    return jax.tree.unflatten(jax.tree.structure(shapes), values), line
+    params = arrays_lib.like(shapes, {name: np.asarray(array, np.float32) for name, array in found.items()})
+    return params, max(levels, 0)
 
 
-def _levels(arrays: dict[str, Any]) -> int:
-    """Levels of the network that has these parameters."""
+def _count_levels(arrays: dict[str, Any]) -> int:
     return len({match[2] for match in map(_LEVEL.fullmatch, arrays) if match and match[1] == "pose_convs"})
 
 
 def _deeper(name: str, levels: int) -> str:
-    """The name of a parameter with so many levels before its own."""
+    """The name of a parameter with ``levels`` more levels in front of its own."""
     match = _LEVEL.fullmatch(name)
     return f"{match[1]}_{int(match[2]) + levels}{match[3]}" if match else name
 
 
 def _is_outer(name: str, levels: int) -> bool:
-    """Whether a parameter belongs to the first so many levels, or to the network's ends."""
+    """Whether a parameter belongs to one of the first ``levels`` levels, or to the first or last convolution."""
     match = _LEVEL.fullmatch(name)
     return int(match[2]) < levels if match else name.startswith(_ENDS)
-
-
-def _shape(arrays: dict[str, Any], name: str) -> str:
-    return str(list(arrays[name].shape)) if name in arrays else "none"

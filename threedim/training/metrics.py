@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: scalars and pictures for TensorBoard, the same scalars as JSON lines.
+"""Logs of a training run: scalars and pictures for TensorBoard, and the same scalars as JSON lines.
 
 A run's folder (workdir) holds::
 
@@ -6,12 +6,11 @@ A run's folder (workdir) holds::
     tensorboard/events.*                the same scalars, and the pictures
     samples/<name>_<step, 7 digits>.png the pictures
 
-"time" is in seconds since 1970. JSON has no NaN and no infinity: they stand as null, in TensorBoard as they are.
+"time" is in seconds since 1970. JSON has no NaN and no infinity: they are written as null.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 import tensorboardX
 from etils import epath
-from PIL import Image
 
-from threedim import files
+from threedim import files, pixels
 from threedim.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -36,18 +34,17 @@ _REMOTE_INTERVAL = 60.0
 class MetricWriter:
     """Writes a run's scalars and pictures; a context manager.
 
-    On gs:// TensorBoard's file goes through ``google-cloud-storage`` (``pip install gcsfs`` brings it); what was
-    logged in the last minute before a kill may be missing there. On a local disk each line is written at once.
+    On gs:// TensorBoard's file goes through ``google-cloud-storage`` (``pip install gcsfs`` installs it), and a killed
+    run loses the last minute of its log. On a local disk each line is written immediately.
 
     Args:
       workdir: folder of the run, local or gs://.
-      start_step: the finished step that the run goes on from. What an earlier process logged after it is removed, and
-        hidden from TensorBoard, so that no curve has a part twice; at 0 all of it is. Pictures are replaced as their
-        steps come again.
+      start_step: the step that the run resumes from. Lines that an earlier process logged after it are removed, and
+        hidden from TensorBoard, so that no part of a curve appears twice. Pictures are replaced.
       enabled: False writes nothing: for all processes but one.
 
     Raises:
-      ValueError: if metrics.jsonl has a broken line; only the last may be cut short, and is then dropped.
+      UserError: if metrics.jsonl has a broken line; a truncated last line is dropped.
     """
 
     def __init__(self, workdir: epath.PathLike, *, start_step: int = 0, enabled: bool = True):
@@ -64,7 +61,7 @@ class MetricWriter:
         self._tensorboard = tensorboardX.SummaryWriter(
             os.fspath(self._workdir / "tensorboard"),
             purge_step=start_step + 1 if start_step else 0,
-            # The rest of the name counts seconds: without this, a quick restart would replace the file before it.
+            # The rest of the name is the time in seconds: without this a quick restart would replace the previous file.
             filename_suffix=f".from_{start_step:07d}",
         )
 
@@ -75,17 +72,13 @@ class MetricWriter:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers (anything `float` takes) under their names.
-
-        Raises:
-          ValueError: if a value is not a single number, or is called "step" or "time".
-        """
+        """Writes single numbers by name; ValueError for anything else, and for the names "step" and "time"."""
         if self._tensorboard is None:
             return
         line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         for name, value in values.items():
             if name in line or np.size(value) != 1:
-                raise UserError(f"cannot log {name!r}: {'the name is taken' if name in line else np.shape(value)}")
+                raise ValueError(f"cannot log {name!r}: {'the name is taken' if name in line else np.shape(value)}")
             value = float(np.asarray(value).reshape(()))
             line[name] = value if math.isfinite(value) else None
             self._tensorboard.add_scalar(name, value, step)
@@ -99,28 +92,17 @@ class MetricWriter:
             self._write_all()
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures, (height, width, 1, 3 or 4) uint8, under names that are valid file names.
-
-        Raises:
-          ValueError: if a name or a picture is not of that kind.
-        """
+        """Writes pictures, (height, width, 3) uint8, by name; ValueError if a name is no valid file name."""
         if self._tensorboard is None:
             return
         for name, picture in pictures.items():
-            picture = np.asarray(picture)
             if not _NAME.fullmatch(name):
-                raise UserError(f"picture name {name!r} must be letters, digits, '_', '-' and '.': it names a file")
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4):
-                raise UserError(
-                    f"picture {name!r} must be uint8 (height, width, 1, 3 or 4), got {picture.dtype} {picture.shape}"
-                )
-            encoded = io.BytesIO()
-            Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(encoded, "PNG")
-            files.write_atomically(self._workdir / "samples" / f"{name}_{step:07d}.png", encoded.getvalue())
+                raise ValueError(f"picture name {name!r} must be letters, digits, '_', '-' and '.': it names a file")
+            pixels.save_png(self._workdir / "samples" / f"{name}_{step:07d}.png", picture)
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what is pending. Further calls write nothing."""
+        """Writes what is pending. Later calls write nothing."""
         if self._tensorboard is None:
             return
         self._tensorboard.close()
@@ -136,7 +118,7 @@ class MetricWriter:
 
 
 def _lines_until(path: epath.Path, last_step: int) -> list[str]:
-    """Lines of an earlier process up to a step; none for a run that begins at step 0."""
+    """Lines of an earlier process up to a step; none if the run begins at step 0."""
     if last_step == 0 or not path.exists():
         return []
     kept = []

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from threedim.errors import UserError
-
 PyTree = Any
 
 # Devices along (data, fsdp), by the name that configurations give them. A v4-32 has 32 cores on 16 chips.
@@ -37,8 +35,8 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     """
     devices = jax.device_count()
     if fsdp < 1 or devices % fsdp or (data != -1 and data * fsdp != devices):
-        raise UserError(
-            f"config.mesh data={data}, fsdp={fsdp} does not cover {devices} {jax.default_backend()} device(s): "
+        raise ValueError(
+            f"data={data}, fsdp={fsdp} does not cover {devices} {jax.default_backend()} device(s): "
             f"data x fsdp must be {devices} (data=-1 takes what fsdp leaves)"
         )
     return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -1,4 +1,4 @@
-"""Training state and the training step [7.2]. Schedules count examples, so they do not change with the batch size."""
+"""Training state and training step [7.2]. Schedules count examples, so they do not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import optax
 from threedim import diffusion
 from threedim.augmentation import NO_AUGMENTATION, Augmentation, augment
 from threedim.cameras import Camera
-from threedim.errors import UserError
 from threedim.models.unet import UNet
 
 PyTree = Any
@@ -26,22 +25,22 @@ NEVER = jnp.iinfo(jnp.int32).max
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a training step needs besides the network and the diffusion process [7.2].
+    """How a network is trained [7.2].
 
     Attributes:
       batch_size: pairs per step over all devices.
       learning_rate: reached at the end of the warm-up, then constant.
       warmup_examples: examples over which the learning rate rises linearly; 0 starts at full rate.
       adam_b1, adam_b2: Adam's decay rates.
-      ema_half_life: examples after which a parameter's weight in the average has halved.
-      ema_rampup: the half-life is at most this fraction of the examples seen, so that early averages are not the
-        initial weights.
-      uncond_prob: probability that a pair is made unconditional.
-      color_weight: how much color counts in the loss, against brightness (``diffusion.loss``).
+      ema_half_life: half-life of the parameter average, in examples.
+      ema_rampup: the half-life is at most this fraction of the examples seen, so that early averages do not consist of
+        the initial weights.
+      uncond_prob: probability of making a pair unconditional.
       seed: of the whole run.
-      microbatches: parts of a batch that go through the network one after another, so that it needs less memory.
+      microbatches: parts of a batch that are computed one after another to save memory.
       relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
       augmentation: random changes of every pair.
+      color_weight: weight of color against brightness in the loss (``diffusion.loss``).
     """
 
     batch_size: int
@@ -60,17 +59,15 @@ class Recipe:
 
     def __post_init__(self):
         if self.microbatches < 1 or self.batch_size % self.microbatches:
-            raise UserError(
-                f"train.batch_size {self.batch_size} does not divide into {self.microbatches} train.microbatches"
-            )
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.microbatches} microbatches")
         lowest = {"batch_size": 1, "learning_rate": 0, "warmup_examples": 0, "ema_half_life": 1, "color_weight": 0}
         for name, low in lowest.items():
             if not getattr(self, name) >= low:
-                raise UserError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.uncond_prob < 1:
-            raise UserError(f"train.uncond_prob must be in [0, 1), got {self.uncond_prob}")
+            raise ValueError(f"uncond_prob must be in [0, 1), got {self.uncond_prob}")
         if not self.ema_rampup > 0:
-            raise UserError(f"train.ema_rampup must be positive, got {self.ema_rampup}")
+            raise ValueError(f"ema_rampup must be positive, got {self.ema_rampup}")
 
     def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
         """Learning rate of the step with this number, from 0."""
@@ -90,7 +87,7 @@ class Recipe:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes: what a checkpoint holds."""
+    """What a step updates and a checkpoint holds."""
 
     step: jax.Array
     params: PyTree
@@ -111,7 +108,7 @@ class Metrics:
 
     @classmethod
     def zeros(cls) -> Metrics:
-        """No steps yet. Every leaf has a buffer of its own, since a step is given all of them to overwrite."""
+        """No steps yet. Each leaf has its own buffer, since all of them are donated to the step."""
         shapes = {"quartile_loss": (4,), "quartile_count": (4,)}
         sums = {name: jnp.zeros(shapes.get(name, ())) for name in cls.__dataclass_fields__ if name != "first_bad_step"}
         return cls(**sums, first_bad_step=jnp.asarray(NEVER, jnp.int32))
@@ -123,12 +120,12 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def batch_images(batch: Batch) -> tuple[jax.Array, Camera]:
-    """Pictures (batch, 2, height, width, 3) in [-1, 1] and cameras of a batch from the pipeline."""
+    """Images (batch, 2, height, width, 3) in [-1, 1] and cameras of a batch from the pipeline."""
     return batch["image"].astype(jnp.float32) / 127.5 - 1.0, Camera(batch["R"], batch["t"], batch["K"])
 
 
 def init_params(network: UNet, key: jax.Array) -> PyTree:
-    """Fresh parameters of the network."""
+    """Initial parameters of the network."""
     size = network.image_size
     image = jnp.zeros((1, size, size, 3))
     camera = Camera(jnp.eye(3)[None, None].repeat(2, 1), jnp.zeros((1, 2, 3)), jnp.eye(3)[None, None].repeat(2, 1))
@@ -136,7 +133,7 @@ def init_params(network: UNet, key: jax.Array) -> PyTree:
 
 
 def init_state(network: UNet, recipe: Recipe, params: PyTree = None) -> TrainState:
-    """The state before the first step: a pure function of the seed, or with these parameters instead of fresh ones."""
+    """The state before the first step, with fresh parameters that depend on the seed alone, or with those given."""
     if params is None:
         params = init_params(network, named_key(jax.random.key(recipe.seed), "init"))
     # The average starts as a copy, not the same buffers: both are donated to the first step.
@@ -152,14 +149,14 @@ def abstract_params(network: UNet) -> PyTree:
 def make_train_step(
     network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
-    """The training step, to be compiled: gradients of the loss, Adam, parameter average, metrics.
+    """The training step, ready to be jitted: gradients of the loss, Adam, parameter average, metrics.
 
-    A pair's noise does not depend on the number of microbatches; its dropout does.
+    The noise of a pair does not depend on the number of microbatches; its dropout does.
 
     Args:
       network, process, recipe: what is trained, and how.
-      gathered: where parameters are brought when they are used, if they are split. Left to itself the compiler may
-        split the activations' channels as the parameters are split, and move activations from device to device.
+      gathered: sharding of the parameters where they are used. Without it the compiler may shard the activations'
+        channels like the parameters, and move activations between devices.
     """
     optimizer = recipe.optimizer()
 
@@ -193,7 +190,7 @@ def make_train_step(
                 (loss, example_loss), grads = gradient(state.params, part[1], jax.random.fold_in(dropout_key, part[0]))
                 return jax.tree.map(jnp.add, total, (loss, grads)), example_loss
 
-            # Every parts-th pair, so that each device has as many of every part.
+            # Every parts-th pair, so that each part is spread evenly over the devices.
             split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), examples)
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))

@@ -1,4 +1,4 @@
-"""What a run tells of itself: how fast it goes, and where its time goes."""
+"""Throughput, utilization and profiles of a training run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from threedim.training.step import Metrics, Recipe
 
 
 class Cost:
-    """What a compiled training step costs.
+    """What a compiled training step needs.
 
     Attributes:
       flops: of one step over all devices, counted before optimization.
       bytes_per_device: arguments, results and temporaries.
-      peak: bfloat16 FLOP/s of all devices together by their data sheet, or None where that is not known (CPU).
+      peak: bfloat16 FLOP/s of all devices together by their data sheet, or None where unknown (CPU).
     """
 
     def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
         chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
-        # Counting takes seconds: done when it is asked for, which is best after the first steps.
+        # Counting takes seconds: it is done on first use, after the first steps.
         self._count = lambda: hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
         self.bytes_per_device = hardware.device_bytes(compiled)
         self.peak = chip.flops * mesh.size if chip else None
+        self._mesh, self._recipe = mesh, recipe
 
     @functools.cached_property
     def flops(self) -> float:
@@ -39,21 +40,21 @@ class Cost:
         del self._count  # and with it the lowered program
         return flops
 
-    def describe(self, mesh: Mesh, recipe: Recipe, parameters: int, objects: int, compile_seconds: float) -> str:
-        """One line about a run that begins."""
+    def describe(self) -> str:
+        """Batch, devices and memory in one line."""
+        mesh, recipe = self._mesh, self._recipe
         kind = mesh.devices.flat[0].device_kind
         shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
         processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         parts = f" in {recipe.microbatches} microbatches" if recipe.microbatches > 1 else ""
         return (
-            f"{parameters:,} parameters; {objects:,} objects; {recipe.batch_size} pairs a step{parts}, "
-            f"{recipe.batch_size // mesh.size} a device; {mesh.size} {kind} device(s){processes}, mesh {shape}; "
-            f"{self.bytes_per_device / 2**30:.2f} GiB a device; compiled in {compile_seconds:.0f} s"
+            f"{recipe.batch_size} pairs a step{parts}, {recipe.batch_size // mesh.size} a device; {mesh.size} {kind} "
+            f"device(s){processes}, mesh {shape}; {self.bytes_per_device / 2**30:.2f} GiB a device"
         )
 
 
 class Window:
-    """Metrics and times since the last log line."""
+    """Metrics and timing since the last log line."""
 
     def __init__(self, mesh: Mesh, recipe: Recipe, cost: Cost):
         self.metrics = jax.device_put(Metrics.zeros(), sharding.replicated(mesh))
@@ -63,23 +64,23 @@ class Window:
 
     @contextlib.contextmanager
     def waiting(self):
-        """Time spent here is time spent waiting for data."""
+        """A context whose time counts as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self):
-        """Time spent here does not count."""
+        """A context whose time does not count."""
         start = time.perf_counter()
         yield
         self._began += time.perf_counter() - start
 
     def scalars(self, step: int) -> dict[str, float]:
-        """What is logged. Waits for the devices.
+        """The scalars to log. Waits for the devices.
 
-        ``mfu`` is model FLOPs utilization: FLOPs that the step needs, as a fraction of what the devices' data sheet
-        promises in bfloat16; left out where there is none.
+        ``mfu`` is model FLOPs utilization: the FLOPs of the step as a fraction of the devices' bfloat16 peak by their
+        data sheet; omitted where that is unknown.
         """
         m = jax.tree.map(np.asarray, jax.device_get(self.metrics))
         seconds = time.perf_counter() - self._began
@@ -107,15 +108,15 @@ class Window:
 
 
 class Trace:
-    """A profile of some steps, for TensorBoard's profile page. Each process writes that of its own devices.
+    """A profile of some steps for TensorBoard. Each process writes that of its own devices.
 
     Args:
-      folder: where to; TensorBoard's log folder.
-      start: the step before which it begins; 0 takes none.
-      steps: how many steps it takes.
+      folder: TensorBoard's log folder.
+      start: first profiled step; 0 profiles none.
+      steps: number of profiled steps.
 
     Raises:
-      ValueError: if a number is out of range.
+      UserError: if a number is out of range.
     """
 
     def __init__(self, folder: epath.Path, start: int, steps: int):
@@ -132,13 +133,13 @@ class Trace:
             self._stop()
 
     def before_step(self, done: int) -> None:
-        """To be called with the number of finished steps before each."""
+        """Call before each step, with the number of finished steps."""
         if self._start and done + 1 == self._start:
             jax.profiler.start_trace(str(self._folder))
             self._until = done + self._steps
 
     def after_step(self, done: int, state: Any) -> None:
-        """To be called after each step, with what must be finished for its time to have passed."""
+        """Call after each step, with an array that the step computes."""
         if self._until is not None and done >= self._until:
             jax.block_until_ready(state)
             self._stop()

@@ -1,16 +1,13 @@
-import re
-import shutil
 import stat
-import subprocess
 
-import imageio_ffmpeg
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from threedim import files
-from threedim.output import images
+from threedim import files, pixels
+from threedim.output.animations import save_gif
+from threedim.output.sheets import make_grid, make_sheet
 
 
 def noise(*shape, seed=0):
@@ -28,32 +25,32 @@ def smooth_frames(count, height, width):
 
 def test_every_uint8_survives_the_round_trip():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    floats = images.to_float(values)
+    floats = pixels.to_float(values)
     assert floats.dtype == np.float32
     assert (floats.min(), floats.max()) == (-1.0, 1.0)
-    np.testing.assert_array_equal(images.to_uint8(floats), values)
+    np.testing.assert_array_equal(pixels.to_uint8(floats), values)
 
 
 def test_rounds_to_the_nearest_and_clips():
     # (x + 1) 127.5 = 0.49, 0.51, 127.5 → even 128, 254.4, 254.6
     x = np.asarray([0.49, 0.51, 127.5, 254.4, 254.6]) / 127.5 - 1
-    np.testing.assert_array_equal(images.to_uint8(x), [0, 1, 128, 254, 255])
-    np.testing.assert_array_equal(images.to_uint8(np.asarray([-1.5, -1.0, 1.0, 7.0])), [0, 0, 255, 255])
-    np.testing.assert_array_equal(images.to_uint8(jnp.asarray([-1, 0.5], jnp.bfloat16)), [0, 191])
-    assert images.to_uint8(np.zeros((0, 3))).shape == (0, 3)
+    np.testing.assert_array_equal(pixels.to_uint8(x), [0, 1, 128, 254, 255])
+    np.testing.assert_array_equal(pixels.to_uint8(np.asarray([-1.5, -1.0, 1.0, 7.0])), [0, 0, 255, 255])
+    np.testing.assert_array_equal(pixels.to_uint8(jnp.asarray([-1, 0.5], jnp.bfloat16)), [0, 191])
+    assert pixels.to_uint8(np.zeros((0, 3))).shape == (0, 3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="1 of 3 numbers are not finite"):
-        images.to_uint8(np.asarray([0.0, bad, 0.0]))
+        pixels.to_uint8(np.asarray([0.0, bad, 0.0]))
 
 
 def test_wrong_dtypes_are_refused():
     with pytest.raises(ValueError, match="takes floats"):
-        images.to_uint8(noise(2, 2))
+        pixels.to_uint8(noise(2, 2))
     with pytest.raises(ValueError, match="takes uint8"):
-        images.to_float(np.zeros(2))
+        pixels.to_float(np.zeros(2))
 
 
 # Grids
@@ -62,7 +59,7 @@ def test_wrong_dtypes_are_refused():
 def test_grid_geometry():
     pictures = noise(2, 3, 4, 5, 3)
     pad, scale = 3, 2
-    grid = images.make_grid(pictures, pad=pad, scale=scale)
+    grid = make_grid(pictures, pad=pad, scale=scale)
     assert grid.shape == (2 * (8 + 3) + 3, 3 * (10 + 3) + 3, 3)
     assert grid.dtype == np.uint8
     white = np.ones(grid.shape[:2], bool)
@@ -77,13 +74,13 @@ def test_grid_geometry():
 
 @pytest.mark.parametrize(("size", "shown"), [(16, 128), (32, 128), (64, 128), (128, 128), (200, 200), (48, 144)])
 def test_small_pictures_are_enlarged_to_be_seen(size, shown):
-    assert images.make_grid(noise(1, 1, size, size, 3), pad=0).shape == (shown, shown, 3)
+    assert make_grid(noise(1, 1, size, size, 3), pad=0).shape == (shown, shown, 3)
 
 
 def test_labels_stand_beside_and_above():
     pictures = np.full((2, 3, 40, 60, 3), 128, np.uint8)
-    plain = images.make_grid(pictures, scale=1)
-    labelled = images.make_grid(
+    plain = make_grid(pictures, scale=1)
+    labelled = make_grid(
         pictures, scale=1, row_labels=["first", "a long row label"], col_labels=["in", "two words here", "z"]
     )
     top, left = (a - b for a, b in zip(labelled.shape[:2], plain.shape[:2], strict=True))
@@ -101,7 +98,7 @@ def test_labels_stand_beside_and_above():
 
 def test_a_wide_word_widens_the_columns():
     pictures = np.full((1, 2, 16, 16, 3), 128, np.uint8)
-    grid = images.make_grid(pictures, scale=1, col_labels=["unconditional", "b"])
+    grid = make_grid(pictures, scale=1, col_labels=["unconditional", "b"])
     assert grid.shape[1] > 2 * 80
     columns = np.flatnonzero((grid[-5] == 128).all(axis=-1))
     assert len(columns) == 32
@@ -112,7 +109,7 @@ def test_a_wide_word_widens_the_columns():
 
 def test_letters_that_the_font_lacks_are_question_marks():
     pictures = noise(1, 1, 32, 32, 3)
-    one, other = (images.make_grid(pictures, row_labels=[label]) for label in ("a日b c", "a?b c"))
+    one, other = (make_grid(pictures, row_labels=[label]) for label in ("a日b c", "a?b c"))
     np.testing.assert_array_equal(one, other)
 
 
@@ -130,7 +127,7 @@ def test_letters_that_the_font_lacks_are_question_marks():
 )
 def test_grid_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        images.make_grid(**arguments)
+        make_grid(**arguments)
 
 
 def test_sheet_holds_every_view_once_and_truth_below_drawn():
@@ -146,7 +143,7 @@ def test_sheet_holds_every_view_once_and_truth_below_drawn():
             .repeat(3, 3)
         )
 
-    sheet = images.make_sheet(gray(150, 1), [gray(160, views), gray(170, views)], columns=3, scale=1)
+    sheet = make_sheet(gray(150, 1), [gray(160, views), gray(170, views)], columns=3, scale=1)
     place = {}
     for value in (150, *range(160, 165), *range(170, 175)):
         where = np.argwhere((sheet == value).all(axis=-1))
@@ -158,7 +155,7 @@ def test_sheet_holds_every_view_once_and_truth_below_drawn():
     assert place[150][0] < place[160][0] < place[163][0]
     assert place[160][1] == place[163][1]
     with pytest.raises(ValueError, match="do not agree"):
-        images.make_sheet(gray(0, 1), [noise(2, 8, 8, 3)])
+        make_sheet(gray(0, 1), [noise(2, 8, 8, 3)])
 
 
 # Files
@@ -168,16 +165,16 @@ def test_png_is_lossless_and_replaces(tmp_path):
     path = tmp_path / "new" / "a.png"
     for seed in (0, 1):
         picture = noise(6, 9, 3, seed=seed)
-        images.save_png(path, picture)
-        np.testing.assert_array_equal(images.load_png(path), picture)
+        pixels.save_png(path, picture)
+        np.testing.assert_array_equal(pixels.load_png(path), picture)
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
     with pytest.raises(ValueError, match=r"a\.png: picture must be uint8"):
-        images.save_png(path, np.zeros((2, 2, 3)))
+        pixels.save_png(path, np.zeros((2, 2, 3)))
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"a\.png is not a readable picture"):
-        images.load_png(path)
+        pixels.load_png(path)
     with pytest.raises(FileNotFoundError):
-        images.load_png(tmp_path / "absent.png")
+        pixels.load_png(tmp_path / "absent.png")
 
 
 def read_gif(path):
@@ -193,7 +190,7 @@ def read_gif(path):
 
 def test_gif_keeps_few_colors_exactly(tmp_path):
     frames = (noise(7, 8, 8, 1) // 64 * 64).repeat(3, axis=-1)
-    images.save_gif(tmp_path / "a.gif", frames, fps=10, scale=3)
+    save_gif(tmp_path / "a.gif", frames, fps=10, scale=3)
     shown, durations, loop = read_gif(tmp_path / "a.gif")
     np.testing.assert_array_equal(shown, frames.repeat(3, axis=1).repeat(3, axis=2))
     assert durations == [100] * 7
@@ -203,7 +200,7 @@ def test_gif_keeps_few_colors_exactly(tmp_path):
 def test_gif_of_many_colors_is_close_and_white_stays_white(tmp_path):
     frames = smooth_frames(12, 32, 32)
     frames[:, :, :8] = 255
-    images.save_gif(tmp_path / "a.gif", frames, fps=8, scale=1)
+    save_gif(tmp_path / "a.gif", frames, fps=8, scale=1)
     shown, _, _ = read_gif(tmp_path / "a.gif")
     assert len(shown) == 12
     error = np.abs(shown.astype(int) - frames)
@@ -213,7 +210,7 @@ def test_gif_of_many_colors_is_close_and_white_stays_white(tmp_path):
 
 @pytest.mark.parametrize("fps", [3, 7, 24, 30, 50])
 def test_gif_lasts_as_long_as_it_should(tmp_path, fps):
-    images.save_gif(tmp_path / "a.gif", noise(25, 8, 8, 3), fps=fps)
+    save_gif(tmp_path / "a.gif", noise(25, 8, 8, 3), fps=fps)
     shown, durations, _ = read_gif(tmp_path / "a.gif")
     assert len(shown) == 25
     assert abs(sum(durations) - 1000 * 25 / fps) <= 5
@@ -222,61 +219,25 @@ def test_gif_lasts_as_long_as_it_should(tmp_path, fps):
 
 def test_gif_shows_equal_frames_longer(tmp_path):
     frames = noise(4, 8, 8, 3)[[0, 1, 1, 1, 2, 3]]
-    images.save_gif(tmp_path / "a.gif", frames, fps=10)
+    save_gif(tmp_path / "a.gif", frames, fps=10)
     _, durations, _ = read_gif(tmp_path / "a.gif")
     assert durations == [100, 300, 100, 100]
 
 
-@pytest.mark.parametrize(("size", "scale"), [((17, 23), 1), ((16, 16), 4), ((15, 16), 3)])
-def test_mp4_is_readable_and_looks_alike(tmp_path, size, scale):
-    frames = smooth_frames(10, *size)
-    images.save_mp4(tmp_path / "a.mp4", frames, fps=12, scale=scale)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-    decode = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-i",
-        str(tmp_path / "a.mp4"),
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-",
-    ]
-    result = subprocess.run(decode, capture_output=True, check=True)
-    height, width = (s * scale + s * scale % 2 for s in size)
-    (stream,) = [line for line in result.stderr.decode().splitlines() if "Video: h264" in line]
-    assert "yuv420p" in stream
-    assert f"{width}x{height}" in stream
-    assert "12 fps" in stream
-    shown = np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)
-    assert len(shown) == 10
-    expected = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    assert np.abs(shown[:, : size[0] * scale, : size[1] * scale].astype(int) - expected).mean() < 5
-
-
-def test_a_failing_encoder_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", shutil.which("false"))
-    with pytest.raises(RuntimeError, match=r"a\.mp4: ffmpeg failed \(1\)"):
-        images.save_mp4(tmp_path / "a.mp4", noise(300, 64, 64, 3), fps=12)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("save", [images.save_gif, images.save_mp4])
-def test_bad_animations_are_refused_and_leave_no_file(tmp_path, save):
+def test_bad_animations_are_refused_and_leave_no_file(tmp_path):
     path = tmp_path / "a.gif"
     with pytest.raises(ValueError, match="fps must be positive"):
-        save(path, noise(2, 4, 4, 3), fps=0)
-    with pytest.raises(ValueError, match=re.escape("got uint8 (0, 4, 4, 3)")):
-        save(path, noise(0, 4, 4, 3), fps=5)
-    if save is images.save_gif:
-        with pytest.raises(ValueError, match="at most 50 frames"):
-            save(path, noise(2, 4, 4, 3), fps=60)
+        save_gif(path, noise(2, 4, 4, 3), fps=0)
+    with pytest.raises(ValueError, match=r"got uint8 \(0, 4, 4, 3\)"):
+        save_gif(path, noise(0, 4, 4, 3), fps=5)
+    with pytest.raises(ValueError, match="at most 50 frames"):
+        save_gif(path, noise(2, 4, 4, 3), fps=60)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    images.save_png(path, noise(2, 2, 3))
+    pixels.save_png(path, noise(2, 2, 3))
     before = path.read_bytes()
 
     def disk_full(descriptor):
@@ -285,7 +246,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", disk_full)
         with pytest.raises(OSError, match="No space left"):
-            images.save_png(path, noise(9, 9, 3))
+            pixels.save_png(path, noise(9, 9, 3))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

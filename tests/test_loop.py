@@ -1,0 +1,140 @@
+"""Training through interruptions, refusals and failures."""
+
+import json
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from commands import start
+
+from threedim.errors import MissingError, UserError
+from threedim.training import loop
+from threedim.training.checkpoints import CheckpointError
+from threedim.training.step import init_state
+
+
+def assert_same(one, other):
+    for (path, a), (_, b) in zip(*map(jax.tree_util.tree_leaves_with_path, (one, other)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path, capsys):
+    tiny_config.train.sample_every = 4
+    whole = loop.train(tiny_config, tmp_path / "whole")
+    first = capsys.readouterr().out
+    assert re.match(r".*[\d,]+ parameters; 2 objects; 4 pairs a step, 4 a device; 1 cpu device", first, re.DOTALL)
+    assert "s and " in first
+    assert "TFLOP a step; 3 steps left take about 0:" in first
+    resumed = loop.train(tiny_config, run)
+    assert "resuming from step 2" in capsys.readouterr().out
+    assert int(whole.step) == 4
+    assert_same(whole, resumed)
+    lines, expected = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, tmp_path / "whole")
+    )
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for key in ("loss", "grad_norm", "learning_rate", "ema_decay"):
+        assert [line[key] for line in lines] == [line[key] for line in expected]
+    assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()
+    assert any(key.startswith("loss_by_noise/") for key in lines[0])
+    assert [path.name for path in (run / "samples").iterdir()] == ["held_out_0000004.png"]
+    # A run that is finished trains no further.
+    assert_same(loop.train(tiny_config, run), resumed)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("model.ch", 64, "model.ch: 32 → 64"),
+        ("train.batch_size", 2, "train.batch_size: 4 → 2"),
+        ("data.holdout_views", 1, "data fingerprint"),
+        ("mesh.fsdp", 3, "does not cover 1 cpu device"),
+        ("train.log_every", 0, "train.log_every must be at least 1"),
+    ],
+)
+def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
+    before = sorted(path.name for path in (run / "checkpoints").iterdir()), (run / "config.json").read_text()
+    tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=re.escape(said)):
+        loop.train(tiny_config, run)
+    assert before == (sorted(path.name for path in (run / "checkpoints").iterdir()), (run / "config.json").read_text())
+
+
+def test_a_change_can_be_accepted(tiny_config, run, capsys):
+    tiny_config.train.batch_size = 2
+    assert int(loop.train(tiny_config, run, allow_change=True).step) == 4
+    assert "changed since the run began: train.batch_size: 4 → 2" in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["config"]["train"]["batch_size"] == 2
+
+
+def test_a_damaged_checkpoint_is_an_error(tiny_config, run):
+    (run / "checkpoints/1").mkdir()
+    data = max((run / "checkpoints/2").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"step 2 is damaged: .*checkpoints/2"):
+        loop.train(tiny_config, run)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run):
+    tiny_config.train.learning_rate = 1e30
+    with pytest.raises(loop.NonFiniteError, match=r"at step 4 .*last good checkpoint is step 2"):
+        loop.train(tiny_config, run)
+    assert not (run / "checkpoints/4").exists()
+
+
+def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, capsys):
+    before = loop.open_trained(run).params()
+    m, t = tiny_config.model, tiny_config.train
+    m.ch_mult, m.attn_resolutions = (1, 1), (4,)
+    t.init_from, t.num_steps, t.learning_rate = str(run), 1, 0.0  # nothing is learned: what goes in comes out
+    state = loop.train(tiny_config, tmp_path / "deep")
+    said = f"starting from {run}, trained for 2 steps at 8 px, with 1 fresh level(s) around it"
+    assert said in capsys.readouterr().out
+    for params in (state.params, state.ema_params):
+        jax.tree.map(np.testing.assert_array_equal, params["mid_block"], before["mid_block"])
+    assert np.any(state.params["conv_in"]["kernel"])
+    # A run that has a checkpoint resumes, and does not start from other weights again.
+    t.init_from = str(tmp_path / "gone")
+    assert int(loop.train(tiny_config, tmp_path / "deep").step) == 1
+    with pytest.raises(MissingError, match="gone"):
+        loop.train(tiny_config, tmp_path / "other")
+    assert not (tmp_path / "other/config.json").exists()
+
+
+def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
+    """At full size, tracing it takes longer than anything else before the training step."""
+    traced = []
+
+    def stop(*args, **kwargs):
+        raise InterruptedError("far enough")
+
+    monkeypatch.setattr(loop, "init_state", lambda *args: traced.append(args) or init_state(*args))
+    monkeypatch.setattr(loop.pipeline, "train_batches", stop)
+    with pytest.raises(InterruptedError, match="far enough"):
+        loop.train(tiny_config, tmp_path / "run")
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_and_the_command_resumes(tiny_config, run, number):
+    tiny_config.train.num_steps = 100_000
+    process = start("train", tiny_config, run)
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(metrics.read_text().splitlines()) > 4:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "resuming from step 2" in out
+    saved = re.search(rf"stopped by {number.name}: saved step (\d+)", out)
+    assert saved, out + err
+    assert int(saved[1]) > 4
+    assert (run / "checkpoints" / saved[1]).exists()

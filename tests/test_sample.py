@@ -1,0 +1,166 @@
+"""--mode=sample: the files that it writes, resuming, and refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from threedim import cameras, pixels
+from threedim import sample as sample_lib
+from threedim.data import sources, srn
+from threedim.errors import ExistsError, MissingError, UserError
+from threedim.weights_file import save_weights
+
+
+def views_of(out):
+    return {path.name: srn.read_object(path).decode()[0] for path in (out / "views").iterdir()}
+
+
+def assert_same_views(one, other):
+    assert one.keys() == other.keys()
+    for name, pictures in one.items():
+        np.testing.assert_array_equal(pictures, other[name])
+
+
+def test_writes_srn_folders_and_pictures(tiny_config, run):
+    out = sample_lib.sample(tiny_config, run)
+    assert out == run / "views/step_0000002"
+    dataset = sources.open_from_config(tiny_config.data, "test")
+    assert sorted(path.name for path in (out / "views").iterdir()) == dataset.names
+    for index, name in enumerate(dataset.names):
+        pictures, found = srn.read_object(out / "views" / name).decode()
+        truth, true_cameras = dataset.views(index, range(5))
+        assert len(pictures) == 5
+        np.testing.assert_array_equal(pictures[0], truth[0])
+        assert not np.array_equal(pictures[1], truth[1])
+        np.testing.assert_allclose(found.to_matrix(), true_cameras.to_matrix(), atol=1e-6)
+        np.testing.assert_allclose(found.K, true_cameras.K, rtol=1e-6)
+        assert pixels.load_png(out / "sheets" / f"{name}.png").shape[1] > 4 * 8
+        assert (out / "gifs" / f"{name}.gif").read_bytes().startswith(b"GIF89a")
+    assert not any((out / "unfinished").iterdir())
+    content = json.loads((out / "samples.json").read_text())
+    assert content["objects"][dataset.names[0]] == {"input_views": [0], "target_views": [1, 2, 3, 4]}
+    # The output is a valid input.
+    tiny_config.sample.object = str(out / "views" / dataset.names[0])
+    tiny_config.sample.out = str(run / "again")
+    assert views_of(sample_lib.sample(tiny_config, run)).keys() == {dataset.names[0]}
+
+
+def test_an_interrupted_rollout_resumes(tiny_config, run, monkeypatch, capsys):
+    tiny_config.sample.out = str(run / "whole")
+    whole = views_of(sample_lib.sample(tiny_config, run))
+    assert "nothing to do" not in capsys.readouterr().out
+    save_png, saved = pixels.save_png, []
+
+    def stop_after_five(path, image):
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save_png(path, image)
+
+    def never_again(path, image):
+        assert path not in saved
+        save_png(path, image)
+
+    tiny_config.sample.out = str(run / "stopped")
+    monkeypatch.setattr(pixels, "save_png", stop_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        sample_lib.sample(tiny_config, run)
+    assert not (run / "stopped/views").exists()
+    monkeypatch.setattr(pixels, "save_png", never_again)
+    assert_same_views(views_of(sample_lib.sample(tiny_config, run)), whole)
+    capsys.readouterr()
+    # As left by a process that was killed between the last view and the end.
+    left = run / "stopped/unfinished" / next(iter(whole))
+    left.mkdir(parents=True)
+    sample_lib.sample(tiny_config, run)
+    assert "nothing to do" in capsys.readouterr().out
+    assert not left.exists()
+
+
+def test_the_seed_decides_the_result(tiny_config, run):
+    tiny_config.sample.num_objects = 1
+    results = []
+    for seed, out in ((0, "a"), (0, "b"), (1, "c")):
+        tiny_config.sample.seed, tiny_config.sample.out = seed, str(run / out)
+        results.append(*views_of(sample_lib.sample(tiny_config, run)).values())
+    np.testing.assert_array_equal(results[0], results[1])
+    assert not np.array_equal(results[0][1:], results[2][1:])
+
+
+def test_orbit_and_several_inputs(tiny_config, run):
+    s = tiny_config.sample
+    s.cameras, s.num_views, s.input_views, s.num_objects = "orbit", 3, (1, 3), 1
+    out = sample_lib.sample(tiny_config, run)
+    (folder,) = (out / "views").iterdir()
+    _, found = srn.read_object(folder).decode()
+    assert len(found) == 5
+    expected = cameras.orbit([0, 120, 240], 20.0, np.linalg.norm(found.t[0]), found.K[0])
+    np.testing.assert_allclose(found.t[2:], expected.t, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("sample.split", "validation", "sample.split must be one of"),
+        ("sample.input_views", (0, 9), "sample.input_views (0, 9) must be distinct views"),
+        ("sample.cameras", "circle", "sample.cameras must be"),
+        ("sample.batch_size", 0, "sample.batch_size must be a positive multiple"),
+        ("sample.checkpoint_step", 7, "no checkpoint of step 7"),
+        ("data.pose", "relative", 'data.pose: "absolute" → "relative"'),
+        ("model.ch", 64, "model.ch: 32 → 64"),
+        ("diffusion.prediction", "v", 'diffusion.prediction: "eps" → "v"'),
+    ],
+)
+def test_refusals(tiny_config, run, field, value, said):
+    tiny_config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=re.escape(said)):
+        sample_lib.sample(tiny_config, run)
+    assert not (run / "views").exists()
+
+
+def test_an_output_folder_keeps_its_settings(tiny_config, run):
+    s = tiny_config.sample
+    s.num_objects, s.preset, s.guidance_interval = 1, "fast", (-1.0, 1.0)
+    before = views_of(sample_lib.sample(tiny_config, run))
+    # More objects may be added, with another batch size.
+    s.num_objects, s.batch_size = 2, 1
+    after = views_of(sample_lib.sample(tiny_config, run))
+    assert len(after) == 2
+    assert_same_views(before, {name: after[name] for name in before})
+    s.guidance_weight = 1.0
+    with pytest.raises(UserError, match=re.escape("guidance_weight: 3.0 → 1.0")):
+        sample_lib.sample(tiny_config, run)
+    s.out = str(run / "checkpoints")
+    with pytest.raises(UserError, match="is not empty"):
+        sample_lib.sample(tiny_config, run)
+
+
+def test_no_checkpoint(tiny_config, tmp_path):
+    with pytest.raises(MissingError, match="no checkpoint in"):
+        sample_lib.sample(tiny_config, tmp_path / "empty")
+
+
+def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
+    trained = sample_lib.find_weights(tiny_config, run)
+    path = tmp_path / "box.safetensors"
+    save_weights(path, trained.params(), trained.config, training_steps=trained.step, dtype="float32")
+    tiny_config.sample.num_objects = 1
+    from_run = views_of(sample_lib.sample(tiny_config, run))
+    tiny_config.sample.weights = str(path)
+    out = sample_lib.sample(tiny_config, tmp_path / "elsewhere")
+    assert out == tmp_path / "elsewhere/views/box"
+    assert_same_views(views_of(out), from_run)
+    # The file may be moved, but another file is refused.
+    path = path.rename(tmp_path / "moved.safetensors")
+    tiny_config.sample.weights, tiny_config.sample.out = str(path), str(out)
+    sample_lib.sample(tiny_config, tmp_path / "elsewhere")
+    with pytest.raises(ExistsError):
+        save_weights(path, trained.params(), trained.config, training_steps=3)
+    save_weights(path, trained.params(), trained.config, training_steps=3, overwrite=True)
+    with pytest.raises(UserError, match=r'checkpoint_step: 2 → 3\n  weights: "[0-9a-f]{64}" → "[0-9a-f]{64}"'):
+        sample_lib.sample(tiny_config, tmp_path / "elsewhere")
+    tiny_config.sample.checkpoint_step = 2
+    with pytest.raises(UserError, match="holds the weights of a single step"):
+        sample_lib.sample(tiny_config, tmp_path / "elsewhere")

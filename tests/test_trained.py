@@ -1,0 +1,117 @@
+"""Opening what is trained: runs, weights files, and the weights that come with the package."""
+
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import setuptools
+
+import threedim
+from threedim import config as config_lib
+from threedim import pixels, provenance, trained, weights_file
+from threedim.data import srn
+from threedim.errors import MissingError, UserError
+from threedim.trained import open_trained
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# Bytes: a file in a git repository stays for good.
+LARGEST = 40e6
+
+
+def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
+    found = open_trained(run)
+    assert (found.step, found.identity) == (2, "")
+    path = tmp_path / "a.safetensors"
+    weights_file.save_weights(path, found.params(), found.config, training_steps=2, dtype="float32")
+    assert open_trained(path).identity == provenance.file_identity(path)["sha256"]
+    models = [threedim.load(source) for source in (run, str(path))]
+    assert models[0].sampler == models[1].sampler
+    assert models[0].step == models[1].step == 2
+    jax.tree.map(np.testing.assert_array_equal, models[0].params, models[1].params)
+
+    pictures, known = srn.read_object(sorted(objects.iterdir())[0]).decode()
+    targets = threedim.orbit([0, 90], 20, 1.3, known.K[0])
+    seen = []
+    settings = threedim.Settings(num_steps=3)
+    arguments = {"seed": 5, "settings": settings}
+    views = models[0].sample(pictures[0], known[0], targets, on_view=lambda index, view: seen.append(view), **arguments)
+    assert views.shape == (2, 8, 8, 3)
+    assert views.dtype == np.uint8
+    np.testing.assert_array_equal(views, seen)
+    np.testing.assert_array_equal(views, models[1].sample(pictures[:1], known[:1], targets, **arguments))
+    assert not np.array_equal(views, models[0].sample(pictures[0], known[0], targets, seed=6, settings=settings))
+    with pytest.raises(UserError, match="views must be uint8"):
+        models[0].sample(pictures[0] / 255.0, known[0], targets)
+    with pytest.raises(UserError, match="targets must have axes"):
+        models[0].sample(pictures[0], known[0], targets[0])
+
+
+def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match=r"shapes65: neither a run's folder.*packaged weights \(.*shapes64"):
+        open_trained("shapes65")
+    with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
+        open_trained("none.safetensors")
+    with pytest.raises(MissingError, match="no checkpoint in some/run"):
+        open_trained("some/run")
+    with pytest.raises(MissingError, match="no checkpoint of step 7"):
+        open_trained(run, step=7)
+    with pytest.raises(UserError, match="a single step"):
+        open_trained("shapes64", step=7)
+    (run / "config.json").unlink()
+    with pytest.raises(MissingError, match=r"config\.json is missing"):
+        open_trained(run)
+    # A folder in the working directory comes before a packaged name.
+    (tmp_path / "shapes64").mkdir()
+    with pytest.raises(MissingError, match="no checkpoint in shapes64"):
+        open_trained("shapes64")
+
+
+def test_public_names():
+    assert {"Camera", "XUNet", "load", "Sampler"} <= set(dir(threedim))
+    with pytest.raises(AttributeError, match="cameraz"):
+        _ = threedim.cameraz
+
+
+# --- weights that come with the package ---
+
+
+def test_packaging(monkeypatch):
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    monkeypatch.chdir(REPOSITORY)
+    runpy.run_path("setup.py")
+    assert "threedim.pretrained" in given["packages"]
+    assert not [name for name in given["packages"] if not name.startswith("threedim")]
+    assert set(given["package_data"]["threedim.pretrained"]) == {"*.safetensors", "*.md", "*.png"}
+
+
+@pytest.mark.parametrize("name", trained.packaged_names())
+def test_packaged_weights(name):
+    found = open_trained(name)
+    path = trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
+    assert path.stat().st_size <= LARGEST
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.params()))
+    config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]()
+    fields = ("seed", "data", "model", "diffusion", "train.batch_size", "train.learning_rate", "train.ema_half_life")
+    before, after = config_lib.plain(found.config), config_lib.plain(config)
+    assert config_lib.differences(before, after, only=fields, ignore=("data.dir",)) == []
+    found.check_config(config)
+    card = (trained.PACKAGED / f"{name}.md").read_text()
+    for said in (f"# {name}", f"({name}.png)", f"{count:,}", f"{found.step:,}", "Apache-2.0", found.identity):
+        assert said in card
+    assert min(pixels.load_png(trained.PACKAGED / f"{name}.png").shape[:2]) > 100
+
+
+def test_weights_refuse_another_config():
+    found = open_trained("shapes64")
+    config = found.config.copy_and_resolve_references()
+    config.model.dtype, config.model.dropout = "bfloat16", 0.5  # these may differ
+    found.check_config(config)
+    config.model.ch, config.diffusion.prediction, config.data.pose = 32, "eps", "absolute"
+    with pytest.raises(UserError, match="network in shapes64 was trained with other settings") as caught:
+        found.check_config(config)
+    for line in ("model.ch: 16 → 32", 'diffusion.prediction: "v" → "eps"', 'data.pose: "relative" → "absolute"'):
+        assert line in str(caught.value)

@@ -1,0 +1,66 @@
+"""Pictures between floats in [-1, 1], uint8 and PNG files."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from threedim import files
+from threedim.errors import MissingError, UserError
+
+
+def to_uint8(images) -> np.ndarray:
+    """Floats in [-1, 1] to uint8, rounded to the nearest and clipped; any shape.
+
+    Raises:
+      ValueError: if the array is not of floats or has a number that is not finite.
+    """
+    images = np.asarray(images)
+    if images.dtype.kind in "iub":
+        raise ValueError(f"to_uint8 takes floats in [-1, 1], got {images.dtype}")
+    images = images.astype(np.float32)
+    if not np.all(np.isfinite(images)):
+        raise ValueError(f"to_uint8: {np.sum(~np.isfinite(images))} of {images.size} numbers are not finite")
+    return np.rint(np.clip((images + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def to_float(images) -> np.ndarray:
+    """uint8 to float32 in [-1, 1]; any shape. `to_uint8` takes it back exactly.
+
+    Raises:
+      ValueError: if the array is not uint8.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(f"to_float takes uint8, got {images.dtype}")
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def save_png(path: epath.PathLike, image) -> None:
+    """Writes a picture, (height, width, 3) uint8, as PNG. Creates parent folders; replaces a file."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"{path}: picture must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG")
+    files.write_atomically(path, encoded.getvalue())
+
+
+def load_png(path: epath.PathLike) -> np.ndarray:
+    """Reads a picture, (height, width, 3) uint8.
+
+    Raises:
+      MissingError: if it does not exist.
+      UserError: if it cannot be decoded.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise MissingError(f"{path}: no such picture")
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a readable picture: {error}") from error
