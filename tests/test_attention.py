@@ -18,12 +18,8 @@ from slow_blocks import (
     slow_attention,
 )
 
-from threedim.models.layers import (
-    AttentionBlock,
-    _flash_attention,
-    attend,
-    has_flash_attention,
-)
+from threedim.models.layers import AttentionBlock
+from threedim.models.ops import _flash_attention, attend, has_flash_attention
 
 
 def test_attention_kernel():

@@ -27,11 +27,11 @@ from threedim.models.layers import (
     ResnetBlock,
     XUNetBlock,
     downsample,
-    dropout,
     fold_frames,
     take_frame,
     upsample,
 )
+from threedim.models.ops import dropout
 
 
 def test_frames_fold_with_the_frame_index_fastest():

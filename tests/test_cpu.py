@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from threedim import cpu
-from threedim.models.layers import conv3x3
+from threedim.models.ops import conv3x3
 
 
 @pytest.fixture(autouse=True)

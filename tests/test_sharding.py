@@ -48,7 +48,7 @@ def test_meshes_cover_the_devices(eight):
 @pytest.mark.parametrize("name", ["3x2", "4x4", "-1x3", "-1x0", "0x8", "-2x4", "-1x16"])
 def test_meshes_that_do_not_cover_the_devices_are_refused(eight, name):
     data, fsdp = name.split("x")
-    assert eight["errors"][name].startswith(f"config.mesh data={data}, fsdp={fsdp} does not cover 8 cpu device(s)")
+    assert eight["errors"][name].startswith(f"data={data}, fsdp={fsdp} does not cover 8 cpu device(s)")
     assert eight["errors"].keys().isdisjoint(eight["meshes"])
 
 

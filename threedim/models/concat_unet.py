@@ -1,14 +1,14 @@
-"""The Concat-UNet [3.2], an ablation: one ordinary UNet on the clean view and the noisy target, stacked along channels.
+"""The Concat-UNet [3.2], an ablation: an ordinary UNet on the clean view and the noisy target, stacked along channels.
 
-Channels, blocks and their order are the X-UNet's; attention is self-attention alone, so that the frames meet in the
-first convolution and nowhere else. So do the cameras: the ray encodings of both frames, each with the learned position
-embedding and its own frame embedding, are stacked along channels, too. It is told the noise level of the target.
+Channels, blocks and their order are those of the X-UNet; attention is self-attention alone, so the frames meet only in
+the first convolution. The cameras meet the same way: the ray encodings of both frames, each with the learned position
+embedding and its frame embedding, are stacked along channels. The noise level is that of the target.
 
-By linearity, a convolution of stacked channels is the sum of one share for each frame. A sampler keeps the share of a
-known view, and that of a target camera.
+By linearity, a convolution of stacked channels is a sum with one term per frame. A sampler computes the terms of a
+known view and of a target camera once.
 
-At the paper's size it has 426,011,939 parameters: the X-UNet's, less those of cross-attention, is 420,696,611 (the
-paper's 421M); the first convolutions' channels for the second frame make up the rest.
+At the paper's size it has 426,011,939 parameters. The X-UNet without cross-attention has 420,696,611 (the paper's
+421M); the rest are the first convolutions' channels for the second frame.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from threedim.models.layers import conv3x3, frame_share
+from threedim.models.layers import frame_share
+from threedim.models.ops import conv3x3
 from threedim.models.unet import UNet
 
 
 class ViewShare(NamedTuple):
-    """What a clean view adds to the sums in ``denoise``.
+    """The terms of a clean view in ``denoise``.
 
     Attributes:
-      h: (batch, height, width, ch), its share of the first convolution.
-      pose: per level, (batch, h_i, w_i, emb_ch), its share of the pose embedding.
+      h: (batch, height, width, ch), its term of the first convolution.
+      pose: per level, (batch, h_i, w_i, emb_ch), its term of the pose embedding.
     """
 
     h: jax.Array
@@ -36,7 +37,7 @@ class ViewShare(NamedTuple):
 
 
 class StackedConv(nn.Module):
-    """One frame's share of a convolution 3x3 of two frames stacked along channels; that of frame 1 has the bias.
+    """One frame's term of a 3x3 convolution of two frames stacked along channels; that of frame 1 has the bias.
 
     Takes (batch, height, width, channel) to (batch, height, width, ``features``).
     """
@@ -62,7 +63,7 @@ class ConcatUNet(UNet):
         return StackedConv(self.ch, self.dtype)
 
     def encode_view(self, x: jax.Array, logsnr: jax.Array, pose: tuple[jax.Array, ...], *, train: bool) -> ViewShare:
-        del logsnr, train  # the frames share one noise level, the target's; there is no dropout before they meet
+        del logsnr, train  # the noise level is the target's; there is no dropout before the frames meet
         return ViewShare(self.conv_in(x, 0), pose)
 
     def denoise(

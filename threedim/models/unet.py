@@ -1,11 +1,11 @@
-"""What 3DiM's networks have in common: settings, layers, embeddings, and the order of blocks [7.1].
+"""The common part of 3DiM's networks: settings, layers, embeddings, and the order of blocks [7.1].
 
-A network takes a clean view (frame 0) and a noisy target (frame 1). It is written in parts whose composition is the
-whole, so that a sampler keeps what does not change between its steps:
+A network takes a clean view (frame 0) and a noisy target (frame 1). It is a composition of parts, so that a sampler can
+reuse what does not change between its steps:
 
 * ``embed_camera`` computes the pose embeddings of a camera;
-* ``encode_view`` all that is needed of a known view;
-* ``denoise`` the rest, at every step.
+* ``encode_view`` computes everything that ``denoise`` needs of a known view;
+* ``denoise`` computes the rest, at every step.
 """
 
 from __future__ import annotations
@@ -31,27 +31,26 @@ POSE_CHANNELS = 3 * (1 + 2 * ORIGIN_DEGREES) + 3 * (1 + 2 * DIRECTION_DEGREES)
 
 
 class UNet(nn.Module):
-    """Base of the networks. The defaults are those of the 471M model at 128 px; ``ch=448`` is the 1.3B model [7.1].
+    """Base class of the networks. The defaults are the 471M model at 128 px; ``ch=448`` is the 1.3B model [7.1].
 
     Attributes:
       image_size: height and width of the pictures in pixels, divisible by ``2 ** (len(ch_mult) - 1)``.
       ch: channels of the first level.
-      ch_mult: channels of each level as multiples of ``ch``.
+      ch_mult: channels of each level, as multiples of ``ch``.
       emb_ch: channels of the noise-level and pose embeddings.
       num_res_blocks: residual blocks per level on the way down; one more on the way up.
       attn_resolutions: resolutions in pixels at which blocks have attention.
       attn_heads: attention heads.
-      norm_groups: groups of the normalizations. Where a group is a single channel, a normalization takes away how
-        bright and of what color a picture is.
-      zero_init: whether the last convolution and each attention's last projection begin at zero [7.1], not at random.
+      norm_groups: number of groups of the normalizations. With one channel per group, normalization removes the
+        brightness and color of an image.
+      zero_init: whether the last convolution and the last projection of each attention start at zero [7.1].
       dropout: dropout rate in training.
-      remat: what is kept for the gradient: "none" keeps all that it needs; "blocks" of each block its input alone, and
-        computes the rest again; "all" does so too, and of each level's run of blocks, on the way down and on the way
-        up, keeps its inputs alone, of which the way up's are the level below and what the way down left for it.
-      dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are float32 in any case.
+      remat: rematerialization. "none" keeps all activations for the gradient; "blocks" keeps the input of each block
+        and recomputes the rest; "all" keeps the inputs of each level's sequence of blocks only.
+      dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are always float32.
 
     Raises:
-      ValueError: if the image size does not halve often enough, the dropout rate is not one, or ``remat`` is unknown.
+      ValueError: if the image size is not divisible, the dropout rate is out of range, or ``remat`` is unknown.
     """
 
     image_size: int = 128
@@ -67,7 +66,7 @@ class UNet(nn.Module):
     remat: Literal["none", "blocks", "all"] = "none"
     dtype: Any = jnp.float32
 
-    # Whether the frames are one picture with twice the channels, instead of two that meet in cross-attention.
+    # Whether the frames are stacked along channels, instead of meeting in cross-attention.
     stacked: ClassVar[bool]
 
     def setup(self):
@@ -92,7 +91,7 @@ class UNet(nn.Module):
             PoseConv(POSE_CHANNELS, self.emb_ch, 1 << level, self.dtype, self.stacked) for level in range(levels)
         ]
 
-        # The argument that is no array is ``train``; the module itself counts as the first.
+        # Argument 3 is ``train``; argument 0 is the module.
         remat = functools.partial(nn.remat, static_argnums=(3,)) if self.remat != "none" else lambda module: module
 
         def block(level: int) -> XUNetBlock:
@@ -126,11 +125,11 @@ class UNet(nn.Module):
         return [self.image_size >> level for level in range(len(self.ch_mult))]
 
     def first_conv(self) -> nn.Module:
-        """The convolution that the pictures enter by."""
+        """The first convolution."""
         raise NotImplementedError
 
     def encode_view(self, x: jax.Array, logsnr: jax.Array, pose: tuple[jax.Array, ...], *, train: bool) -> PyTree:
-        """Features of clean views (frame 0): all that ``denoise`` reads of them.
+        """Features of clean views (frame 0) for ``denoise``.
 
         Args:
           x: (batch, height, width, 3) in [-1, 1].
@@ -143,7 +142,7 @@ class UNet(nn.Module):
     def denoise(
         self, z: jax.Array, logsnr: jax.Array, target: tuple[jax.Array, ...], view: PyTree, *, train: bool
     ) -> jax.Array:
-        """The network's output for noisy targets, given the features of one clean view each.
+        """The network's output for noisy targets, each given the features of one clean view.
 
         Args:
           z: (batch, height, width, 3).
@@ -160,7 +159,7 @@ class UNet(nn.Module):
     def __call__(
         self, x: jax.Array, z: jax.Array, logsnr: jax.Array, camera: Camera, cond_mask: jax.Array, *, train: bool
     ) -> jax.Array:
-        """The network's output for the noisy frame: the composition of the parts.
+        """The network's output for the noisy frame.
 
         Args:
           x: clean views, (batch, height, width, 3) in [-1, 1].
@@ -173,14 +172,14 @@ class UNet(nn.Module):
         Returns:
           (batch, height, width, 3), float32.
         """
-        # With one kernel for both frames, its part for the positions and that part's gradient are computed once.
+        # Frames that share a kernel share the convolved position embedding, and its gradient.
         positions = None if self.stacked else self.embed_positions(0)
         pose, target = (self.embed_camera(camera[:, f], cond_mask, positions, frame=f) for f in range(2))
         view = self.encode_view(x, logsnr[:, 0], pose, train=train)
         return self.denoise(z, logsnr[:, 1], target, view, train=train)
 
     def embed_positions(self, frame: int) -> tuple[jax.Array, ...]:
-        """The part of the pose embeddings that no camera has a say in, per level (1, h_i, w_i, emb_ch).
+        """The part of the pose embeddings that does not depend on a camera, per level (1, h_i, w_i, emb_ch).
 
         It is the same for both frames, unless they are stacked.
         """
@@ -194,10 +193,10 @@ class UNet(nn.Module):
         Args:
           camera: cameras with axes (batch,).
           cond_mask: (batch,) bool; where False the ray encodings are zero (the learned embeddings stay).
-          positions: from ``embed_positions``, where they are there already.
+          positions: from ``embed_positions``; computed if None.
           frame: 0 for the clean view, 1 for the target.
         """
-        # All rays of a camera have one origin, its center.
+        # All rays of a camera start at its center.
         origin = encodings.posenc_nerf(camera.t, 0, ORIGIN_DEGREES)
         direction = encodings.posenc_nerf(camera.rays(self.image_size, self.image_size)[1], 0, DIRECTION_DEGREES)
         direction = jnp.where(cond_mask[:, None, None, None], direction, 0.0)
@@ -218,7 +217,7 @@ class UNet(nn.Module):
     def descend(
         self, h: jax.Array, emb: Sequence[jax.Array], levels: range, train: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Down through these levels; also what the way up will concatenate, ``h`` itself the first.
+        """The way down through ``levels``: the result, and the skip connections, the first of which is ``h``.
 
         ``emb[i]`` is the embedding of level i.
         """
@@ -230,7 +229,7 @@ class UNet(nn.Module):
     def ascend(
         self, h: jax.Array, emb: Sequence[jax.Array], levels: range, skips: list[jax.Array], train: bool
     ) -> jax.Array:
-        """Up through the levels that ``descend`` went down, and uses up its ``skips``."""
+        """The way up through ``levels``; consumes the ``skips`` of ``descend``."""
         for level in reversed(levels):
             taken = [skips.pop() for _ in self.up_blocks[level]]
             further = level > levels.start
@@ -239,14 +238,14 @@ class UNet(nn.Module):
         return h
 
     def _run(self, blocks: Callable[..., PyTree], arrays: tuple[PyTree, ...], rest: tuple[int, bool, bool]) -> PyTree:
-        """A level's run of blocks. With remat "all" its ``arrays`` are all that is kept of it for the gradient."""
+        """Runs the blocks of a level. With remat "all" only ``arrays`` are kept for the gradient."""
         if self.remat == "all":
-            static = range(1 + len(arrays), 1 + len(arrays) + len(rest))  # the module itself counts as the first
+            static = range(1 + len(arrays), 1 + len(arrays) + len(rest))  # argument 0 is the module
             blocks = nn.remat(blocks, static_argnums=tuple(static))
         return blocks(self, *arrays, *rest)
 
     def _level_down(self, h: jax.Array, emb: jax.Array, level: int, resample: bool, train: bool) -> list[jax.Array]:
-        """What comes out of the downsampling to this level, with ``resample``, and of each of its blocks."""
+        """The outputs of the downsampling to this level, with ``resample``, and of each of its blocks."""
         out = []
         if resample:
             h = self.down_samples[level - 1](h, emb, train)
@@ -265,19 +264,19 @@ class UNet(nn.Module):
         resample: bool,
         train: bool,
     ) -> jax.Array:
-        """Through this level's blocks, a skip each, and, with ``resample``, up to the next, whose ``emb`` is second."""
+        """The blocks of this level and, with ``resample``, the upsampling to the next one, whose ``emb`` is second."""
         for block, skip in zip(self.up_blocks[level], skips, strict=True):
             h = block(jnp.concatenate([h, skip], axis=-1), emb[0], train)
         return self.up_samples[level - 1](h, emb[1], train) if resample else h
 
     def put_out(self, h: jax.Array) -> jax.Array:
-        """From the last block to the output, float32."""
+        """The last normalization and convolution, float32."""
         return self.conv_out(nn.swish(self.norm_out(h)).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkDenoiser:
-    """A network as the sampler wants it (``threedim.sampling.Denoiser``)."""
+    """A network with the interface of ``threedim.sampling.Denoiser``."""
 
     network: UNet
     relative_poses: bool = False

@@ -1,13 +1,13 @@
-"""The X-UNet [2.3, 6, 7.1]: a UNet that runs two frames through the same weights and lets them meet in attention.
+"""The X-UNet [2.3, 6, 7.1]: a UNet that runs two frames through the same weights, with cross-attention between them.
 
-Frame 0 is the clean view, frame 1 the noisy target; only frame 1's output is read. The frames meet only in attention,
-so the network is written in two parts whose composition is the whole:
+Frame 0 is the clean view, frame 1 the noisy target; only frame 1's output is used. The frames meet only in attention,
+so the network has two parts:
 
 * ``encode_view`` takes one frame through the levels above the first one with attention;
-* ``denoise`` takes both frames through the levels with attention, and frame 1 alone back up to the picture.
+* ``denoise`` takes both frames through the levels with attention, and frame 1 alone back up to the output.
 
-What nobody reads is thus never computed (frame 0's way up above the last attention level), and a sampler keeps what
-does not change between its steps: each known view's features, and the target camera's pose embeddings.
+Frame 0's way up above the attention levels, which nothing reads, is never computed, and a sampler computes once what
+does not change between its steps: the features of each known view, and the pose embeddings of the target camera.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from threedim.models.unet import UNet
 
 
 class ViewFeatures(NamedTuple):
-    """What ``denoise`` needs to know of a clean view.
+    """Features of a clean view for ``denoise``.
 
     Attributes:
       h: (batch, h, w, channel), the frame at the first level with attention.
@@ -39,7 +39,7 @@ class XUNet(UNet):
     Attributes are those of ``UNet``; at ``attn_resolutions`` the frames meet.
 
     Raises:
-      ValueError: if the image size does not halve often enough, the frames never meet, or the dropout rate is not one.
+      ValueError: as for ``UNet``, and if no level has attention, so that the frames never meet.
     """
 
     stacked: ClassVar[bool] = False
@@ -72,13 +72,12 @@ class XUNet(UNet):
         emb = tuple(noise_emb + pose for pose in target)
         h, skips = self._to_meeting(z, emb, train)
 
-        # From here both frames run together, down to the middle and back up to the first level where they met.
+        # Both frames together, down to the middle and back up to the first level with attention.
         both = {level: fold_frames(view.emb[level - meet], emb[level]) for level in together}
         h, joint = self.descend(fold_frames(view.h, h), both, together, train)
         h = self.mid_block(h, both[together[-1]], train)
         h = self.ascend(h, both, together, joint, train)
 
-        # The clean frame has done its work.
         h = take_frame(h, 1)
         if meet:
             h = self.up_samples[meet - 1](h, emb[meet - 1], train)
@@ -86,7 +85,7 @@ class XUNet(UNet):
         return self.put_out(h)
 
     def _to_meeting(self, x: jax.Array, emb: tuple[jax.Array, ...], train: bool) -> tuple[jax.Array, list[jax.Array]]:
-        """One frame from the picture to the first level with attention, and what its way up will concatenate."""
+        """One frame from the image to the first level with attention, and its skip connections."""
         h, skips = self.descend(self.conv_in(x), emb, range(self.meet), train)
         if self.meet:
             h = self.down_samples[self.meet - 1](h, emb[self.meet], train)

@@ -85,22 +85,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
         # --- Open what the loop uses, and compile the step ---
         stop = stack.enter_context(distributed.StopSignal())
-        batches = pipeline.train_batches(
-            run.dataset,
-            batch_size=t.batch_size,
-            size=run.network.image_size,
-            seed=config.seed,
-            start_step=start,
-            rows=sharding.local_rows(run.mesh, t.batch_size),
-            num_workers=t.num_workers,
-        )
-        stack.callback(batches.close)
-        next_batch = functools.partial(_next_batch, batches, run)
+        lead = distributed.is_lead()
+        next_batch = _open_data(run, start, stack)
         preview = _preview(run) if t.sample_every else None
-        writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=distributed.is_lead()))
+        writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
         batch = next_batch()
         step_fn, cost = _compile(run, state, batch)
-        bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=distributed.is_lead()))
+        bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
         trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
         # --- Train ---
@@ -197,8 +188,20 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0
 
 
-def _next_batch(batches: pipeline.Batches, run: _Run) -> dict[str, jax.Array]:
-    return sharding.put_batch(next(batches), run.mesh, run.recipe.batch_size)
+def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[], dict[str, jax.Array]]:
+    """A function that returns the next batch on the devices, from that of step ``start`` on."""
+    batch_size = run.recipe.batch_size
+    batches = pipeline.train_batches(
+        run.dataset,
+        batch_size=batch_size,
+        size=run.network.image_size,
+        seed=run.config.seed,
+        start_step=start,
+        rows=sharding.local_rows(run.mesh, batch_size),
+        num_workers=run.config.train.num_workers,
+    )
+    stack.callback(batches.close)
+    return lambda: sharding.put_batch(next(batches), run.mesh, batch_size)
 
 
 def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], Cost]:
