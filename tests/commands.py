@@ -23,12 +23,11 @@ def flags_of(config):
 
 def start(mode, config, workdir, *more, devices=1):
     """Starts ``python -m threedim.main`` on some CPU devices."""
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    if devices > 1:  # flags are part of the compilation cache's keys
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "threedim.main", "--config=configs/base.py", f"--mode={mode}"]
+    command += ["--compilation_cache="]  # that of the tests
     command += [f"--workdir={workdir}", *flags_of(config), *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True)

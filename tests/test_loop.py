@@ -4,8 +4,10 @@ import json
 import re
 import signal
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import start
@@ -66,10 +68,10 @@ def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
 
 
 def test_a_change_can_be_accepted(tiny_config, run, capsys):
-    tiny_config.train.batch_size = 2
+    tiny_config.data.holdout_views = 1
     assert int(loop.train(tiny_config, run, allow_change=True).step) == 4
-    assert "changed since the run began: train.batch_size: 4 → 2" in capsys.readouterr().out
-    assert json.loads((run / "config.json").read_text())["config"]["train"]["batch_size"] == 2
+    assert "changed since the run began: data fingerprint: " in capsys.readouterr().out
+    assert json.loads((run / "config.json").read_text())["config"]["data"]["holdout_views"] == 1
 
 
 def test_a_damaged_checkpoint_is_an_error(tiny_config, run):
@@ -80,8 +82,13 @@ def test_a_damaged_checkpoint_is_an_error(tiny_config, run):
         loop.train(tiny_config, run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run):
-    tiny_config.train.learning_rate = 1e30
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run, monkeypatch):
+    def diverge(state, metrics, batch):
+        bad = jnp.where(state.step == 3, 3, metrics.first_bad_step)
+        return state.replace(step=state.step + 1), metrics.replace(first_bad_step=bad, steps=metrics.steps + 1)
+
+    cost = types.SimpleNamespace(flops=1.0, peak=None)
+    monkeypatch.setattr(loop, "_compile", lambda *args: (diverge, cost))
     with pytest.raises(loop.NonFiniteError, match=r"at step 4 .*last good checkpoint is step 2"):
         loop.train(tiny_config, run)
     assert not (run / "checkpoints/4").exists()
@@ -90,9 +97,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run):
 def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, capsys):
     before = loop.open_trained(run).params()
     m, t = tiny_config.model, tiny_config.train
-    m.ch_mult, m.attn_resolutions = (1, 1), (4,)
-    t.init_from, t.num_steps, t.learning_rate = str(run), 1, 0.0  # nothing is learned: what goes in comes out
-    state = loop.train(tiny_config, tmp_path / "deep")
+    m.ch_mult, m.attn_resolutions, t.init_from = (1, 1), (4,), str(run)
+
+    def begin(workdir):
+        with loop.Checkpoints(workdir, keep_last=1) as checkpoints:
+            state, start = loop._restore_or_begin(loop._check(tiny_config, workdir), checkpoints, False)
+            checkpoints.save(max(start, 1), state)
+            return state, start
+
+    state, start = begin(tmp_path / "deep")
+    assert start == int(state.step) == 0
     said = f"starting from {run}, trained for 2 steps at 8 px, with 1 fresh level(s) around it"
     assert said in capsys.readouterr().out
     for params in (state.params, state.ema_params):
@@ -100,9 +114,9 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
     assert np.any(state.params["conv_in"]["kernel"])
     # A run that has a checkpoint resumes, and does not start from other weights again.
     t.init_from = str(tmp_path / "gone")
-    assert int(loop.train(tiny_config, tmp_path / "deep").step) == 1
+    assert begin(tmp_path / "deep")[1] == 1
     with pytest.raises(MissingError, match="gone"):
-        loop.train(tiny_config, tmp_path / "other")
+        begin(tmp_path / "other")
     assert not (tmp_path / "other/config.json").exists()
 
 

@@ -54,7 +54,7 @@ def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
         open_trained("shapes65")
     with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
         open_trained("none.safetensors")
-    with pytest.raises(MissingError, match="no checkpoint in some/run"):
+    with pytest.raises(MissingError, match="no checkpoint in .*some/run"):
         open_trained("some/run")
     with pytest.raises(MissingError, match="no checkpoint of step 7"):
         open_trained(run, step=7)
@@ -65,7 +65,7 @@ def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
         open_trained(run)
     # A folder in the working directory comes before a packaged name.
     (tmp_path / "shapes64").mkdir()
-    with pytest.raises(MissingError, match="no checkpoint in shapes64"):
+    with pytest.raises(MissingError, match="no checkpoint in .*shapes64"):
         open_trained("shapes64")
 
 
@@ -92,7 +92,7 @@ def test_packaging(monkeypatch):
 def test_packaged_weights(name):
     found = open_trained(name)
     path = trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
-    assert path.stat().st_size <= LARGEST
+    assert path.stat().length <= LARGEST
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params()))
     config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]()
     fields = ("seed", "data", "model", "diffusion", "train.batch_size", "train.learning_rate", "train.ema_half_life")

@@ -14,6 +14,7 @@ Any field of the config can be set: --config.train.batch_size=64. See configs/ba
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 
 import jax
@@ -113,7 +114,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except OSError as error:
         if "Failed loading config file" not in str(error):
             raise
-        known = [str(path) for path in sorted(epath.Path("configs").glob("**/*.py")) if path.name[0] != "_"]
+        known = [str(path) for path in sorted(pathlib.Path("configs").rglob("*.py")) if path.name[0] != "_"]
         there = f"; available: {', '.join(known)}" if known else ""
         sys.exit(f"error: --config={config_flags.get_config_filename(flags.FLAGS['config'])}: no such file{there}")
     except flags.IllegalFlagValueError as error:

@@ -1,39 +1,35 @@
-"""Fréchet distance between the features of two sets of pictures, each seen once and never held whole: the FID."""
+"""Fréchet distance between the features of two sets of pictures, which are never held as a whole: the FID."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import warnings
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
-from etils import epath
 
-from threedim import files
-from threedim.errors import MissingError, UserError
+from threedim.errors import UserError
+from threedim.evaluation.metrics.batches import check_pictures, flat
 
 # Pictures whose features are held at once: merging costs a few passes over the matrix, whatever their number.
 _BLOCK_PICTURES = 1024
 
-# What the original code adds to the diagonals, and the imaginary part that it takes for rounding.
+# What the original code adds to the diagonals, and the imaginary part that it attributes to rounding.
 _DIAGONAL, _ROUNDING = 1e-6, 1e-3
 
 
 class FeatureMoments:
-    """Number, mean and covariance of feature vectors, in float64, from any number of parts in any order.
+    """Number, mean and covariance of feature vectors, in float64, from parts of any size in any order.
 
-    Every part is centered at its own mean before it is squared, and parts are merged by the difference of their means
-    (Chan et al. 1979), so nothing cancels as it would in a sum of squares. Parts may come from several processes:
-    `save` and `load` keep every bit, while JAX's gathering would make float32 of them.
+    Each part is centered at its own mean before it is squared, and parts are merged by the difference of their means
+    (Chan et al. 1979), which avoids the cancellation of a sum of squares.
 
     Attributes:
-      count: vectors seen.
+      count: number of vectors.
       mean: (feature,) float64.
-      scatter: (feature, feature) float64, sum over vectors of the outer product of their deviation from the mean.
+      scatter: (feature, feature) float64, the sum over vectors of the outer product of their deviation from the mean.
     """
 
     def __init__(self, num_features: int):
@@ -42,88 +38,37 @@ class FeatureMoments:
         self.scatter = np.zeros((num_features, num_features))
 
     def add(self, features: np.ndarray) -> None:
-        """Adds vectors (vector, feature).
-
-        Raises:
-          ValueError: if they have another number of features, or are not all finite (none of them is added then).
-        """
+        """Adds vectors (vector, feature); UserError if they have another number of features or are not finite."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise UserError(f"features are {features.shape}, must be (vector, {len(self.mean)})")
+            raise UserError(f"features must be (vector, {len(self.mean)}), got {features.shape}")
         features = features.astype(np.float64)
         if not np.isfinite(features).all():
-            raise UserError("features hold NaN or infinity; check the weights")
-        if len(features):
-            mean = features.mean(axis=0)
-            features -= mean
-            self._merge(len(features), mean, features.T @ features)
-
-    def merge(self, other: FeatureMoments) -> None:
-        """Adds all vectors that ``other`` has seen, and leaves ``other`` alone.
-
-        Raises:
-          ValueError: if they have another number of features.
-        """
-        if len(other.mean) != len(self.mean):
-            raise UserError(f"{len(other.mean)} features cannot be merged into {len(self.mean)}")
-        if other.count:
-            self._merge(other.count, other.mean, other.scatter)
-
-    def _merge(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        total = self.count + count
+            raise UserError("features have NaN or infinity; check the weights")
+        if not len(features):
+            return
+        mean = features.mean(axis=0)
+        features -= mean
+        total = self.count + len(features)
         shift = mean - self.mean
-        self.scatter += scatter
-        self.scatter += np.outer(shift, shift * (self.count * count / total))
-        self.mean += shift * (count / total)
+        self.scatter += features.T @ features
+        self.scatter += np.outer(shift, shift * (self.count * len(features) / total))
+        self.mean += shift * (len(features) / total)
         self.count = total
 
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance, (feature, feature) float64.
-
-        Raises:
-          ValueError: if fewer than 2 vectors have been seen.
-        """
+        """Unbiased covariance, (feature, feature) float64; UserError for fewer than 2 vectors."""
         if self.count < 2:
-            raise UserError(f"a covariance needs at least 2 pictures, not {self.count}")
+            raise UserError(f"a covariance needs at least 2 pictures, got {self.count}")
         return self.scatter / (self.count - 1)
-
-    def save(self, path: epath.PathLike) -> None:
-        """Writes them to a .npz, whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, count=self.count, mean=self.mean, scatter=self.scatter)
-        files.write_atomically(path, buffer.getvalue())
-
-    @classmethod
-    def load(cls, path: epath.PathLike) -> FeatureMoments:
-        """Reads what `save` wrote.
-
-        Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it holds something else.
-        """
-        if not epath.Path(path).is_file():
-            raise MissingError(f"{path}: no such file of feature moments")
-        try:
-            with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as arrays:
-                count, mean, scatter = (arrays[name] for name in ("count", "mean", "scatter"))
-        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: not a file of feature moments: {error}") from error
-        if count.shape != () or mean.ndim != 1 or scatter.shape != 2 * mean.shape or int(count) < 0:
-            raise UserError(
-                f"{path}: count {count.shape}, mean {mean.shape} and scatter {scatter.shape} do not belong together"
-            )
-        moments = cls(len(mean))
-        moments.count = int(count)
-        moments.mean, moments.scatter = mean.astype(np.float64), scatter.astype(np.float64)
-        return moments
 
 
 @dataclasses.dataclass(frozen=True)
 class FrechetDistance:
-    """A distance, and what must be said beside it.
+    """A distance and its warnings.
 
     Attributes:
       value: squared distance of the two normal distributions, at least 0; the FID for Inception features.
-      warnings: a sentence for everything that makes it less than exact; empty as a rule.
+      warnings: a sentence for everything that makes it inexact; usually empty.
     """
 
     value: float
@@ -133,15 +78,14 @@ class FrechetDistance:
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> FrechetDistance:
     """Squared Fréchet (2-Wasserstein) distance between normal distributions of the given moments (Heusel et al. 2017).
 
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, with SciPy's root of the product as in the original code. With no
-    more vectors than features the covariances are singular, and the root of a product with eigenvalues that rounding
-    made negative is complex: imaginary parts of up to 1e-3 on its diagonal are dropped, as in the original. Where the
-    root is not finite, 1e-6 is added to the diagonals of both covariances, as there, and a warning says so; the same
-    is done about a larger imaginary part, at which the original gives up. Rounding below 0 is returned as 0. Fewer
-    vectors give larger distances: compare only those of equal numbers. 2048 features take about 15 s of one core.
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, with SciPy's root of the product as in the original code. Imaginary
+    parts of up to 1e-3 on its diagonal, which rounding causes when covariances are singular, are dropped, as in the
+    original. If the root is not finite, or has a larger imaginary part, 1e-6 is added to the diagonals of both
+    covariances, with a warning. Negative results of rounding become 0. Fewer vectors give larger distances: compare
+    equal numbers only. 2048 features take about 15 s on one core.
 
     Raises:
-      ValueError: if the numbers of features differ, a set has fewer than 2 vectors, or no root is found.
+      UserError: if the numbers of features differ, a set has fewer than 2 vectors, or there is no root.
     """
     if len(first.mean) != len(second.mean):
         raise UserError(f"sets of {len(first.mean)} and {len(second.mean)} features cannot be compared")
@@ -172,9 +116,9 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> FrechetDi
 
 
 def _trace_of_root(first: np.ndarray, second: np.ndarray) -> float | None:
-    """None where there is no root, or it is not finite or not real."""
+    """None if there is no root, or it is not finite or not real."""
     with warnings.catch_warnings():
-        # Only that the product is singular, which is judged here by what comes of it.
+        # That the product is singular, which the result shows.
         warnings.simplefilter("ignore", scipy.linalg.LinAlgWarning)
         try:
             root = scipy.linalg.sqrtm(first @ second)
@@ -189,28 +133,18 @@ def _trace_of_root(first: np.ndarray, second: np.ndarray) -> float | None:
 class PictureMoments:
     """Moments of the features of pictures that come in batches; two of these make an FID.
 
-    ``frechet_distance(generated.moments, truth.moments)``, each fed by `add`.
+    Args:
+      extract: features (picture, feature) of (picture, height, width, 3) uint8, such as `inception.FeatureExtractor`.
+      num_features: of each picture.
     """
 
     def __init__(self, extract: Callable[[np.ndarray], np.ndarray], num_features: int):
-        """Sees no picture yet.
-
-        Args:
-          extract: features (picture, feature) of (picture, height, width, 3) uint8: an `inception.FeatureExtractor`,
-            which may serve any number of these.
-          num_features: of each picture.
-        """
         self._extract = extract
         self.moments = FeatureMoments(num_features)
 
     def add(self, images: np.ndarray) -> None:
-        """Adds pictures (..., height, width, 3) uint8; the sizes of batches mean nothing.
-
-        Raises:
-          ValueError: if they are of another shape or dtype.
-        """
-        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3:
-            raise UserError(f"pictures are {images.dtype} {images.shape}, must be uint8 (..., height, width, 3)")
-        images = images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])
+        """Adds pictures (..., height, width, 3) uint8, in batches of any size."""
+        check_pictures("fid: pictures", images)
+        images = flat(images)
         for start in range(0, len(images), _BLOCK_PICTURES):
             self.moments.add(self._extract(images[start : start + _BLOCK_PICTURES]))

@@ -1,9 +1,8 @@
-"""How close a picture is to the true one [3]."""
+"""PSNR and SSIM [3]."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import dm_pix
@@ -12,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from threedim.errors import UserError
+from threedim.evaluation.metrics.batches import Batches, check_pictures, flat
 
-# SSIM's Gaussian window and the constants that keep its quotient finite (Wang et al. 2004, section III).
+# SSIM's Gaussian window and constants (Wang et al. 2004, section III).
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
 
-# Pictures of one call on the device: 64 of up to 128 px, fewer of larger ones.
+# Pictures per call: 64 of up to 128 px, fewer of larger ones.
 _CHUNK_PICTURES, _CHUNK_PIXELS = 64, 2**20
 
 
@@ -27,10 +27,7 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
       images, truth: (..., height, width, 3) uint8.
 
     Returns:
-      (...,) float32; infinite where the pictures are equal.
-
-    Raises:
-      ValueError: if shapes or dtypes are not those.
+      (...,) float32; infinite for equal pictures.
     """
     _check_alike("psnr", images, truth)
     return _of_each_picture(dm_pix.psnr, images, truth)
@@ -39,34 +36,31 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Structural similarity of each picture (Wang et al. 2004): the mean over its colors and window positions.
 
-    The window is the original's Gaussian (11 px, sigma 1.5) and lies wholly inside the picture, so the outermost 5 px
-    count less than the rest. A uniform window would shift the result by up to 0.02.
+    The window is the original's Gaussian (11 px, sigma 1.5), entirely inside the picture. A uniform window would shift
+    the result by up to 0.02.
 
     Args:
       images, truth: (..., height, width, 3) uint8, at least 11 px high and wide.
 
     Returns:
-      (...,) float32 in [-1, 1]; 1 where the pictures are equal. Where a picture is flat and bright, rounding of its
-      variance moves the result by up to 2e-4, by a CPU's order of summing; elsewhere by some 1e-6.
+      (...,) float32 in [-1, 1]; 1 for equal pictures. In flat and bright pictures rounding changes the result by up to
+      2e-4, elsewhere by about 1e-6.
 
     Raises:
-      ValueError: if shapes or dtypes are not those.
+      UserError: if shapes or dtypes differ, or pictures are too small.
     """
     _check_alike("ssim", images, truth)
     height, width = images.shape[-3:-1]
     if min(height, width) < _WINDOW:
-        raise UserError(
-            f"ssim: pictures of {width} x {height} px are smaller than its window of {_WINDOW} px; use psnr for them"
-        )
+        raise UserError(f"ssim: pictures of {width} x {height} px are smaller than its window of {_WINDOW} px")
     return _of_each_picture(_ssim, images, truth)
 
 
 def _check_alike(name: str, images: np.ndarray, truth: np.ndarray) -> None:
-    alike = images.shape == truth.shape and images.dtype == truth.dtype == np.uint8
-    if not alike or images.ndim < 3 or images.shape[-1] != 3:
+    check_pictures(f"{name}: pictures", images)
+    if images.shape != truth.shape or truth.dtype != np.uint8:
         raise UserError(
-            f"{name}: {images.dtype} {images.shape} and {truth.dtype} {truth.shape} must be alike, and uint8 "
-            "(..., height, width, 3)"
+            f"{name}: {images.dtype} {images.shape} and {truth.dtype} {truth.shape} must have one shape and dtype"
         )
 
 
@@ -75,16 +69,16 @@ def _ssim(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _blur(images: jax.Array) -> jax.Array:
-    """The window's weighted means, (picture, height - 10, width - 10, channel).
+    """Weighted means over the window, (picture, height - 10, width - 10, channel).
 
-    dm_pix's own filter gives the same numbers; two products with band matrices are 5 to 10 times faster on a CPU.
+    The same numbers as dm_pix's own filter; two products with band matrices are 5 to 10 times faster on a CPU.
     """
     rows, columns = (_band(images.shape[axis]) for axis in (1, 2))
     return jnp.einsum("yh,xw,nhwc->nyxc", rows, columns, images, precision=jax.lax.Precision.HIGHEST)
 
 
 def _band(size: int) -> np.ndarray:
-    """(size - 10, size) float32: row i holds the window's weights from column i on."""
+    """(size - 10, size) float32: row i has the window's weights from column i on."""
     offset = np.arange(size)[None] - np.arange(size - _WINDOW + 1)[:, None]
     weights = np.exp(-0.5 * ((offset - _WINDOW // 2) / _SIGMA) ** 2) * ((offset >= 0) & (offset < _WINDOW))
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -96,16 +90,11 @@ def _chunk(metric: Callable, images: jax.Array, truth: jax.Array) -> jax.Array:
 
 
 def _of_each_picture(metric: Callable, images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """``metric`` of [0, 1] pictures, some at a time, so that only those are ever held as float."""
-    *leading, height, width, channels = images.shape
-    count = math.prod(leading)
-    images, truth = (each.reshape(count, height, width, channels) for each in (images, truth))
-    size = max(1, min(_CHUNK_PICTURES, _CHUNK_PIXELS // max(1, height * width)))
-    values = np.empty(count, np.float32)
-    for start in range(0, count, size):
-        stop = min(start + size, count)
-        # Filled up, so that there is one compiled program for a picture size, whatever the number of pictures.
-        fill = ((0, start + size - stop), (0, 0), (0, 0), (0, 0))
-        pair = (np.pad(each[start:stop], fill) for each in (images, truth))
-        values[start:stop] = _chunk(metric, *pair)[: stop - start]
+    """``metric`` of pictures in [0, 1], in chunks, so that only a chunk is held as float."""
+    leading, (height, width) = images.shape[:-3], images.shape[-3:-1]
+    images, truth = flat(images), flat(truth)
+    size = max(1, min(_CHUNK_PICTURES, _CHUNK_PIXELS // (height * width)))
+    values = np.empty(len(images), np.float32)
+    for rows, pair in Batches(size, jax.local_devices()[:1])(images, truth):
+        values[rows] = _chunk(metric, *pair)[: rows.stop - rows.start]
     return values.reshape(leading)

@@ -1,13 +1,12 @@
-"""Features of pictures by the network of the original FID code: Inception v3 as published in 2015 (Heusel et al. 2017).
+"""The network of the original FID code: Inception v3 as published in 2015 (Heusel et al. 2017).
 
-Other Inception networks, also those with the same layers, have other weights and give other distances: FIDs can be
-compared only between those taken with this one. Its weights are a download that nothing here makes for the user.
+Other Inception networks, even with the same layers, have other weights and give other distances: FIDs compare only if
+they were computed with this one. Its weights are a download.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,18 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import torch_files
+from threedim.evaluation.metrics.batches import Batches, check_pictures, flat
 
 NUM_FEATURES = 2048
 
 HOW_TO_GET_WEIGHTS = (
     "download https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth (about 95 MB); it is read without executing anything in it, and a .npz or "
-    ".safetensors with the same names does as well"
+    ".safetensors file with the same names works"
 )
 
 _SIDE = 299
@@ -41,10 +39,10 @@ _Layer = tuple[str, int, int | tuple[int, int]]
 
 
 class InceptionV3(nn.Module):
-    """The network up to its features ("pool3"); normalizations are part of the kernels and biases (`fold`).
+    """The network up to its features ("pool3"); `fold` has merged the normalizations into kernels and biases.
 
-    Modules have the names of the published weights. With ``mutable="intermediates"`` the maps after the first max
-    pool, the second, the last block at 17 x 17 and the last one at 8 x 8 are returned too, as block0 to block3.
+    Modules have the names of the published weights. With ``mutable="intermediates"`` the maps after the first and
+    second max pool, the last block at 17 x 17 and the last one at 8 x 8 are returned as block0 to block3.
     """
 
     @nn.compact
@@ -67,7 +65,7 @@ class InceptionV3(nn.Module):
         self.sow("intermediates", "block2", x)
         x = _Reduction8(name="Mixed_7a")(x)
         x = _Mixed8(_mean_pool, name="Mixed_7b")(x)
-        # A peculiarity of the published network: all its other blocks of this kind, and the paper's, pool by the mean.
+        # As published; the other blocks of this kind, and those of the paper, pool by the mean.
         x = _Mixed8(functools.partial(_max_pool, stride=1, padding="SAME"), name="Mixed_7c")(x)
         self.sow("intermediates", "block3", x)
         return x.mean(axis=(1, 2))
@@ -148,11 +146,11 @@ class _Mixed8(nn.Module):
 
 
 def _conv(x: jax.Array, layer: _Layer, stride: int = 1, padding: str | None = None) -> jax.Array:
-    """Convolution and ReLU; by default padded to keep the size, or not padded where it makes steps."""
+    """Convolution and ReLU; padded to keep the size, unless it is strided."""
     name, features, size = layer
     kernel = (size, size) if isinstance(size, int) else size
     padding = padding or ("SAME" if stride == 1 else "VALID")
-    # A TPU, or a GPU with TensorFloat32, would otherwise multiply with 8 to 11 bits.
+    # The default precision of a TPU, or of a GPU with TensorFloat32, has 8 to 11 bits.
     precision = jax.lax.Precision.HIGHEST
     return nn.relu(nn.Conv(features, kernel, stride, padding, precision=precision, name=name)(x))
 
@@ -172,12 +170,12 @@ def _max_pool(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Arra
 
 
 def _mean_pool(x: jax.Array) -> jax.Array:
-    """Mean over the 3 x 3 neighbors that are inside the map."""
+    """Mean over the 3x3 neighbors that are inside the map."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
 def prepare(images: jax.Array) -> jax.Array:
-    """The network's input: bilinearly resized, without smoothing when made smaller, as the original FID code does it.
+    """The network's input: resized bilinearly without antialiasing, as in the original FID code.
 
     Args:
       images: (batch, height, width, 3), uint8 in [0, 255] or float in [0, 1].
@@ -203,15 +201,15 @@ def entry_shapes() -> dict[str, tuple[int, ...]]:
             shapes[f"{layer}.conv.weight"] = (outputs, inputs, height, width)
             shapes |= dict.fromkeys((f"{layer}.bn.{part}" for part in _NORM_PARTS), (outputs,))
             shapes[f"{layer}.bn.num_batches_tracked"] = ()
-    # The classifier is behind the features, and not used.
+    # The classifier comes after the features and is not used.
     return shapes | {"fc.weight": (_NUM_CLASSES, NUM_FEATURES), "fc.bias": (_NUM_CLASSES,)}
 
 
 def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, Any]:
-    """Parameters of `InceptionV3` from the published weights' entries.
+    """Parameters of `InceptionV3` from the entries of the published weights.
 
     Raises:
-      ValueError: listing them, if entries are missing, left over or of a wrong shape; or if they are not finite.
+      UserError: if entries are missing, left over, of a wrong shape or not finite.
     """
     torch_files.check_entries(state, entry_shapes(), source)
     flat = {}
@@ -220,7 +218,7 @@ def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, 
             continue
         layer = name.removesuffix(".conv.weight")
         scale, shift, mean, variance = (np.asarray(state[f"{layer}.bn.{part}"], np.float64) for part in _NORM_PARTS)
-        # Also false for NaN, whose root would warn before the check below.
+        # Also false for NaN.
         if not (variance >= 0).all():
             raise UserError(f"{source}: {layer}.bn.running_var has negative or undefined values")
         scale = scale / np.sqrt(variance + _EPSILON)
@@ -233,64 +231,46 @@ def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, 
 
 
 def load_params(path: epath.PathLike) -> dict[str, Any]:
-    """Parameters of `InceptionV3` from a file of weights: `.pth`, `.npz` or `.safetensors`.
+    """Parameters of `InceptionV3` from a file: `.pth`, `.npz` or `.safetensors`.
 
     Raises:
-      FileNotFoundError: if there is no such file; the message says how to get it.
-      ValueError: if it is damaged, or holds something else.
+      MissingError: if it does not exist; the message says how to get it.
+      UserError: if it is damaged or holds something else.
     """
     if not epath.Path(path).is_file():
-        raise MissingError(f"{path}: no such file, so no FID; {HOW_TO_GET_WEIGHTS}")
+        raise MissingError(f"{path}: no such file, which the FID needs; {HOW_TO_GET_WEIGHTS}")
     return fold(torch_files.read_state_dict(path), str(path))
 
 
 _prepare = jax.jit(prepare)
 
 
-# Apart from the resizing, so that pictures of another size do not compile the network anew.
+# Separate from the resizing, so that pictures of another size do not recompile the network.
 @jax.jit
 def _features(params: Any, images: jax.Array) -> jax.Array:
     return InceptionV3().apply({"params": params}, images)
 
 
 class FeatureExtractor:
-    """Features of any number of pictures, some at a time, spread over this process's devices.
+    """Features of any number of pictures, in chunks, sharded over this process's devices.
 
-    Shows no progress: whoever has many pictures comes with some after others, and shows that.
+    Args:
+      params: from `load_params`.
+      chunk_size: pictures per device and call (about 40 MB each).
+      devices: all of this process if None.
     """
 
     num_features = NUM_FEATURES
 
     def __init__(self, params: Any, *, chunk_size: int = 32, devices: Sequence[jax.Device] | None = None):
-        """Puts the parameters on the devices.
-
-        Args:
-          params: from `load_params`.
-          chunk_size: pictures of one call on one device (about 40 MB each while they are computed).
-          devices: by default all of this process.
-        """
-        if chunk_size < 1:
-            raise UserError(f"chunk_size {chunk_size} must be at least 1")
-        devices = list(devices or jax.local_devices())
-        mesh = jax.sharding.Mesh(np.array(devices), ("picture",), axis_types=(AxisType.Auto,))
-        self._chunk_size = chunk_size * len(devices)
-        self._by_picture = NamedSharding(mesh, P("picture"))
-        self._params = jax.device_put(params, NamedSharding(mesh, P()))
+        self._batches = Batches(chunk_size, devices)
+        self._params = jax.device_put(params, self._batches.everywhere)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features (picture, 2048) float32 of pictures (..., height, width, 3) uint8, leading axes in row-major order.
-
-        Raises:
-          ValueError: if they are of another shape or dtype.
-        """
-        if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3 or 0 in images.shape[-3:]:
-            raise UserError(f"pictures are {images.dtype} {images.shape}, must be uint8 (..., height, width, 3)")
-        images = images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])
+        """Features (picture, 2048) float32 of pictures (..., height, width, 3) uint8, in row-major order."""
+        check_pictures("inception: pictures", images)
+        images = flat(images)
         features = np.empty((len(images), NUM_FEATURES), np.float32)
-        for start in range(0, len(images), self._chunk_size):
-            chunk = images[start : start + self._chunk_size]
-            # Filled up, so that there is one compiled program, whatever the number of pictures.
-            filled = np.pad(chunk, ((0, self._chunk_size - len(chunk)), (0, 0), (0, 0), (0, 0)))
-            found = _features(self._params, _prepare(jax.device_put(filled, self._by_picture)))
-            features[start : start + len(chunk)] = np.asarray(found)[: len(chunk)]
+        for rows, (chunk,) in self._batches(images):
+            features[rows] = np.asarray(_features(self._params, _prepare(chunk)))[: rows.stop - rows.start]
         return features
