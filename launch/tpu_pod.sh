@@ -43,7 +43,6 @@ opt_runtime_version="" opt_spot=false opt_create_flag=() opt_internal_ip=false o
 opt_poll_seconds=30 opt_grace_seconds=180 opt_max_restarts=3 opt_max_errors=20 opt_stop_seconds=600
 opt_delete_when_done=false opt_yes=false action=""
 parse "$@"
-
 worker_script=threedim/code/launch/worker.sh
 
 # on_workers WORKERS COMMAND: sets $ssh to the command that runs COMMAND there.
@@ -255,7 +254,7 @@ case $action in
   stop) on_workers all "bash $worker_script stop --timeout=$opt_stop_seconds" ;;
   delete)
     reply=y
-    $opt_yes || $opt_dry_run || read -r -p "Delete $opt_name and its VMs, including their disks? [y/N] " reply || reply=n
+    $opt_yes || $opt_dry_run || read -r -p "Delete $opt_name with its VMs and their disks? [y/N] " reply || reply=n
     [[ $reply == [yY]* ]] || fail "nothing was deleted"
     delete_resource
     ;;

@@ -10,7 +10,9 @@ does what $STANDIN (or $STANDIN_<process id>) says: finish, wait (for a signal, 
 die.
 """
 
-# ruff: noqa: PTH  (importing pathlib would double the time that each call takes)
+# Importing pathlib would double the time that each call takes.
+# ruff: noqa: PTH118, PTH119, PTH123
+
 import json
 import os
 import re

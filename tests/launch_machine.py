@@ -13,10 +13,9 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FAKES = ("gcloud", "xpk", "kubectl", "docker", "sbatch", "srun", "scontrol", "scancel", "uv", "python3")
 # Nothing else is on the PATH: an installed gcloud must not be called.
-TOOLS = (
-    "bash env sed grep tail tar gzip git sleep mktemp cat cp rm mkdir mv ln wc hostname dirname basename setsid nohup "
-    "tr cut sort touch seq"
-).split()  # noqa: SIM905
+NAMES = """bash env sed grep tail tar gzip git sleep mktemp cat cp rm mkdir mv ln wc hostname dirname basename setsid
+nohup tr cut sort touch seq"""
+TOOLS = NAMES.split()
 
 # The arguments of the program are hard to quote.
 PROGRAM = ["--config=configs/demo.py", "--mode=train", "--config.sample.input_views=(0,)", "--config.note=it's a $HOME"]
@@ -26,10 +25,10 @@ ON_GS = "--workdir=gs://bucket/cars"
 
 LOGIN = {"pattern": "auth list", "replies": [{"out": "me@example.com\n"}]}
 SSH = [{"pattern": f"tpu-vm {name}", "replies": [{"do": name}]} for name in ("ssh", "scp")]
-NEEDS = [
-    pytest.mark.skipif(sys.platform != "linux", reason="the scripts need GNU tools and /proc"),
-    pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason="bash, git or a GNU tool is missing"),
-]
+NEEDS = pytest.mark.skipif(
+    sys.platform != "linux" or any(shutil.which(tool) is None for tool in TOOLS),
+    reason="the scripts need Linux with bash, git and GNU tools",
+)
 
 
 def checkout(folder):
@@ -90,10 +89,8 @@ class Machine:
 
     def close(self):
         for process in self.started:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                stream.close()
+            with process:
+                process.kill()
 
     def wait_for(self, path, text='"argv"'):
         """Until a file has a text; by default, until the stand-in has installed its signal handlers."""
