@@ -1,77 +1,59 @@
 #!/usr/bin/env bash
-# The batch job that slurm_gpu.sh submits: starts the tasks, and puts itself back into the queue when they were stopped.
-# Slurm runs a copy of it, in the root of the checkout.
-#
-#   sbatch [FLAGS OF SBATCH] launch/slurm_job.sh --python=FILE --log_dir=FOLDER [--setup=COMMAND] \
-#       [--signal_seconds=N] [--dry_run] -- ARGS
+# The batch job that slurm_gpu.sh submits: runs the tasks, and requeues itself if they were stopped before the end.
+# Slurm runs a copy of this file, in the root of the checkout.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-opt_python=python3 opt_log_dir=logs opt_setup="" opt_signal_seconds=120
-parse "python log_dir setup signal_seconds" "" "" "$@"
-positive --signal_seconds "$opt_signal_seconds"
-: "${SLURM_JOB_ID:?is not set: this is to be run by sbatch; see launch/slurm_gpu.sh --help}"
-stem=$opt_log_dir/${SLURM_JOB_NAME:-threedim}-$SLURM_JOB_ID
-# One file an attempt: the line that says "stopped" must not be an old one.
+opt_python="" opt_log_dir="" opt_setup="" opt_signal_seconds=""
+parse "$@"
+stem=$opt_log_dir/$SLURM_JOB_NAME-$SLURM_JOB_ID
+# One file per attempt, so that the line that says "stopped" is not from an earlier one.
 output=$stem.${SLURM_RESTART_COUNT:-0}.out
 
-told=0 interrupted=0 timer=""
-# await calls it after a signal.
-on_interrupt() {
-  if ((!told)) || [[ -n $timer ]]; then return 0; fi
-  say "the job's time is nearly over, or it is to be preempted: telling the tasks to save"
-  # The steps alone get it; this script is no step.
-  scancel --signal=TERM "$SLURM_JOB_ID" || say "scancel failed; the tasks do not know"
-  # Tasks that take no notice must not use up the time in which the job can go back into the queue. srun's is step 0.
-  (
-    trap 'kill $! 2>/dev/null' TERM
-    sleep $((opt_signal_seconds * 3 / 4)) &
-    wait $! && scancel --signal=KILL "$SLURM_JOB_ID.0"
-  ) >/dev/null 2>&1 </dev/null &
-  timer=$!
+told=0
+# shellcheck disable=SC2329  # called by the trap
+tell_tasks() {
+  if ((told)); then return; fi
+  told=1
+  say "the time limit is near, or the job is being preempted: telling the tasks to save"
+  # Only the steps get the signal; this script is not one.
+  scancel --signal=TERM "$SLURM_JOB_ID" || say "scancel failed; the tasks were not told"
+  # Tasks that do not respond are killed while there is still time to requeue. srun's step is number 0.
+  set -m
+  (sleep $((opt_signal_seconds * 3 / 4)) && scancel --signal=KILL "$SLURM_JOB_ID.0") >/dev/null 2>&1 </dev/null &
+  trap 'kill -- -'$!' 2>/dev/null || true' EXIT
+  set +m
 }
-trap 'told=1 interrupted=1' USR1
-# Slurm sends this when it preempts or cancels, to the tasks as well: nothing to pass on, they are waited for.
-trap 'interrupted=1' TERM
 
-# The arguments may name modules and functions of this shell only.
-[[ -z $opt_setup ]] || eval "$opt_setup"
+trap tell_tasks USR1
+# When Slurm preempts or cancels a job, it sends SIGTERM to the tasks as well; this script waits for them.
+trap : TERM
+
+# May set up modules and functions in this shell.
+eval "$opt_setup"
 export PYTHONUNBUFFERED=1
-# Since Slurm 22.05 srun does not take it over from sbatch.
+# Since Slurm 22.05, srun does not take this over from sbatch.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-# A task that ends first does not take the others with it: they may be saving still. A lost peer ends them by itself.
-command=(srun --label --kill-on-bad-exit=0 --wait=180 --gpu-bind=none "--output=$output")
-command+=("$opt_python" -m threedim.main "${program_args[@]}")
-if ((dry_run)); then
-  run "${command[@]}"
-  exit 0
-fi
 say "attempt ${SLURM_RESTART_COUNT:-0} on ${SLURM_JOB_NODELIST:-this node}; output in $output"
 ln -sfn "$(basename "$output")" "$stem.out"
-"${command[@]}" &
-child=$!
-# The signal may have come before there was anybody to tell.
-on_interrupt
-await "$child"
-[[ -z $timer ]] || kill "$timer" 2>/dev/null || true
+# A task that exits first does not end the others, which may still be saving; they exit when they lose a peer.
+srun --label --kill-on-bad-exit=0 --wait=180 --gpu-bind=none "--output=$output" \
+  "$opt_python" -m threedim.main "${program_args[@]}" &
+await "$!"
 
-stopped=0
-if grep -Eq '^ *[0-9]+: stopped by SIG' "$output"; then
-  # Only 0 means that what it said was done.
-  if ((code == 0)); then stopped=1; fi
-elif ((code == 143 || (told && code != 0))); then
-  stopped=1
-fi
+# If the program says that it was stopped but exits with an error, it did not save.
+stopped=$((code == 0))
+grep -Esq '^ *[0-9]+: stopped by SIG' "$output" || stopped=$((code == 143 || (told && code != 0)))
 if ((!stopped)); then
   say "ended with exit status $code"
   exit "$code"
 fi
 if [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *JobState=CANCELLED* ]]; then
-  say "stopped because the job was cancelled; not queued again"
+  say "stopped because the job was cancelled; not requeued"
   exit 0
 fi
-say "stopped before it was done; back into the queue"
+say "stopped before it finished; requeueing"
 run scontrol requeue "$SLURM_JOB_ID"

