@@ -23,7 +23,7 @@ STAGES = ("cpu", "regression", "quarter", *GPU_STAGES)
 
 def get_config(stage: str = "cpu"):
     if stage not in STAGES:
-        raise ValueError(f"shapes64 is for {', '.join(STAGES)}, not for {stage!r}: --config=configs/shapes64.py:gpu")
+        raise UserError(f"shapes64 is for {', '.join(STAGES)}, not for {stage!r}: --config=configs/shapes64.py:gpu")
     c = shapes16.get_config()
     d = c.data
     d.dir, d.pose = "data/shapes64", "relative"

@@ -42,11 +42,15 @@ MISTAKES = [
         ("--config=configs/nope.py", "--mode=train"),
         "--config=configs/nope.py: no such file; available: configs/",
     ),
-    ((DEMO, "--mode=train", "--config.train.batchsize=3"), "no field 'batchsize'; the fields are: adam_b1, adam_b2, "),
+    (
+        (DEMO, "--mode=train", "--config.train.batchsize=3"),
+        "config.train has no field 'batchsize'; its fields are: adam_b1, adam_b2, ",
+    ),
     (
         (DEMO, "--mode", "train", "--config.seeds", "3"),
-        "--config.seeds: no field 'seeds'; the fields are: data, ",
+        "--config.seeds: config has no field 'seeds'; its fields are: data, ",
     ),
+    ((DEMO, "--mode=train", "--config.seed.x=3"), "config.seed has no field 'x'; its fields are: none"),
     (("--config=configs/ablations/regression.py:x", "--mode=train"), "error: --config: "),
     ((DEMO, "--mode=train", "--config.train.batch_size=x"), "--config.train.batch_size=x"),
     ((DEMO, "--mode=train", "--workdir=x", "--config.mesh.cpu_devices=-1"), "error: mesh.cpu_devices must be 0 or"),

@@ -125,12 +125,24 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"error: --config: {message}")
     except flags.Error:
         return app.parse_flags_with_usage(argv)
-    except AttributeError as error:
-        # Of a ConfigDict without the field that a flag names.
-        flag = next((a for a in argv if error.name in a.split("=")[0].split(".")), None)
-        if flag is None or not isinstance(error.obj, ml_collections.ConfigDict):
-            raise
-        sys.exit(f"error: {flag}: no field {error.name!r}; the fields are: {', '.join(sorted(error.obj))}")
+    except (AttributeError, KeyError):
+        if problem := _unknown_field(argv):
+            sys.exit(f"error: {problem}")
+        raise
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    """The first flag that names no field of the config, and the fields that there are."""
+    flag = flags.FLAGS["config"]
+    config = flag.parser.parse(flag.config_filename)
+    for argument in argv:
+        node, path = config, argument.lstrip("-").partition("=")[0].split(".")
+        for depth, part in enumerate(path[1:] if path[0] == "config" else [], start=1):
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                fields = ", ".join(sorted(node)) if isinstance(node, ml_collections.ConfigDict) else "none"
+                return f"{argument}: {'.'.join(path[:depth])} has no field {part!r}; its fields are: {fields}"
+            node = node[part]
+    return None
 
 
 def run() -> None:

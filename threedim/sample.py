@@ -30,6 +30,7 @@ from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.output import animations, sheets
+from threedim.output.claim import check_claim, read_json
 from threedim.progress import progress
 from threedim.sampling import Sampler
 from threedim.tasks import Task, Views, make_tasks
@@ -129,16 +130,9 @@ def _claim(
     settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     path = out / "samples.json"
-    if path.exists():
-        content = json.loads(path.read_text())
-        config_lib.refuse(
-            f"{out} holds views that were sampled with other settings",
-            config_lib.differences(content["settings"], settings),
-            "Choose another folder with --config.sample.out=FOLDER, or delete this one.",
-        )
-        objects = content["objects"] | objects
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and has no samples.json; choose another --config.sample.out")
+    content = read_json(path) if path.exists() else {"settings": None, "objects": {}}
+    check_claim(path, content["settings"], settings, "views sampled with", "--config.sample.out=FOLDER")
+    objects = content["objects"] | objects
     if distributed.is_lead():
         files.write_atomically(path, json.dumps({"settings": settings, "objects": objects}, indent=2) + "\n")
 

@@ -3,6 +3,7 @@
 import ml_collections
 
 from configs import demo, shapes16, srn_cars, srn_chairs_star
+from threedim.errors import UserError
 
 _BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}
 
@@ -14,5 +15,5 @@ def whole_model(data: str) -> ml_collections.ConfigDict:
       ValueError: if there is no data of this name.
     """
     if data not in _BY_NAME:
-        raise ValueError(f"there are ablations for the data {', '.join(sorted(_BY_NAME))}, not for {data!r}")
+        raise UserError(f"there are ablations for the data {', '.join(sorted(_BY_NAME))}, not for {data!r}")
     return _BY_NAME[data].get_config()

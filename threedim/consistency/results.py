@@ -1,7 +1,8 @@
-"""The folder of a 3D consistency score: what decides its figures, what is done, and ``results.json``.
+"""The output folder of a 3D consistency score.
 
-``settings.json`` holds what decides all figures; ``NAME/row.json`` what a row is taken of; ``NAME/scores``,
-``NAME/strips`` and ``NAME/renders`` have a file or folder for each object; ``NAME/fid.json`` the FID of the row.
+``settings.json`` holds the settings that all figures depend on; ``NAME/row.json`` the views of a row; ``NAME/scores``,
+``NAME/strips`` and ``NAME/renders`` a file or folder per object; ``NAME/fid.json`` the FID of the row; ``results.json``
+everything together.
 """
 
 from __future__ import annotations
@@ -15,30 +16,35 @@ import jax
 import numpy as np
 from etils import epath
 
+from threedim import config as config_lib
 from threedim import files
 from threedim.consistency.field import FieldSettings
-from threedim.consistency.held_out import Row, ScoredObject, fingerprint, load_json, load_views
+from threedim.consistency.rows import Row, ScoredObject
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
 from threedim.evaluation.scores import Extractor
+from threedim.output.claim import check_claim, read_json
 from threedim.progress import progress
 
-_NO_FID = (
-    "null where it was not taken: name the weights with --inception=FILE (fits that are done stay); "
-    + inception.HOW_TO_GET_WEIGHTS
+_MEASURE = (
+    "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; input_psnr: the "
+    "field's render from the input camera against the input view, which it was fitted to"
 )
+_NO_FID = f"null without weights: --inception=FILE adds it (finished fits are kept); {inception.HOW_TO_GET_WEIGHTS}"
+# They depend on the machine, and are listed among the settings.
+_MACHINE_SETTINGS = ("rays_per_step", "rays_per_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """Everything that decides a score beside the views.
+    """Everything that a score depends on besides the views.
 
     Attributes:
       field: of the fits.
-      input_views: numbers of the views that the others were drawn from; never set aside.
-      size: pixels that views are averaged down to; 0 leaves them as they are.
-      seed: of the fits. The held-out views have no seed: they are drawn once and for all.
+      input_views: numbers of the views that the others were sampled from; never held out.
+      size: pixels that views are averaged down to; 0 keeps their size.
+      seed: of the fits. The choice of held-out views has no seed: it is fixed.
     """
 
     field: FieldSettings
@@ -58,66 +64,43 @@ def strip_path(row: epath.Path, name: str) -> epath.Path:
 
 
 def save(path: epath.Path, content: Any) -> None:
-    """Writes a file of results."""
+    """Writes a JSON file."""
     files.write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def claim(path: epath.Path, content: dict[str, Any], problem: str) -> None:
-    """Writes what decides the results here, or checks that it is what it was.
-
-    Raises:
-      ValueError: if it is not, or the folder holds something else.
-    """
-    now = json.loads(json.dumps(content))
-    if not path.exists():
-        if path.parent.exists() and any(not child.name.startswith(".") for child in path.parent.iterdir()):
-            raise UserError(f"{path.parent} is not empty and holds no {path.name}; choose another --out")
-        save(path, now)
-        return
-    before, now = _flat(load_json(path)), _flat(now)
-    changed = [f"{k}: {before.get(k)} → {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
-        raise UserError(f"{path.parent} {problem} (then → now): {'; '.join(changed)}; choose another --out")
-
-
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in content.items():
-        flat |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
-    return flat
+def claim(path: epath.Path, content: dict[str, Any], what: str) -> None:
+    """Writes the settings of a folder, or raises `UserError` if it holds results of others."""
+    check_claim(path, read_json(path) if path.exists() else None, content, what, "--out")
+    save(path, config_lib.plain(content))
 
 
 def is_done(out: epath.Path, row: Row, one: ScoredObject) -> bool:
-    """Whether an object has its score.
-
-    Raises:
-      ValueError: if it is the score of other views.
-    """
+    """Whether an object has its score; `UserError` if it is that of other views."""
     path = score_path(out / row.name, one.folder.name)
     if not path.exists():
         return False
-    if load_json(path).get("views_sha256") != fingerprint(one):
+    if read_json(path).get("views_sha256") != one.fingerprint():
         raise UserError(
-            f"{path} is the score of other views than {one.folder} holds now; delete it or choose another --out"
+            f"{path} is the score of other views than {one.folder} holds; delete it or choose another --out"
         )
     return True
 
 
 def take_fid(out: epath.Path, row: Row, extract: Extractor, weights: dict[str, str] | None) -> None:
-    """FID between the held-out views of all the row's scored objects and the fields' renders [7.4].
+    """FID between the held-out views of the row's scored objects and the fields' renders [7.4].
 
     Args:
       out: folder of the results.
-      row: whose objects are scored; those that are not are left out.
+      row: the row.
       extract: features.
-      weights: what they were computed with.
+      weights: name and sha256 of the file that they were computed with.
     """
     folder = out / row.name
     scored = [one for one in row.objects if score_path(folder, one.folder.name).exists()]
-    sets = [fid.PictureMoments(extract, extract.num_features) for _ in "ab"]
+    sets = [fid.PictureMoments(extract, extract.num_features) for _ in range(2)]
     with progress(len(scored), desc=f"FID, {row.name}") as bar:
         for one in scored:
-            pictures, _, _, held_out = load_views(one)
+            pictures, _, _, held_out = one.views()
             renders, _ = srn.read_object(folder / "renders" / one.folder.name).decode()
             sets[0].add(renders)
             sets[1].add(pictures[held_out])
@@ -127,44 +110,34 @@ def take_fid(out: epath.Path, row: Row, extract: Extractor, weights: dict[str, s
     save(folder / "fid.json", about | {"of": _digest(_objects(folder))})
 
 
-def _objects(row: epath.Path) -> dict[str, Any]:
-    return {path.stem: load_json(path) for path in sorted((row / "scores").glob("*.json"))}
-
-
-def _digest(objects: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()
-
-
 def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
-    """``results.json`` from every row that the folder has, of this call or of earlier ones."""
-    rows = {}
-    for path in sorted(out.glob("*/row.json")):
-        objects, fid = _objects(path.parent), {"fid": None}
-        if (path.parent / "fid.json").exists():
-            taken = load_json(path.parent / "fid.json")
-            # Not that of other objects than the row has now.
-            if taken.pop("of", None) == _digest(objects):
-                fid = taken
-        means = ("psnr", "ssim", "input_psnr")
-        rows[path.parent.name] = {
-            **load_json(path),
-            "num_objects": len(objects),
-            **{name: float(np.mean([one[name] for one in objects.values()])) for name in means},
-            **fid,
-            "objects": objects,
-        }
-    frozen = dataclasses.asdict(FieldSettings())
-    # How many rays a step takes is a matter of the machine, and stands among the settings.
-    free = ("rays_per_step", "rays_per_chunk")
-    changed = {k: v for k, v in dataclasses.asdict(settings.field).items() if v != frozen[k] and k not in free}
+    """Writes ``results.json`` from all rows of the folder, also those of earlier calls."""
+    rows = {path.parent.name: _row(path) for path in sorted(out.glob("*/row.json"))}
+    frozen, now = dataclasses.asdict(FieldSettings()), dataclasses.asdict(settings.field)
     results = {
-        "measure": "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; "
-        "input_psnr: the field's render from the input camera against the input view, which it was fitted to",
+        "measure": _MEASURE,
         "settings": {**dataclasses.asdict(settings), "input_views": list(settings.input_views)},
-        "not_the_frozen_settings": changed,
+        "not_the_frozen_settings": {k: v for k, v in now.items() if v != frozen[k] and k not in _MACHINE_SETTINGS},
         "fid": _NO_FID,
         "jax_backend": jax.default_backend(),
         "rows": rows,
     }
     save(out / "results.json", results)
     return results
+
+
+def _row(path: epath.Path) -> dict[str, Any]:
+    objects, fid_path = _objects(path.parent), path.parent / "fid.json"
+    distance = read_json(fid_path) if fid_path.exists() else {}
+    # The FID of other objects than the row has now does not count.
+    distance = distance if distance.pop("of", None) == _digest(objects) else {"fid": None}
+    means = {name: float(np.mean([one[name] for one in objects.values()])) for name in ("psnr", "ssim", "input_psnr")}
+    return {**read_json(path), "num_objects": len(objects), **means, **distance, "objects": objects}
+
+
+def _objects(row: epath.Path) -> dict[str, Any]:
+    return {path.stem: read_json(path) for path in sorted((row / "scores").glob("*.json"))}
+
+
+def _digest(objects: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(objects, sort_keys=True).encode()).hexdigest()

@@ -1,15 +1,15 @@
-"""3D consistency score [4, 7.4]: do the views of an object, from whatever method, show one and the same object?
+"""3D consistency score [4, 7.4]: do the views of an object, sampled by any method, show one object?
 
     python -m threedim.evaluation.consistency --views DIR [--views NAME=DIR2 ...] --out FOLDER
 
-fits one neural field per object to its views, a tenth of them set aside, and compares the field's renders with the
-views that were set aside: those of the same folder, never the truth. Folders are in SRN format. ``FOLDER`` gets
-``results.json``, a line for each folder there is, and for each folder ``NAME/scores/<object>.json`` (figures of every
-view), ``NAME/strips/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN
-format). The same command goes on after an interruption; other settings need another folder.
+fits one neural field per object to its views, except for a tenth that is held out, and compares the field's renders
+with the held-out views of the same folder, never with the ground truth. Folders are in SRN format. ``FOLDER`` gets
+``results.json``, with a row for each folder, and per folder ``NAME/scores/<object>.json`` (figures of every view),
+``NAME/strips/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN format).
+The same command resumes after an interruption; other settings need another folder.
 
-Beside the score stands how well the field's render from the input camera agrees with the input view: views may agree
-with each other, and yet show another object than the one that was asked for.
+A second figure is how well the field's render from the input camera agrees with the input view: views may agree with
+each other and yet show another object than the given one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,34 +28,30 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from threedim import provenance
-from threedim.consistency import field, fit
-from threedim.consistency import results as results_folder
-from threedim.consistency.field import FieldSettings
+from threedim import errors, pixels, provenance
+from threedim.cameras import Camera
+from threedim.consistency import field as field_lib
+from threedim.consistency import fit
+from threedim.consistency import results as results_lib
+from threedim.consistency.field import Bounds, FieldSettings
 from threedim.consistency.fit import Rays
-from threedim.consistency.held_out import (
-    ScoredObject,
-    default_inputs,
-    fingerprint,
-    load_views,
-    named_folders,
-    read_row,
-    sampled_inputs,
-)
 from threedim.consistency.results import ScoreSettings
+from threedim.consistency.rows import Row, ScoredObject, default_inputs, named_folders, read_row, sampled_objects
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.metrics import inception
 from threedim.evaluation.scores import Extractor
-from threedim.output import images as images_lib
+from threedim.output import sheets
 from threedim.progress import progress
 
-# Random rays of a step where all pixels would take hours.
+# Rays per step on a CPU, where all pixels would take hours.
 CPU_RAYS_PER_STEP = 1536
-# Of a render that equals the view to the last bit, whose PSNR is infinite, which JSON has no number for.
+# The PSNR of a render that equals the view, which is infinite.
 _MAX_PSNR = 100.0
 _STRIP_VIEWS, _DIFFERENCE_GAIN = 4, 4
+
+Job = tuple[Row, ScoredObject]
 
 
 def score(
@@ -72,56 +67,45 @@ def score(
     weights: epath.PathLike | None = None,
     extract: Extractor | None = None,
 ) -> dict[str, Any]:
-    """Scores folders of objects; what the module's docstring says is written to ``out``.
+    """Scores folders of objects and writes the files that the module's docstring lists.
 
     Args:
-      views: folders in SRN format, "DIR" or "NAME=DIR"; the name of a row is the folder's unless given. Where a folder
-        was written by ``--mode=sample``, samples.json beside it says which number each view has.
+      views: folders in SRN format, "DIR" or "NAME=DIR"; the name of a row defaults to the folder's. The samples.json of
+        ``--mode=sample`` beside a folder gives the numbers of the views.
       out: folder of the results.
-      field, input_views, size, seed: as in `ScoreSettings`. Input views are, unless given, those of the first
-        samples.json, or else view 64, or else 0.
+      field, input_views, size, seed: as in `ScoreSettings`. Input views default to those of the first samples.json, or
+        view 64, or 0.
       max_objects: if positive, only that many objects of each folder, the first by a hash of their names.
       objects_at_once: fields fitted side by side, on an accelerator with room for them.
-      weights: file with the weights of the FID's network; without it there is no FID.
+      weights: file with the weights of the FID's network; without it the FID is left out.
       extract: features for the FID instead of those.
 
     Returns:
       The content of results.json.
 
     Raises:
-      FileNotFoundError, BadObjectError: if a folder is absent or not in SRN format.
-      ValueError: if ``out`` holds scores made with other settings or of other views; if two rows have one name; if
-        views were drawn from other input views than those given.
+      MissingError, BadObjectError: if a folder does not exist or is not in SRN format.
+      UserError: if ``out`` holds scores made with other settings or of other views, two rows have one name, or views
+        were sampled from other input views than those given.
     """
+    # Check everything before the fits, which take long.
     if objects_at_once < 1 or max_objects < 0 or size < 0:
         raise UserError(
             f"objects_at_once must be positive, max_objects and size not negative; got {objects_at_once}, "
             f"{max_objects}, {size}"
         )
-    # Before anything is fitted, which takes long.
     params = inception.load_params(weights) if weights and not extract else None
-    named = named_folders(views)
-    if input_views is None:
-        input_views = next((inputs for _, folder in named if (inputs := sampled_inputs(folder))), None)
-    rows = [read_row(name, folder, input_views, size) for name, folder in named]
-    if input_views is None:
-        defaults = {default_inputs(len(one.numbers)) for row in rows for one in row.objects}
-        if len(defaults) > 1:
-            raise UserError("objects have more and fewer than 65 views: say with --input_view which is the input")
-        (input_views,) = defaults
+    rows, input_views = _read_rows(views, input_views, size)
     settings = ScoreSettings(field, tuple(int(view) for view in input_views), size, seed)
     out = epath.Path(out)
-    results_folder.claim(out / "settings.json", dataclasses.asdict(settings), "was scored with other settings")
+    results_lib.claim(out / "settings.json", dataclasses.asdict(settings), "scores made with")
     for row in rows:
         about = {"views": str(row.folder), "bounds": row.bounds._asdict()}
-        results_folder.claim(out / row.name / "row.json", about, "is of other views")
+        results_lib.claim(out / row.name / "row.json", about, "scores of other views, with")
 
-    jobs = []
-    for row in rows:
-        chosen = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
-        chosen = chosen[:max_objects] if max_objects else row.objects
-        jobs += [(row, one) for one in chosen]
-    todo = [job for job in jobs if not results_folder.is_done(out, *job)]
+    # Fit and score what is not finished.
+    jobs = [(row, one) for row in rows for one in _chosen(row, max_objects)]
+    todo = [job for job in jobs if not results_lib.is_done(out, *job)]
     steps = field.num_steps
     with progress(len(jobs) * steps, initial=(len(jobs) - len(todo)) * steps, desc="fitting, steps") as bar:
         done = bar.initial
@@ -132,18 +116,40 @@ def score(
 
             _score_batch(out, batch, objects_at_once, settings, on_step)
             done += steps * len(batch)
-    identity = provenance.file_identity(weights) if weights else None
+
+    # FID, and all rows together.
     if params is not None:
         extract = inception.FeatureExtractor(params)
     if extract is not None:
+        identity = provenance.file_identity(weights) if weights else None
         for row in rows:
-            results_folder.take_fid(out, row, extract, identity)
-    return results_folder.collect(out, settings)
+            results_lib.take_fid(out, row, extract, identity)
+    return results_lib.collect(out, settings)
 
 
-def _batches(jobs, size):
+def _read_rows(views: Sequence[str], input_views: Sequence[int] | None, size: int) -> tuple[list[Row], Sequence[int]]:
+    """The rows, and the numbers of the input views."""
+    named = named_folders(views)
+    if input_views is None:
+        samples = (sampled_objects(folder) for _, folder in named)
+        input_views = next((list(inputs) for each in samples for inputs, _ in each.values()), None)
+    rows = [read_row(name, folder, input_views, size) for name, folder in named]
+    if input_views is None:
+        defaults = {default_inputs(len(one.numbers)) for row in rows for one in row.objects}
+        if len(defaults) > 1:
+            raise UserError("some objects have more than 64 views and others fewer: set --input_view")
+        (input_views,) = defaults
+    return rows, input_views
+
+
+def _chosen(row: Row, max_objects: int) -> list[ScoredObject]:
+    by_hash = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
+    return by_hash[:max_objects] if max_objects else row.objects
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     """Objects of one row, number of views and picture size, which one program can fit side by side."""
-    groups: dict[Any, list[Any]] = {}
+    groups: dict[Any, list[Job]] = {}
     for row, one in jobs:
         groups.setdefault((row.name, len(one.numbers), one.pixels), []).append((row, one))
     for group in groups.values():
@@ -151,69 +157,74 @@ def _batches(jobs, size):
             yield group[start : start + size]
 
 
-# ------------------------------------------------------------------------------------------------------------- scoring
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring
 
 
-def _score_batch(out, batch, width, settings: ScoreSettings, on_step) -> None:
+def _score_batch(
+    out: epath.Path, batch: list[Job], width: int, settings: ScoreSettings, on_step: Callable[[int], None]
+) -> None:
+    """Fits and scores up to ``width`` objects side by side."""
     began, bounds = time.monotonic(), batch[0][0].bounds
-    loaded = [load_views(one) for _, one in batch]
+    loaded = [one.views() for _, one in batch]
     keys = [_key(one.folder.name, settings.seed) for _, one in batch]
-    # Filled up, so that there is one compiled program.
-    filled = [(*loaded, *[loaded[0]] * width)[index] for index in range(width)]
-    filled_keys = [(*keys, *[keys[0]] * width)[index] for index in range(width)]
-    rays = [_rays(pictures[training], cameras[training]) for pictures, cameras, training, _ in filled]
+    # Padded, so that one program is compiled.
+    padded, padded_keys = ((each + each[:1] * width)[:width] for each in (loaded, keys))
+    rays = [_rays(pictures[training], cameras[training]) for pictures, cameras, training, _ in padded]
     fields = fit.fit(
-        jnp.stack(filled_keys),
+        jnp.stack(padded_keys),
         jax.tree.map(lambda *leaves: np.stack(leaves), *rays),
         bounds,
         settings.field,
         lambda steps, _: on_step(steps),
     )
-    seconds = time.monotonic() - began
-    for index, ((row, one), (pictures, cameras, _, held_out)) in enumerate(zip(batch, loaded, strict=True)):
-        field, held, seen_by = (
-            jax.tree.map(lambda leaf, i=index: leaf[i], fields),
-            pictures[held_out],
-            cameras[held_out],
-        )
-        renders, rendering = _render(field, held, seen_by, bounds, settings)
-        psnr = _psnr(renders, held)
-        ssim = image_metrics.ssim(renders, held)
-        inputs = [one.numbers.index(view) for view in settings.input_views]
-        from_input, _ = _render(field, pictures[inputs], cameras[inputs], bounds, settings)
-        folder, name = out / row.name, one.folder.name
-        kept = folder / "renders" / name
-        if kept.exists():  # of an attempt that did not get to the end
-            kept.rmtree()
-        srn.write_object(kept, renders, seen_by)
-        images_lib.save_png(results_folder.strip_path(folder, name), _strip(one, held, renders, rendering))
-        figures = {
-            "views_sha256": fingerprint(one),
-            "num_views": len(one.numbers),
-            "held_out": list(one.held_out),
-            "psnr": float(np.mean(psnr, dtype=np.float64)),
-            "ssim": float(np.mean(ssim, dtype=np.float64)),
-            "psnr_of_view": [float(value) for value in psnr],
-            "ssim_of_view": [float(value) for value in ssim],
-            "input_psnr": float(np.mean(_psnr(from_input, pictures[inputs]), dtype=np.float64)),
-            "fit_seconds": round(seconds / len(batch), 2),
-        }
-        # Last, because an object that has it is finished.
-        results_folder.save(results_folder.score_path(folder, name), figures)
+    seconds = (time.monotonic() - began) / len(batch)
+    for index, ((row, one), views) in enumerate(zip(batch, loaded, strict=True)):
+        fitted = jax.tree.map(lambda leaf, i=index: leaf[i], fields)
+        _write_score(out / row.name, one, views, fitted, bounds, settings, seconds)
 
 
-def _render(field, pictures: np.ndarray, cameras, bounds, settings: ScoreSettings):
-    """What the field shows from these cameras, (view, height, width, 3) uint8, and all that is known of each pixel."""
-    target = _rays(pictures, cameras)
-    rendering = field.render(field, target.origins, target.directions, bounds, settings.field)
-    return images_lib.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
+def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, settings: ScoreSettings, seconds) -> None:
+    """Compares one object's field with its held-out views, and writes renders, strip and figures."""
+    pictures, cameras, _, held_out = views
+    held, seen_by = pictures[held_out], cameras[held_out]
+    renders, rendering = _render(fitted, held, seen_by, bounds, settings)
+    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
+    inputs = [one.numbers.index(view) for view in settings.input_views]
+    from_input, _ = _render(fitted, pictures[inputs], cameras[inputs], bounds, settings)
+    name = one.folder.name
+    kept = folder / "renders" / name
+    if kept.exists():  # of an interrupted attempt
+        kept.rmtree()
+    srn.write_object(kept, renders, seen_by)
+    pixels.save_png(results_lib.strip_path(folder, name), _strip(one, held, renders, rendering))
+    figures = {
+        "views_sha256": one.fingerprint(),
+        "num_views": len(one.numbers),
+        "held_out": list(one.held_out),
+        "psnr": float(np.mean(psnr, dtype=np.float64)),
+        "ssim": float(np.mean(ssim, dtype=np.float64)),
+        "psnr_of_view": [float(value) for value in psnr],
+        "ssim_of_view": [float(value) for value in ssim],
+        "input_psnr": float(np.mean(_psnr(from_input, pictures[inputs]), dtype=np.float64)),
+        "fit_seconds": round(seconds, 2),
+    }
+    # Last: an object that has this file is finished.
+    results_lib.save(results_lib.score_path(folder, name), figures)
+
+
+def _render(fitted, pictures: np.ndarray, cameras: Camera, bounds: Bounds, settings: ScoreSettings):
+    """The field seen from these cameras, (view, height, width, 3) uint8, and the rendering of each pixel."""
+    rays = _rays(pictures, cameras)
+    rendering = field_lib.render(fitted, rays.origins, rays.directions, bounds, settings.field)
+    return pixels.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
 
 
 def _psnr(renders: np.ndarray, views: np.ndarray) -> np.ndarray:
     return np.minimum(image_metrics.psnr(renders, views), _MAX_PSNR)
 
 
-def _rays(pictures: np.ndarray, cameras) -> Rays:
+def _rays(pictures: np.ndarray, cameras: Camera) -> Rays:
     views, height, width = pictures.shape[:3]
     _, directions = cameras.rays(height, width)
     colors = pictures.reshape(views, -1, 3).astype(np.float32) / 255
@@ -224,7 +235,7 @@ def _key(name: str, seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
-def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: field.Rendering) -> np.ndarray:
+def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: field_lib.Rendering) -> np.ndarray:
     chosen = np.unique(np.linspace(0, len(held) - 1, _STRIP_VIEWS).round().astype(int))
     difference = np.abs(held.astype(int) - renders.astype(int))
     difference = (255 - np.minimum(_DIFFERENCE_GAIN * difference, 255)).astype(np.uint8)
@@ -234,24 +245,25 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
     shade = 0.8 * np.clip((depth - near) / (far - near), 0, 1)
     gray = np.rint(255 * (1 - opacity * (1 - shade))).clip(0, 255).astype(np.uint8)
     columns = [held, renders, difference, np.repeat(gray[..., None], 3, axis=-1)]
-    return images_lib.make_grid(
+    return sheets.make_grid(
         np.stack([column[chosen] for column in columns], axis=1),
         row_labels=[f"view {one.held_out[index]}" for index in chosen],
         col_labels=["held out", "field", f"difference x{_DIFFERENCE_GAIN}", "depth, near is dark"],
     )
 
 
-# -------------------------------------------------------------------------------------------------------- command line
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
 
 
 def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldSettings:
-    """The frozen settings but for ``changes``, NAME=VALUE."""
+    """The frozen settings with ``changes``, NAME=VALUE."""
     defaults = dataclasses.asdict(FieldSettings())
     given: dict[str, Any] = {}
     for change in changes:
         name, _, value = change.partition("=")
         if name not in defaults:
-            raise UserError(f"--set {change}: no field setting {name!r}; there are {', '.join(defaults)}")
+            raise UserError(f"--set {change}: no field setting {name!r}; the settings are {', '.join(defaults)}")
         try:
             given[name] = type(defaults[name])(value)
         except ValueError as error:
@@ -265,18 +277,18 @@ def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldS
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m threedim.evaluation.consistency", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--views", action="append", required=True, metavar="[NAME=]DIR", help="Folder in SRN format; may be repeated.")
-    add("--out", required=True, help="Folder of the results; new, or that of the same settings.")
-    add("--input_view", type=int, action="append", help="Number of a view that the others were drawn from; may be "
-        "repeated. Unless given: as samples.json beside the views says, else 64, else 0.")  # fmt: skip
-    add("--size", type=int, default=0, help="Pixels that views are averaged down to; as they are by default.")
-    add("--seed", type=int, default=0, help="Of the fits.")
-    add("--max_objects", type=int, default=0, help="Only so many objects, chosen by a hash of their names; 0 for all.")
-    add("--objects_at_once", type=int, default=1, help="Fitted side by side, on an accelerator with room for them.")
-    add("--rays_per_step", type=int, help=f"Random rays of a step; 0 for all pixels of all views. Unless given: "
-        f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Compare only rows of equal numbers.")  # fmt: skip
-    add("--inception", help="File with the weights of the FID's network; without it there is no FID.")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="Another field setting than the frozen one.")
+    add("--views", action="append", required=True, metavar="[NAME=]DIR", help="Folder in SRN format; repeatable.")
+    add("--out", required=True, help="Output folder: new, or with results of the same settings.")
+    add("--input_view", type=int, action="append", help="Number of a view that the others were sampled from; "
+        "repeatable. Defaults to samples.json beside the views, then 64, then 0.")  # fmt: skip
+    add("--size", type=int, default=0, help="Average views down to this many pixels.")
+    add("--seed", type=int, default=0, help="Seed of the fits.")
+    add("--max_objects", type=int, default=0, help="Number of objects, chosen by a hash of their names; 0 for all.")
+    add("--objects_at_once", type=int, default=1, help="Objects fitted side by side on an accelerator.")
+    add("--rays_per_step", type=int, help=f"Random rays per step; 0 for all pixels of all views. Defaults to "
+        f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Only rows with equal numbers compare.")  # fmt: skip
+    add("--inception", help="File with the weights of the FID's network; without it the FID is left out.")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="Change a frozen field setting; repeatable.")
     add("--compilation_cache", default="~/.cache/threedim/xla", help="Folder of compiled programs; empty for none.")
     return parser
 
@@ -286,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(argv)
     if given.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
-    try:
+    with errors.one_line():
         results = score(
             given.views,
             given.out,
@@ -298,8 +310,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             objects_at_once=given.objects_at_once,
             weights=given.inception,
         )
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(json.dumps(results["settings"]))
     for name, row in results["rows"].items():
         seconds = np.mean([one["fit_seconds"] for one in row["objects"].values()])

@@ -1,0 +1,162 @@
+"""The views that a 3D consistency score [4, 7.4] uses: folders of objects, view numbers, and the held-out views."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from threedim.cameras import Camera
+from threedim.consistency.field import Bounds, scene_bounds
+from threedim.data import srn
+from threedim.errors import UserError
+from threedim.output.claim import read_json
+from threedim.progress import progress
+
+# The paper's input view; the first one if there are fewer views.
+PAPER_INPUT_VIEW = 64
+# A tenth of the views is held out: 25 of 251.
+_HELD_OUT_SHARE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredObject:
+    """One object of a row.
+
+    Attributes:
+      folder: in SRN format.
+      numbers: the views' numbers in the data set, in the order of the files.
+      held_out: numbers of the held-out views, ascending.
+      pixels: height and width that views are averaged down to.
+    """
+
+    folder: epath.Path
+    numbers: tuple[int, ...]
+    held_out: tuple[int, ...]
+    pixels: int
+
+    def views(self) -> tuple[np.ndarray, Camera, list[int], list[int]]:
+        """Pictures (view, height, width, 3) uint8 and cameras; positions of the training and the held-out views."""
+        pictures, cameras = srn.read_object(self.folder).decode(size=self.pixels)
+        held_out = [self.numbers.index(view) for view in self.held_out]
+        return pictures, cameras, [place for place in range(len(pictures)) if place not in held_out], held_out
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the picture files and cameras."""
+        views = srn.read_object(self.folder)
+        digest = hashlib.sha256()
+        for png in views.pngs:
+            digest.update(hashlib.sha256(png).digest())
+        for leaf in (views.cameras.R, views.cameras.t, views.cameras.K):
+            digest.update(np.ascontiguousarray(leaf, "<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table: a folder of objects, and the bounds of its scenes."""
+
+    name: str
+    folder: epath.Path
+    bounds: Bounds
+    objects: list[ScoredObject]
+
+
+def held_out_indices(num_views: int, input_views: Sequence[int]) -> list[int]:
+    """Numbers of the held-out views, ascending: a tenth, 25 of 251, at least one, and no input view.
+
+    The choice is fixed: the views whose SHA-256 of "num_views view" is least.
+
+    Raises:
+      UserError: if an input view does not exist, or no view would be left to fit or to compare.
+    """
+    if any(not 0 <= view < num_views for view in input_views):
+        raise UserError(f"input views {tuple(input_views)} must be among the {num_views} views, 0 to {num_views - 1}")
+    others = [view for view in range(num_views) if view not in input_views]
+    count = max(1, num_views // _HELD_OUT_SHARE)
+    if len(others) < count or num_views - count < 2:
+        raise UserError(f"{num_views} views with {len(set(input_views))} input views are too few for a score")
+    return sorted(sorted(others, key=lambda view: hashlib.sha256(f"{num_views} {view}".encode()).digest())[:count])
+
+
+def named_folders(views: Sequence[str]) -> list[tuple[str, epath.Path]]:
+    """Names and folders of rows from "DIR" or "NAME=DIR"; `UserError` for names that are invalid or equal."""
+    named: dict[str, epath.Path] = {}
+    for text in views:
+        name, equals, folder = text.partition("=")
+        folder = epath.Path(folder if equals else name)
+        name = name if equals else folder.name
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"{text}: {name!r} cannot be the name of a row; use --views NAME=DIR")
+        if name in named:
+            raise UserError(f"two folders would both be row {name!r}; name them: --views NAME={folder}")
+        named[name] = folder
+    return list(named.items())
+
+
+def sampled_objects(folder: epath.Path) -> dict[str, tuple[list[int], list[int]]]:
+    """Input and target views of each object by the samples.json beside a folder; empty without one."""
+    path = folder.parent / "samples.json"
+    if folder.name != "views" or not path.exists():
+        return {}
+    try:
+        return {name: (one["input_views"], one["target_views"]) for name, one in read_json(path)["objects"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not list the views of each object ({error}); move it away") from error
+
+
+def default_inputs(num_views: int) -> tuple[int, ...]:
+    """The input view where nothing says which."""
+    return (PAPER_INPUT_VIEW,) if num_views > PAPER_INPUT_VIEW else (0,)
+
+
+def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int) -> Row:
+    """Reads and checks every object of a folder.
+
+    Args:
+      name, folder: of the row.
+      input_views: numbers in the data set; `default_inputs` if None.
+      size: pixels that views are averaged down to; 0 keeps their size.
+
+    Raises:
+      MissingError, BadObjectError: if the folder does not exist or is not in SRN format.
+      UserError: if views are too few or too small, or were sampled from other input views.
+    """
+    samples, objects, distances = sampled_objects(folder), [], []
+    found = srn.find_objects(folder)
+    with progress(len(found), desc=f"reading objects, {name}") as bar:
+        for path in found:
+            one = srn.read_object(path)
+            count = len(one.pngs)
+            if size > one.size:
+                raise UserError(f"{path}: views of {one.size} px cannot be averaged down to {size} px")
+            numbers, inputs = tuple(range(count)), default_inputs(count) if input_views is None else input_views
+            if path.name in samples:
+                numbers = _sampled_numbers(path, samples[path.name], count, inputs)
+            try:
+                held_out = tuple(held_out_indices(count, inputs))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            objects.append(ScoredObject(path, numbers, held_out, size or one.size))
+            distances.append(np.linalg.norm(one.cameras.t, axis=-1))
+            bar.advance()
+    distances = np.concatenate(distances)
+    return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
+
+
+def _sampled_numbers(
+    path: epath.Path, sample: tuple[list[int], list[int]], count: int, inputs: Sequence[int]
+) -> tuple[int, ...]:
+    """The numbers of an object's views, by samples.json."""
+    sampled_from, targets = sample
+    if sorted([*sampled_from, *targets]) != list(range(count)):
+        raise UserError(
+            f"{path}: {count} views, which samples.json numbers {[*sampled_from, *targets]}; a score needs all views "
+            "of the object, or a copy of the folder without samples.json"
+        )
+    if set(sampled_from) != set(inputs):
+        raise UserError(f"{path}: sampled from views {sampled_from}, but --input_view is {list(inputs)}")
+    return (*sampled_from, *targets)
