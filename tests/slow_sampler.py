@@ -8,6 +8,7 @@ import numpy as np
 
 from threedim.cameras import Camera
 from threedim.diffusion import Process, alpha_sigma
+from threedim.sampling import Sampler
 
 SHAPE = (2, 2, 3)
 PROCESS_V = Process("v")
@@ -31,6 +32,11 @@ def numbered_cameras(batch, first, count):
     t[..., 1] = np.arange(batch)[:, None]
     eye = np.broadcast_to(EYE, (batch, count, 3, 3))
     return Camera(eye, t, eye)
+
+
+def sample_views(denoiser, params, images, cameras, targets, key, *, process, settings, **rest):
+    """A rollout of ``Sampler``."""
+    return Sampler(denoiser, process, settings).sample_views(params, images, cameras, targets, key, **rest)
 
 
 def rounded(picture):

@@ -185,17 +185,17 @@ def test_mixing_with_the_white_background_and_turning_go_in_either_order():
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"orientation": 1}, "data.augment.orientation"),
-        ({"scale": 2.0}, "data.augment.scale must be two"),
-        ({"scale": (1.0,)}, "data.augment.scale must be two"),
-        ({"scale": ("1", "2")}, "data.augment.scale must be two"),
-        ({"scale": (2.0, 1.0)}, "data.augment.scale must be .* low <= high"),
-        ({"scale": (0.0, 1.0)}, "data.augment.scale"),
-        ({"scale": (1.0, float("inf"))}, "data.augment.scale"),
-        ({"scale": (float("nan"), 1.0)}, "data.augment.scale"),
-        ({"hue": 0.6}, "data.augment.hue"),
-        ({"hue": -0.1}, "data.augment.hue"),
-        ({"hue": float("nan")}, "data.augment.hue"),
+        ({"orientation": 1}, "orientation"),
+        ({"scale": 2.0}, "scale must be two"),
+        ({"scale": (1.0,)}, "scale must be two"),
+        ({"scale": ("1", "2")}, "scale must be two"),
+        ({"scale": (2.0, 1.0)}, "scale must be .* low <= high"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"scale": (1.0, float("inf"))}, "scale"),
+        ({"scale": (float("nan"), 1.0)}, "scale"),
+        ({"hue": 0.6}, "hue"),
+        ({"hue": -0.1}, "hue"),
+        ({"hue": float("nan")}, "hue"),
     ],
 )
 def test_impossible_settings_are_refused(fields, match):
@@ -207,11 +207,11 @@ def test_settings_come_from_the_config():
     config = base.get_config()
     assert config_lib.recipe(config).augmentation == NO_AUGMENTATION
     assert not NO_AUGMENTATION.enabled
-    config.data.augment.orientation, config.data.augment.scale, config.data.augment.hue = True, (0.5, 2.0), 0.1
+    config.orientation, config.scale, config.hue = True, (0.5, 2.0), 0.1
     recipe = config_lib.recipe(config)
     assert recipe.augmentation == Augmentation(True, (0.5, 2.0), 0.1)
     assert recipe.augmentation.enabled
     assert hash(Augmentation(scale=[0.5, 2.0])) == hash(Augmentation(scale=(0.5, 2.0)))
-    config.data.augment.hue = 2.0
+    config.hue = 2.0
     with pytest.raises(ValueError, match="hue must be in"):
         config_lib.recipe(config)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from slow_sampler import PROCESS_V, keys, pictures, slow_sample_views
+from slow_sampler import PROCESS_V, keys, pictures, sample_views, slow_sample_views
 from tiny import NETWORK as XUNET
 from tiny import SIZE, jax_cameras, random_cameras, random_params
 
@@ -17,7 +17,7 @@ from threedim.models.concat_unet import ConcatUNet
 from threedim.models.layers import AttentionBlock, GroupNorm, ResnetBlock
 from threedim.models.unet import NetworkDenoiser
 from threedim.models.xunet import XUNet
-from threedim.sampling import Settings, sample_views
+from threedim.sampling import Settings
 from threedim.training.step import abstract_params
 
 BATCH = 2

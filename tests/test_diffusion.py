@@ -117,26 +117,12 @@ def test_posterior_takes_one_noise_level_per_example():
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
 @pytest.mark.parametrize("logsnr", [-7.0, -1.0, 0.0, 3.0, 12.0])
-def test_x_and_eps_come_back_from_the_target(prediction, logsnr):
+def test_x_comes_back_from_the_target(prediction, logsnr):
     process = Process(prediction)
     x, eps = jnp.asarray(normal(2, 2, 2, 3)), jnp.asarray(normal(2, 2, 2, 3, seed=1))
     logsnr = jnp.full((2,), logsnr)
     z, output = q_sample(x, eps, logsnr), process.target(x, eps, logsnr)
     np.testing.assert_allclose(process.predict_x(output, z, logsnr), x, atol=5e-5)
-    np.testing.assert_allclose(process.predict_eps(output, z, logsnr), eps, atol=5e-5)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v", "x"])
-def test_predicted_x_and_eps_make_up_z(prediction):
-    """For any output, not the true one alone: z = alpha x_hat + sigma eps_hat."""
-    process = Process(prediction)
-    output, z = normal(3, 2, 2, 3), normal(3, 2, 2, 3, seed=1)
-    logsnr = np.array([-6.0, 0.2, 9.0], np.float32)
-    arguments = [jnp.asarray(a) for a in (output, z, logsnr)]
-    x_hat, eps_hat = process.predict_x(*arguments), process.predict_eps(*arguments)
-    for i in range(3):
-        alpha, sigma = alpha_sigma_64(logsnr[i])
-        np.testing.assert_allclose(alpha * x_hat[i] + sigma * eps_hat[i], z[i], atol=1e-5)
 
 
 def test_v_is_alpha_eps_minus_sigma_x():
@@ -150,7 +136,7 @@ def test_v_is_alpha_eps_minus_sigma_x():
 def test_process_refuses_nonsense():
     with pytest.raises(ValueError, match="prediction must be"):
         Process("x0")
-    with pytest.raises(ValueError, match=r'regression needs diffusion.prediction "x" or "v", got "eps"'):
+    with pytest.raises(ValueError, match=r'regression needs prediction "x" or "v", got "eps"'):
         Process("eps", regression=True)
     with pytest.raises(ValueError, match="must be below"):
         Process(logsnr_min=3.0, logsnr_max=3.0)
@@ -211,7 +197,7 @@ def test_color_counts_as_much_as_it_is_told_to(weight):
     """An error of the same power in brightness alone, and in color alone."""
     errors = jnp.asarray([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]])[:, None, None] * jnp.ones((2, 2, 2, 1))
     examples = diffusion.make_examples(jnp.zeros((2, 2, 2, 2, 3)), jax_cameras(2, 2), KEY, PROCESS, 0.0)
-    total, each = diffusion.loss(lambda *_: examples.answer + errors, examples, weight)
+    total, each = diffusion.loss(lambda *_: examples.label + errors, examples, weight)
     noise = jax.nn.sigmoid(-examples.logsnr[1, 1])
     assert 0.01 < noise < 0.99
     np.testing.assert_allclose(each, [1.0, (1 + (weight - 1) * noise) * 2 / 3], atol=1e-5)
@@ -260,7 +246,7 @@ def test_a_regression_sees_noise_alone():
     np.testing.assert_allclose(trained.logsnr[:, 1], -20.0, atol=4e-3)
     np.testing.assert_array_equal(trained.logsnr[:, 0], 20.0)
     # The picture is the answer, and nothing of it is left in what is given.
-    np.testing.assert_array_equal(trained.answer, images[:, 1])
+    np.testing.assert_array_equal(trained.label, images[:, 1])
     np.testing.assert_array_equal(trained.x, images[:, 0])
     assert abs(np.corrcoef(trained.z.ravel(), images[:, 1].ravel())[0, 1]) < 0.03
     np.testing.assert_allclose([trained.z.mean(), trained.z.std()], [0, 1], atol=0.03)
@@ -271,8 +257,8 @@ def test_a_regression_of_v_puts_out_the_same_picture():
     images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (8, 2, 4, 4, 3)), jnp.float32)
     process = Process("v", regression=True)
     examples = diffusion.make_examples(images, jax_cameras(8, 2), KEY, process, 0.0)
-    np.testing.assert_allclose(examples.answer, -images[:, 1], atol=1e-3)
-    found = process.predict_x(examples.answer, examples.z, examples.logsnr[:, 1])
+    np.testing.assert_allclose(examples.label, -images[:, 1], atol=1e-3)
+    found = process.predict_x(examples.label, examples.z, examples.logsnr[:, 1])
     np.testing.assert_allclose(found, images[:, 1], atol=1e-6)
 
 

@@ -18,16 +18,16 @@ from slow_sampler import (
     numbered_cameras,
     pictures,
     rounded,
+    sample_views,
     slow_sample_views,
     truth,
 )
 from tiny import NETWORK, jax_cameras, random_cameras, random_params
 
-from threedim import sampling
 from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.models.unet import NetworkDenoiser
-from threedim.sampling import KnownViews, Settings, choose_view, sample_view_jit, sample_views
+from threedim.sampling import KnownViews, Sampler, Settings, _sample_view_jit, choose_view
 
 
 def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0, relative=False):
@@ -194,7 +194,7 @@ def test_with_the_true_eps_the_sampler_returns_the_true_picture(process, setting
 @pytest.mark.parametrize(("guidance_weight", "branches"), [(0.0, 1), (0.1, 2)])
 def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight, branches):
     TRACES.clear()
-    compiled, after_view = sample_view_jit()._cache_size(), []
+    compiled, after_view = _sample_view_jit()._cache_size(), []
     sample_views(
         Traced(),
         None,
@@ -206,7 +206,7 @@ def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight
         settings=Settings(3, guidance_weight),
         on_view=lambda index, picture: after_view.append((index, picture.shape, len(TRACES))),
     )
-    assert sample_view_jit()._cache_size() == compiled + 1
+    assert _sample_view_jit()._cache_size() == compiled + 1
     assert set(TRACES) == {(2 * branches, *SHAPE)}
     assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
 
@@ -295,7 +295,7 @@ def test_with_the_input_views_alone_no_finished_view_is_seen_or_encoded(monkeypa
     _, usual = recorded(batch, inputs, views, Settings(steps, 0.0), relative=relative)
     np.testing.assert_array_equal(result[:, 0], usual[:, 0])
     appended = []
-    monkeypatch.setattr(sampling, "_append", lambda *args: appended.append(args[3].shape) or args[2])
+    monkeypatch.setattr(Sampler, "_append", lambda *args: appended.append(args[3].shape) or args[2])
     recorded(batch, inputs, views, Settings(steps, 0.0, conditioning="input"), relative=relative)
     assert appended == [(batch, *SHAPE)] * (inputs - 1)
 
@@ -307,8 +307,8 @@ def test_what_is_not_known_is_never_read():
     poisoned = np.where((np.arange(5) < count[:, None])[..., None, None, None], views, np.nan)
     known = KnownViews(jnp.asarray(poisoned), jax_cameras(*poisoned.shape[:2]), jnp.asarray(count, jnp.int32))
     painter = Painter(process, copy=True)
-    arguments = (painter, None, known, jax_cameras(3), keys(3))
-    result = sample_view_jit()(*arguments, shape=SHAPE, process=process, settings=Settings(20, 0.0))
+    sampler = Sampler(painter, process, Settings(20, 0.0))
+    result = _sample_view_jit()(sampler, None, known, jax_cameras(3), keys(3), SHAPE)
     assert np.all(np.isfinite(result))
     # The only view that the first object knows is what it paints.
     np.testing.assert_allclose(result[0], views[0, 0], atol=1e-3)
@@ -407,21 +407,19 @@ def test_an_object_does_not_notice_its_company(rollout):
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
 @pytest.mark.parametrize("from_files", [False, True])
 @pytest.mark.parametrize("conditioning", ["stochastic", "input"])
-def test_an_interrupted_rollout_goes_on_as_if_nothing_had_happened(
-    rollout, input_rollout, done, from_files, conditioning
-):
+def test_an_interrupted_rollout_resumes_exactly(rollout, input_rollout, done, from_files, conditioning):
     (arguments, expected), how = {
         "stochastic": (rollout, ROLLOUT),
         "input": (input_rollout, INPUT_ROLLOUT),
     }[conditioning]
-    drawn = expected[:, :done]
+    finished = expected[:, :done]
     if from_files:
-        drawn = np.asarray(rounded(drawn), np.float32)
+        finished = np.asarray(rounded(finished), np.float32)
     seen = []
-    views = sample_views(*arguments, keys(3), **how, drawn=drawn, on_view=lambda i, _: seen.append(i))
+    views = sample_views(*arguments, keys(3), **how, finished=finished, on_view=lambda i, _: seen.append(i))
     assert seen == list(range(done, 4))
     np.testing.assert_array_equal(views[:, done:], expected[:, done:])
-    np.testing.assert_array_equal(views[:, :done], drawn)
+    np.testing.assert_array_equal(views[:, :done], finished)
 
 
 # --- errors ---
@@ -442,7 +440,7 @@ def test_inputs_that_do_not_fit_together_are_refused(changes):
     fields = {"images": pictures(2, 1), "cameras": numbered_cameras(2, 0, 1), "targets": numbered_cameras(2, 1, 2)}
     fields = fields | {"key": (2,)} | changes
     fields["key"] = jax.random.split(jax.random.key(0), fields["key"])
-    with pytest.raises(ValueError, match=r"sample_views: images .* must share the batch axis"):
+    with pytest.raises(ValueError, match=r"images .* must share the batch axis"):
         sample_views(Linear(), None, **fields, process=Process(), settings=Settings(1))
 
 
@@ -450,7 +448,7 @@ def test_inputs_that_do_not_fit_together_are_refused(changes):
     ("changes", "said"),
     [
         ({"targets": numbered_cameras(2, 0, 0)}, "no target cameras"),
-        ({"drawn": np.zeros((1, 1, 4, 4, 3))}, "drawn views are"),
+        ({"finished": np.zeros((1, 1, 4, 4, 3))}, "finished views are"),
     ],
 )
 def test_nothing_to_draw_and_foreign_views_are_refused(changes, said):
@@ -529,9 +527,6 @@ def test_one_step_of_a_regression_returns_the_picture_bit_for_bit():
         {},
     ],
 )
-def test_more_than_a_regression_has_learned_is_refused_before_anything_is_computed(monkeypatch, fields):
-    monkeypatch.setattr(sampling, "_begin", None)
-    settings = Settings(**fields)
-    arguments = (Linear(), None, pictures(2, 1), random_cameras(2, 1), random_cameras(2, 1), keys(2))
-    with pytest.raises(ValueError, match=r"one step from noise: sample\.num_steps .* must be 1"):
-        sample_views(*arguments, process=REGRESSION, settings=settings)
+def test_more_than_a_regression_has_learned_is_refused(fields):
+    with pytest.raises(ValueError, match=r"one step from noise: num_steps must be 1"):
+        Sampler(Linear(), REGRESSION, Settings(**fields))

@@ -1,7 +1,7 @@
-"""Augmentation of training pairs: the world turned and scaled, and other colors.
+"""Augmentation of training pairs: orientation and scale of the world, and hue.
 
-Both views of a pair get the same change, so that they still show one object. Off by default: the paper's class models
-had none, its authors' later model of all ShapeNet had random orientation, scale and hue.
+Both views of a pair get the same change, so that they still show one object. Off by default: the paper's models of one
+class had none; its authors' later model of all ShapeNet had random orientation, scale and hue.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from threedim.cameras import Camera
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How pairs are changed; hashable, off by default.
+    """Random changes of a pair; hashable, off by default.
 
     Attributes:
-      orientation: turns the world of every pair by a uniformly random rotation about its origin. Does nothing where
-        cameras are given relative to the clean view, since then no rigid motion of the world can be seen.
-      scale: (low, high), positive factors of the size of the world, drawn log-uniformly.
-      hue: the hue of both pictures is turned by up to so many turns either way, uniformly; in [0, 0.5], and 0.5 gives
-        every hue the same chance.
+      orientation: rotates the world of every pair uniformly at random about its origin. Has no effect with relative
+        poses.
+      scale: (low, high), positive factors of the size of the world, log-uniform.
+      hue: largest rotation of the hue in turns, uniform in both directions; in [0, 0.5]. 0.5 makes all hues equally
+        likely.
 
     Raises:
-      ValueError: on a number out of its range; names the field of the config.
+      ValueError: if a value is out of range.
     """
 
     orientation: bool = False
@@ -49,7 +49,7 @@ class Augmentation:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is changed at all."""
+        """Whether anything is changed."""
         return self != NO_AUGMENTATION
 
 
@@ -57,26 +57,26 @@ NO_AUGMENTATION = Augmentation()
 
 
 def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Augmentation) -> tuple[jax.Array, Camera]:
-    """Changes each pair by itself, and both of its views alike.
+    """Changes each pair, both of its views alike.
 
-    A world that is turned or scaled together with its cameras looks as before: such changes leave pictures and K alone.
+    A world that is rotated or scaled together with its cameras looks the same: images and K do not change.
 
     Args:
       images: (batch, 2, height, width, 3) in [-1, 1].
       camera: axes (batch, 2).
-      key: one key; what each part draws does not depend on whether the others are on.
+      key: one key; each part of the augmentation has its own stream.
       augmentation: what is changed.
 
     Returns:
-      Pictures in [-1, 1] and cameras, with the axes they came with.
+      Images and cameras with the same axes.
     """
     batch = images.shape[0]
     key_orientation, key_scale, key_hue = (jax.random.fold_in(key, stream) for stream in range(3))
     R, t = camera.R, camera.t
     if augmentation.orientation:
         turn = random_rotations(key_orientation, batch)[:, None]  # (batch, 1, 3, 3): one for both cameras
-        # Sums, not matmuls: an accelerator may compute those in lower precision, and the pose encoding multiplies what
-        # is lost by up to 2^14.
+        # Sums, not matmuls, which an accelerator may compute in lower precision: the pose encoding multiplies errors by
+        # up to 2^14.
         R = jnp.sum(turn[..., :, :, None] * R[..., None, :, :], axis=-2)
         t = jnp.sum(turn * t[..., None, :], axis=-1)
     if augmentation.scale != (1.0, 1.0):
@@ -89,7 +89,7 @@ def augment(images: jax.Array, camera: Camera, key: jax.Array, augmentation: Aug
 
 
 def random_rotations(key: jax.Array, count: int) -> jax.Array:
-    """Rotations (count, 3, 3), uniformly distributed: those of uniformly distributed unit quaternions."""
+    """Uniformly distributed rotations (count, 3, 3), from unit quaternions."""
     q = jax.random.normal(key, (count, 4))
     w, x, y, z = jnp.moveaxis(q / jnp.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
     rows = (
@@ -101,14 +101,11 @@ def random_rotations(key: jax.Array, count: int) -> jax.Array:
 
 
 def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Colors with another hue of HSV, and the same saturation and value.
-
-    Grays, white among them, stay what they are to the bit. Pixels at an edge, where a color is mixed with the white
-    background, get the turned color mixed with white.
+    """Rotates the hue, at the same saturation and value (HSV). Grays and white do not change at all.
 
     Args:
-      images: (..., 3) in [-1, 1]; hue does not depend on the range.
-      turns: shape that broadcasts to that of ``images`` without its last axis; 1/3 puts red's number into green.
+      images: (..., 3) in [-1, 1].
+      turns: broadcasts to the shape of ``images`` without its last axis; 1/3 turns red into green.
 
     Returns:
       (..., 3) in [-1, 1].
@@ -123,7 +120,7 @@ def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
         jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
     sixths = sixths + 6.0 * turns
-    # How far each channel is below the highest one, in parts of the chroma.
+    # How far each channel is below the highest one, as a fraction of the chroma.
     k = jnp.mod(sixths[..., None] + jnp.asarray([5.0, 3.0, 1.0]), 6.0)
     below = jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
     return jnp.clip(high[..., None] - chroma[..., None] * below, -1.0, 1.0)

@@ -4,11 +4,11 @@ Conventions, stated once for the whole project:
 
 * A pose is **camera-to-world**: a point ``p`` in camera coordinates lies at ``R @ p + t`` in the world.
 * Camera axes are **OpenCV**: x right, y down, z forward. The world's z axis points up.
-* ``K`` is in pixels of the image that it comes with; pixel ``(row i, column j)`` has its centre at
+* ``K`` is in pixels of the image that it comes with; pixel ``(row i, column j)`` has its center at
   ``(x, y) = (j + 0.5, i + 0.5)``.
 
-A function that takes another convention says so in its name. Everything here works alike on NumPy arrays (the data
-loader) and on JAX arrays (compiled code): the array module is that of the arguments.
+A function that takes another convention says so in its name. Everything works on NumPy arrays (the data loader) and on
+JAX arrays (compiled code): the array module is that of the arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A rotation may be off by rounding (SRN poses are printed with about six digits), but not by more.
+# SRN poses are printed with about six digits.
 ROTATION_TOLERANCE = 1e-3
 
 # OpenGL and Blender cameras look along -z with y up; OpenCV cameras look along +z with y down.
@@ -38,7 +38,7 @@ class Camera:
 
     Attributes:
       R: camera-to-world rotation, (..., 3, 3), OpenCV axes.
-      t: camera centre in the world, (..., 3).
+      t: camera center in the world, (..., 3).
       K: intrinsics in pixels, (..., 3, 3): ``[[fx, 0, cx], [0, fy, cy], [0, 0, 1]]``.
 
     Raises:
@@ -68,7 +68,7 @@ class Camera:
 
     @classmethod
     def tree_unflatten(cls, aux, children):
-        # Transformations pass through here with tracers and sentinels: no checks, they were made at construction.
+        # JAX passes tracers and sentinels through here, so there are no checks.
         del aux
         camera = object.__new__(cls)
         for name, value in zip(("R", "t", "K"), children, strict=True):
@@ -112,7 +112,7 @@ class Camera:
 
     @classmethod
     def from_blender_matrix(cls, matrix_world, K) -> Camera:
-        """From Blender's ``camera.matrix_world``: OpenGL axes, and a uniform scale of the object is removed."""
+        """From Blender's ``camera.matrix_world``: OpenGL axes; the scale of the object is removed."""
         matrix_world = np.array(matrix_world, np.float32)
         scale = np.linalg.norm(matrix_world[..., :3, :3], axis=-2, keepdims=True)
         if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
@@ -136,7 +136,7 @@ class Camera:
     def resized(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> Camera:
         """The camera of the same image after a resize from ``old_size`` to ``new_size``, both (height, width).
 
-        With pixel centres at +0.5, focal lengths and the principal point scale alike.
+        With pixel centers at +0.5, focal lengths and the principal point scale alike.
         """
         if min(*old_size, *new_size) <= 0:
             raise ValueError(f"image sizes must be positive, got {old_size} and {new_size}")
@@ -152,7 +152,7 @@ class Camera:
         return Camera(R, t, self.K)
 
     def rays(self, height: int, width: int):
-        """World-space rays through the pixel centres of an image of ``height`` by ``width`` pixels [7.1].
+        """World-space rays through the pixel centers of an image of ``height`` by ``width`` pixels [7.1].
 
         Returns:
           Origins and unit directions, each (..., height, width, 3), float32.
@@ -164,8 +164,8 @@ class Camera:
         fx, fy = self.K[..., 0, 0, None, None], self.K[..., 1, 1, None, None]
         cx, cy = self.K[..., 0, 2, None, None], self.K[..., 1, 2, None, None]
         local = xnp.stack([(x - cx) / fx, (y - cy) / fy, xnp.ones_like((x - cx) / fx)], axis=-1)
-        # Three multiply-adds, not a matmul: on an accelerator a matmul may run in lower precision, and the encoding
-        # multiplies what is lost here by up to 2^14.
+        # Multiply-adds, not a matmul, which an accelerator may compute in lower precision: the encoding multiplies
+        # errors by up to 2^14.
         rotation = self.R[..., None, None, :, :]
         direction = (
             rotation[..., 0] * local[..., 0:1] + rotation[..., 1] * local[..., 1:2] + rotation[..., 2] * local[..., 2:3]
@@ -213,8 +213,7 @@ def intrinsics(focal: float, size: int | tuple[int, int], center: tuple[float, f
 def look_at(position, target, K, up=(0.0, 0.0, 1.0)) -> Camera:
     """Cameras at ``position`` (..., 3) looking at ``target`` (3,) or (..., 3), with ``up`` upwards in the image.
 
-    Looking straight along ``up`` has no defined roll; then the image's upward direction is taken along the world's y
-    (its z, if ``up`` is nearer to y).
+    Looking straight along ``up`` leaves the roll undefined; then y is up in the image (z if ``up`` is nearer to y).
 
     Raises:
       ValueError: where position and target coincide.

@@ -1,7 +1,7 @@
 """The diffusion process [2.1, 7.2]: noise schedule, forward process, posterior, and the training loss.
 
 The noise level is λ, the log signal-to-noise ratio (``logsnr``); ``alpha² = sigmoid(λ)``, ``sigma² = sigmoid(-λ)``.
-All of it is float32.
+Everything is float32.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ import jax.numpy as jnp
 
 from threedim.cameras import Camera
 
-# (x, z, logsnr (batch, 2), camera (batch, 2), cond_mask (batch,)) -> the network's output for z.
+# (x, z, logsnr (batch, 2), camera (batch, 2), cond_mask (batch,)) -> output for z.
 Network = Callable[[jax.Array, jax.Array, jax.Array, Camera, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """Settings of the diffusion process.
+    """The diffusion process.
 
     Attributes:
-      prediction: what the network puts out: "eps" (the paper's), "v" = alpha eps - sigma x, or "x". The rest of the
-        code sees x and eps whichever it is.
+      prediction: what the network predicts: "eps" (the paper's), "v" = alpha eps - sigma x, or "x".
       logsnr_min, logsnr_max: ends of the schedule [7.2].
-      logsnr_shift: moves what is between the ends towards one of them; the paper's is 0. Pictures of n times as many
-        pixels a side show the same things at the same t with -2 log n (arXiv 2301.11093).
-      uncond_logsnr: noise level told to the network for the noise frame that replaces the clean view of an
-        unconditional example. The paper leaves it open; logsnr_min is "the maximum noise level".
-      regression: trains at logsnr_min alone, to put out x from what is noise to a part in 10^4: the paper's ablation
-        [3.2]. Such a network is sampled in one step. With "v", which is -x there, it can go on as a diffusion model.
+      logsnr_shift: shifts the schedule between its ends; 0 in the paper. -2 log n gives images of n times the
+        resolution the same noise over coarse structures (arXiv 2301.11093).
+      uncond_logsnr: noise level of the noise frame that replaces the clean view of an unconditional example. The paper
+        leaves it open; logsnr_min is "the maximum noise level".
+      regression: trains at logsnr_min alone to predict x from noise, the paper's ablation [3.2]. Such a network is
+        sampled in one step. With "v", which is -x there, it can continue as a diffusion model.
 
     Raises:
-      ValueError: on an unknown prediction, a regression that predicts eps, or an empty range of noise levels.
+      ValueError: on an unknown prediction, a regression of eps, or an empty range of noise levels.
     """
 
     prediction: Literal["eps", "v", "x"] = "eps"
@@ -58,7 +57,7 @@ class Process:
         return logsnr_schedule(t, self.logsnr_min, self.logsnr_max, self.logsnr_shift)
 
     def target(self, x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
-        """What the network is trained to put out."""
+        """What the network is trained to predict."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "x":
@@ -72,13 +71,6 @@ class Process:
             return output
         alpha, sigma = alpha_sigma(logsnr, z.ndim)
         return (z - sigma * output) / alpha if self.prediction == "eps" else alpha * z - sigma * output
-
-    def predict_eps(self, output: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
-        """ε̂ from the network's output."""
-        alpha, sigma = alpha_sigma(logsnr, z.ndim)
-        if self.prediction == "x":
-            return (z - alpha * output) / sigma
-        return output if self.prediction == "eps" else alpha * output + sigma * z
 
 
 def logsnr_schedule(t: jax.Array, logsnr_min: float = -20.0, logsnr_max: float = 20.0, shift: float = 0.0) -> jax.Array:
@@ -113,15 +105,15 @@ def posterior(z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax
 
 
 class Examples(NamedTuple):
-    """Noised pairs: what the network is given, and what it is to answer. Leading axes (batch,).
+    """Noised pairs: the network's inputs and what it is to predict. Leading axes (batch,).
 
     Attributes:
-      x: clean views, (batch, height, width, 3) in [-1, 1]; noise where the pair is unconditional.
+      x: clean views, (batch, height, width, 3) in [-1, 1]; noise if the pair is unconditional.
       z: noisy targets, same shape.
       logsnr: noise levels of both frames, (batch, 2).
       camera: cameras of both frames, axes (batch, 2).
-      cond_mask: (batch,) bool, False where the pair is unconditional.
-      answer: what the network is to put out, shaped like ``z``.
+      cond_mask: (batch,) bool, False if the pair is unconditional.
+      label: what the network is to predict, shaped like ``z``.
       t: (batch,), time of the target frame.
     """
 
@@ -130,12 +122,12 @@ class Examples(NamedTuple):
     logsnr: jax.Array
     camera: Camera
     cond_mask: jax.Array
-    answer: jax.Array
+    label: jax.Array
     t: jax.Array
 
 
 def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Process, uncond_prob: float) -> Examples:
-    """Draws noise levels, noise, and which pairs are unconditional [2.1, 7.2].
+    """Samples noise levels, noise, and which pairs are unconditional [2.1, 7.2].
 
     Args:
       images: pairs of views, (batch, 2, height, width, 3) in [-1, 1]; frame 0 is the clean view, frame 1 the target.
@@ -155,26 +147,25 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
     cond_mask = jax.random.uniform(key_mask, (batch,)) >= uncond_prob
     x = jnp.where(cond_mask[:, None, None, None], x, jax.random.normal(key_noise, x.shape))
     logsnr_x = jnp.where(cond_mask, process.logsnr_max, process.uncond_logsnr)
-    answer = process.target(target, eps, logsnr)
-    return Examples(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask, answer, t)
+    label = process.target(target, eps, logsnr)
+    return Examples(x, z, jnp.stack([logsnr_x, logsnr], axis=1), camera, cond_mask, label, t)
 
 
 def loss(network: Network, examples: Examples, color_weight: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Mean squared error of the network's output on the target frame [2.1, 7.2].
 
     Args:
-      network: what is trained.
+      network: the network.
       examples: noised pairs.
-      color_weight: how much the part of the error counts that differs between the channels of a pixel, against their
-        mean's, where the target is noise; where it is clean 1, and between them by the noise's share of the variance.
-        The paper's is 1.
+      color_weight: weight of the error's deviation from its mean over channels, at full noise; it approaches 1 with the
+        noise's share of the variance. 1 in the paper.
 
     Returns:
-      The mean over the batch, and that of each example, (batch,).
+      The mean over the batch, and the loss of each example, (batch,).
     """
     e = examples
     output = network(e.x, e.z, e.logsnr, e.camera, e.cond_mask)
-    error = output - e.answer
+    error = output - e.label
     per_example = jnp.mean(error**2, axis=(1, 2, 3))
     if color_weight != 1:
         color = error - error.mean(axis=-1, keepdims=True)

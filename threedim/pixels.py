@@ -13,11 +13,7 @@ from threedim.errors import MissingError, UserError
 
 
 def to_uint8(images) -> np.ndarray:
-    """Floats in [-1, 1] to uint8, rounded to the nearest and clipped; any shape.
-
-    Raises:
-      ValueError: if the array is not of floats or has a number that is not finite.
-    """
+    """Floats in [-1, 1] to uint8, rounded and clipped; any shape. ValueError for integers, NaN and infinity."""
     images = np.asarray(images)
     if images.dtype.kind in "iub":
         raise ValueError(f"to_uint8 takes floats in [-1, 1], got {images.dtype}")
@@ -28,11 +24,7 @@ def to_uint8(images) -> np.ndarray:
 
 
 def to_float(images) -> np.ndarray:
-    """uint8 to float32 in [-1, 1]; any shape. `to_uint8` takes it back exactly.
-
-    Raises:
-      ValueError: if the array is not uint8.
-    """
+    """uint8 to float32 in [-1, 1]; any shape. `to_uint8` inverts it exactly."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
         raise ValueError(f"to_float takes uint8, got {images.dtype}")

@@ -1,15 +1,15 @@
 """Sampling by stochastic conditioning [2.2, 7.3].
 
-A view is drawn by ``num_steps`` denoising steps, and at *every* step the network sees another of the views known so
-far, drawn uniformly. A finished view joins the known ones. So views drawn one after another agree with each other,
-though the network only ever sees a pair. (``Settings.conditioning`` "input" leaves it at the input views.)
+A view is sampled in ``num_steps`` denoising steps, and at *every* step the network is conditioned on a view chosen
+uniformly from all views known so far. A finished view joins the known ones. So views sampled one after another agree
+with each other, although the network only ever sees a pair.
 
-A known set is a fixed-capacity array plus a count: one compiled function draws every view of a rollout. It holds what
-the network computes from a clean view alone, which is the same at every step. That holds for relative poses, too: the
-clean view's camera is then the origin, and the target's rays alone depend on the view that is drawn.
+A known set is a fixed-capacity array plus a count, so that one compiled function samples every view of a rollout. It
+holds what the network computes from a clean view alone, which is the same at every step. This includes relative poses:
+the clean view's camera is the origin, and only the target's rays depend on the conditioning view.
 
-What joins the known set is rounded to 8 bits, as it is written to disk: a rollout that goes on from its own PNG files
-equals one that was never interrupted.
+Views that join the known set are rounded to 8 bits, as they are written to disk: a rollout resumed from its own PNG
+files equals one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,10 @@ PyTree = Any
 
 
 class Denoiser(Protocol):
-    """What the sampler asks of a network. Hashable; leading axes are (batch,) throughout.
-
-    ``threedim.models.unet.NetworkDenoiser`` is one; the tests have others.
+    """The sampler's interface to a network, such as ``NetworkDenoiser``. Hashable; leading axes are (batch,).
 
     Attributes:
-      relative_poses: whether the network knows cameras in the coordinates of the pair's clean view.
+      relative_poses: whether the network takes cameras in the coordinates of the pair's clean view.
     """
 
     relative_poses: bool
@@ -48,7 +46,7 @@ class Denoiser(Protocol):
         """Features of clean views (batch, height, width, 3)."""
 
     def embed_positions(self, params: PyTree) -> PyTree:
-        """What ``embed_camera`` needs and is the same for all cameras."""
+        """The part of ``embed_camera`` that is the same for all cameras."""
 
     def embed_camera(self, params: PyTree, camera: Camera, cond_mask: jax.Array, positions: PyTree) -> PyTree:
         """Embeddings of target cameras."""
@@ -59,24 +57,24 @@ class Denoiser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a view is drawn. The defaults are the paper's, but for the number of steps: it takes 256.
+    """How a view is sampled. The defaults are the paper's, except for the number of steps, 256 in the paper.
 
     Attributes:
       num_steps: denoising steps.
-      conditioning: which views a step draws from: "stochastic" is every view known so far [2.2]; "input" is the given
-        ones alone, an ablation of the paper [3.2].
-      guidance_weight: w in ``(1 + w) eps_cond - w eps_uncond``; 0 leaves the unconditional branch out.
-      fresh_uncond_noise: the unconditional branch sees a noise frame in the clean view's place. False draws it once per
-        view, so that its features are computed once; True draws a new one at every step.
-      guidance_interval: noise levels λ, lowest and highest, at which there is guidance (Kynkäänniemi et al. 2024, arXiv
-        2404.07724). At the others the conditional branch alone is computed.
-      solver: how one goes from a noise level to the next, see ``threedim.solvers``.
-      eta: of the solver "ddim": 0 draws no noise, 1 as much as ancestral sampling.
-      spacing: of the steps: equal in "t", or in "logsnr" over ``logsnr_range``.
-      logsnr_range: with that spacing, the first and the last noise level at which the network is asked.
+      conditioning: views that a step chooses from: "stochastic" for all known views [2.2]; "input" for the input views
+        alone, an ablation of the paper [3.2].
+      guidance_weight: w in ``(1 + w) eps_cond - w eps_uncond``; 0 skips the unconditional branch.
+      fresh_uncond_noise: the unconditional branch has a noise frame in place of the clean view. False samples it once
+        per view, so that its features are computed once; True samples it at every step.
+      guidance_interval: lowest and highest λ with guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724). Elsewhere only
+        the conditional branch is computed.
+      solver: the step from one noise level to the next, see ``threedim.solvers``.
+      eta: of the solver "ddim": 0 adds no noise, 1 as much as ancestral sampling.
+      spacing: steps are equal in "t", or in "logsnr" over ``logsnr_range``.
+      logsnr_range: with spacing "logsnr", the first and the last noise level at which the network is evaluated.
 
     Raises:
-      ValueError: if a value is out of its range, or says something that the solver or spacing does not read.
+      ValueError: if a value is out of range, or is set but not used by the solver or spacing.
     """
 
     num_steps: int = 250
@@ -106,34 +104,29 @@ class Settings:
             raise ValueError(f'conditioning must be "stochastic" or "input", got {self.conditioning!r}')
 
     def check(self, process: Process) -> None:
-        """Whether a view can be drawn so from a network of this process.
+        """Raises ValueError unless the settings fit the process.
 
-        Raises:
-          ValueError: if ``logsnr_range`` is none within the process's own, or a network that was trained by regression,
-            at the highest noise level without unconditional pairs, is asked for more than that.
+        ``logsnr_range`` must lie within that of the process, and a network trained by regression predicts the image in
+        one step without guidance.
         """
         self.levels(process)
         if process.regression and (self.num_steps != 1 or self.guidance_weight != 0 or self.spacing != "t"):
             raise ValueError(
-                "a network trained with diffusion.regression puts out the picture in one step from noise: "
+                "a network trained by regression predicts the image in one step from noise: "
                 "num_steps must be 1, guidance_weight 0 and "
                 f'spacing "t"; got {self.num_steps}, {self.guidance_weight} and {self.spacing!r}'
             )
 
     def levels(self, process: Process) -> np.ndarray:
-        """Noise levels that the picture goes through, (num_steps + 1,), rising; at the last, no network is asked.
-
-        Raises:
-          ValueError: if ``logsnr_range`` is none within the process's own.
-        """
+        """Noise levels, (num_steps + 1,), rising; the network is evaluated at all but the last."""
         if self.spacing == "t":
             return solvers.spaced_in_t(process, self.num_steps)
         return solvers.spaced_in_logsnr(process, self.num_steps, self.logsnr_range)
 
     def guided(self, process: Process) -> np.ndarray:
-        """At which steps there is guidance, (num_steps,) bool."""
+        """The steps with guidance, (num_steps,) bool."""
         low, high = self.guidance_interval
-        # The schedule meets its own ends to rounding only.
+        # The schedule meets its ends only up to rounding.
         levels = self.levels(process)[:-1].clip(process.logsnr_min, process.logsnr_max)
         return (self.guidance_weight > 0) & (levels >= low) & (levels <= high)
 
@@ -143,12 +136,12 @@ class Settings:
 
 
 class KnownViews(NamedTuple):
-    """The views that conditioning draws from.
+    """The views to choose the conditioning from.
 
     Attributes:
       features: of each known view; leaves are (batch, capacity, ...). Entries from ``count`` on are never read.
       camera: of each known view, axes (batch, capacity).
-      count: (batch,) int32, how many are known, at least 1.
+      count: (batch,) int32, number of known views, at least 1.
     """
 
     features: PyTree
@@ -162,7 +155,7 @@ def choose_view(key: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One draw per example from its own key: an example's noise does not depend on what else is in the batch."""
+    """Noise of each example from its own key, so that it does not depend on the rest of the batch."""
     return jax.vmap(lambda k: jax.random.normal(k, shape))(key)
 
 

@@ -1,12 +1,12 @@
-"""Steps from one noise level to the next, and where the levels lie.
+"""Solvers: steps from one noise level to the next, and the spacing of the levels.
 
-Every solver takes the noisy picture, what the network says of it now and what it said at the level before, and gives
-mean and standard deviation of the picture at the next level. Symbols are the papers': z_t at log signal-to-noise ratio
-λ_t goes to z_s at λ_s > λ_t; ``alpha² = sigmoid(λ)``, ``sigma² = sigmoid(-λ)``; h = (λ_s - λ_t) / 2, since
-DPM-Solver's own λ is log(alpha / sigma), half of ours. All of it is float32.
+A solver takes the noisy image and the network's estimates at this noise level and at the previous one, and returns mean
+and standard deviation of the image at the next level. Symbols are those of the papers: z_t at log signal-to-noise ratio
+λ_t goes to z_s at λ_s > λ_t; ``alpha² = sigmoid(λ)``, ``sigma² = sigmoid(-λ)``; h = (λ_s - λ_t) / 2, since DPM-Solver's
+λ is log(alpha / sigma), half of ours. Everything is float32.
 
-Of 1 - exp(-2h), the share of noise that a step could draw anew, DDIM's η draws η²; ancestral sampling is DDIM at η = 1,
-and each form of DPM-Solver++ 2M is one of its ends with the estimate of the picture carried on along λ.
+A step can replace the fraction 1 - exp(-2h) of the noise; DDIM replaces η² of that. Ancestral sampling is DDIM with
+η = 1, and the two forms of DPM-Solver++ 2M are DDIM with η = 0 and 1 plus an extrapolation of the estimate along λ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from threedim.diffusion import Process, alpha_sigma, posterior
 
 
 class Estimate(NamedTuple):
-    """The picture as the network sees it at one noise level.
+    """The network's estimate at one noise level.
 
     Attributes:
       x_hat: (batch, height, width, channel) in [-1, 1].
@@ -38,7 +38,7 @@ Solver = Callable[[jax.Array, Estimate, Estimate, jax.Array], tuple[jax.Array, j
 
 
 def ancestral(z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The paper's: draws from q(z_s | z_t, x̂) with the lower variance [2.2]."""
+    """The paper's sampler: q(z_s | z_t, x̂) with the lower variance [2.2]."""
     del before
     mean, variance = posterior(z, now.x_hat, now.logsnr, logsnr_s)
     return mean, jnp.sqrt(variance)
@@ -47,7 +47,7 @@ def ancestral(z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array
 def ddim(
     z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array, *, eta: float = 0.0
 ) -> tuple[jax.Array, jax.Array | None]:
-    """DDIM (Song et al. 2021, arXiv 2010.02502, equation 12); ``eta`` = 0 draws no noise, 1 is ancestral sampling."""
+    """DDIM (Song et al. 2021, arXiv 2010.02502, equation 12); ``eta`` = 0 adds no noise, 1 is ancestral sampling."""
     del before
     alpha_t, sigma_t = alpha_sigma(now.logsnr, 0)
     alpha_s, sigma_s = alpha_sigma(logsnr_s, 0)
@@ -69,7 +69,7 @@ def dpm_solver_2m(z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.A
 def dpm_solver_2m_sde(
     z: jax.Array, now: Estimate, before: Estimate, logsnr_s: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): the same with the noise drawn anew."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): the same with new noise at each step."""
     _, sigma_t = alpha_sigma(now.logsnr, 0)
     alpha_s, sigma_s = alpha_sigma(logsnr_s, 0)
     h = (logsnr_s - now.logsnr) / 2
@@ -79,12 +79,11 @@ def dpm_solver_2m_sde(
 
 
 def _extrapolate(now: Estimate, before: Estimate, h: jax.Array) -> jax.Array:
-    """D, the line through the last two estimates, at the middle of the step. Equal estimates make it first order."""
+    """D, the line through the last two estimates, at the middle of the step; first order if they are equal."""
     r = (now.logsnr - before.logsnr) / 2 / h
     return now.x_hat + (now.x_hat - before.x_hat) / (2 * r)
 
 
-# By the name that configurations give them.
 SOLVERS = {
     "ancestral": ancestral,
     "ddim": ddim,
@@ -102,11 +101,11 @@ def spaced_in_t(process: Process, num_steps: int) -> np.ndarray:
 def spaced_in_logsnr(process: Process, num_steps: int, logsnr_range: tuple[float, float]) -> np.ndarray:
     """Levels of steps equally spaced in λ: (num_steps + 1,) float32, rising.
 
-    The network is asked at ``num_steps`` levels from one end of the range to the other; a last step takes the last
-    estimate to logsnr_max. Below λ = -10 and above 10 there is nothing to decide, so that a range saves steps.
+    The network is evaluated at ``num_steps`` levels from one end of the range to the other; a last step goes to
+    logsnr_max. Little changes below λ = -10 and above 10, so a narrower range saves steps.
 
     Raises:
-      ValueError: if the range is empty or leaves that of the process.
+      ValueError: if the range is empty or not within that of the process.
     """
     low, high = logsnr_range
     if not process.logsnr_min <= low < high < process.logsnr_max:

@@ -1,4 +1,4 @@
-"""What is to be drawn: objects, their known views, and the cameras that are wanted."""
+"""What to sample: objects, their known views, and target cameras."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from threedim.errors import UserError
 
 SPLITS = ("test", "val", "train", "holdout")
 
-# Numbers of views of an object to their pictures (view, height, width, 3) uint8 and cameras.
+# From view numbers of an object to pictures (view, height, width, 3) uint8 and cameras.
 Read = Callable[[Sequence[int]], tuple[np.ndarray, Camera]]
 
 
 class Views(NamedTuple):
-    """What is known of an object.
+    """The known and the target views of an object.
 
     Attributes:
       inputs: known views, (inputs, height, width, 3) uint8.
       cameras: their cameras, axes (inputs,).
-      targets: cameras to draw, axes (views,).
-      truth: the true views there, (views, height, width, 3) uint8, or None if not known.
+      targets: target cameras, axes (views,).
+      truth: the true views there, (views, height, width, 3) uint8, or None if unknown.
     """
 
     inputs: np.ndarray
@@ -38,12 +38,12 @@ class Views(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One object to draw. Its pictures are read when they are asked for: a test set may not fit into memory.
+    """One object to sample. Its pictures are read on demand, since a test set may not fit into memory.
 
     Attributes:
       name: the object's name.
-      input_views, target_views: their numbers in the object's folder; of an orbit, the numbers along it.
-      load: reads what is known.
+      input_views, target_views: view numbers in the object's folder; for an orbit, the numbers along it.
+      load: reads the views.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Task:
 
 
 def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
-    """What ``config.sample`` asks for, of the data set or of ``config.sample.object``.
+    """The tasks of ``config.sample``, from the data set or ``config.sample.object``.
 
     Raises:
-      FileNotFoundError: if there is no such data.
-      ValueError: if a setting is unknown, or asks for views that an object does not have.
+      MissingError: if there is no such data.
+      UserError: if a setting is unknown, or asks for views that an object does not have.
     """
     s, size = config.sample, config.model.image_size
     if s.cameras not in ("object", "orbit"):
@@ -72,10 +72,10 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     known = sources.open_from_config(config.data, "train") if s.split == "holdout" else None
     count = min(s.num_objects or len(dataset), len(dataset))
     if s.objects_seed is None:
-        # Evenly spaced: names sort by class, and the first ones would be all of one.
+        # Evenly spaced, since names are sorted by class.
         chosen = [len(dataset) * i // count for i in range(count)]
     else:
-        # The first of a shuffled list, so that more objects with the same seed are these and others.
+        # The first of a shuffled list, so that a larger number includes these.
         chosen = sorted(np.random.default_rng(s.objects_seed).permutation(len(dataset))[:count].tolist())
     return [_task_of(s, dataset, known, index, size) for index in chosen]
 
@@ -90,7 +90,7 @@ def _task_of(
     name, count = dataset.names[index], dataset.num_views(index)
     if known is None:
         return _make_task(s, name, count, lambda numbers: dataset.views(index, numbers, size))
-    # Held-out cameras of an object that training has seen: the inputs are views that training has seen too.
+    # Held-out cameras of a training object; the inputs are training views.
     number = known.names.index(name)
     inputs = _chosen_views(s.input_views, known.num_views(number), name)
     targets = list(range(count))[: s.num_views or None]
@@ -128,7 +128,7 @@ def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) 
 
 
 def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
-    """Numbers of the input views: those asked for, or all for an empty list."""
+    """Numbers of the input views; all for an empty list."""
     numbers = [int(number) for number in wanted] or list(range(count))
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) != len(numbers):

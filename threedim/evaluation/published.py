@@ -1,4 +1,4 @@
-"""What others report on the same test sets: the tables of 3DiM's paper, and one later method."""
+"""Published figures on the same test sets: the tables of 3DiM's paper, and one later method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SPLATTER = "S. Szymanowicz et al., Splatter Image: Ultra-Fast Single-View 3D Re
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method's figures on a test set; None where it gives none.
+    """One method's figures on a test set; None where it reports none.
 
     Attributes:
       name: of the method.
@@ -33,13 +33,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows that can be put beside each other.
+    """Rows that compare with each other.
 
     Attributes:
       title: the test set.
       rows: in the order of the paper.
       sources: citations.
-      notes: what must be said beside them.
+      notes: remarks to print beside them.
     """
 
     title: str
@@ -126,11 +126,7 @@ CONSISTENCY = {
 
 
 def table(name: str) -> Table | None:
-    """The table of that name; None for "none".
-
-    Raises:
-      ValueError: if there is none of that name.
-    """
+    """The table with this name, None for "none"; `UserError` if there is no such table."""
     if name != "none" and name not in TABLES:
         raise UserError(f"evaluate.published must be one of none, {', '.join(TABLES)}, got {name!r}")
     return TABLES.get(name)

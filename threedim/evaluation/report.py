@@ -55,12 +55,12 @@ _SMALL_PICTURE = 64
 
 @dataclasses.dataclass(frozen=True)
 class StripView:
-    """One drawn view with its truth, both (height, width, 3) uint8; ``angle`` in degrees from the input view."""
+    """One sampled view with its truth, both (height, width, 3) uint8; ``angle`` in degrees from the input view."""
 
     number: int
     angle: float
     psnr: float
-    drawn: np.ndarray
+    sampled: np.ndarray
     truth: np.ndarray
 
 
@@ -128,7 +128,7 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         found.append(f"LPIPS is by {results['lpips_network']}; the published ones are by {lpips.VGG16.name}.")
     if results["equal_views"]:
         found.append(
-            f"{results['equal_views']:,} drawn views equal the truth in every pixel; each counts as "
+            f"{results['equal_views']:,} sampled views equal the truth in every pixel; each counts as "
             f"{results['psnr_of_equal_views']:.2f} dB, the highest PSNR that unequal pictures of this size can have."
         )
     return found + [f"{warning[:1].upper()}{warning[1:]}." for warning in results["warnings"]]
@@ -138,7 +138,7 @@ def _what(results: Mapping[str, Any]) -> str:
     protocol, step = results["protocol"], results["checkpoint_step"]
     source = f"checkpoint of step {step:,}" if step is not None else f"ready-made views in {protocol['views']}"
     return (
-        f"{results['num_objects']:,} objects, {results['num_views']:,} views of {protocol['image_size']} px, drawn "
+        f"{results['num_objects']:,} objects, {results['num_views']:,} views of {protocol['image_size']} px, sampled "
         f"from view {protocol['input_view']} of each; {source}"
     )
 
@@ -177,7 +177,7 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
             lines.append(f'<tr class="{kind}"><td>{_text(name)}</td>{cells}</tr>')
     if table:
         lines.insert(len(ours), f"<tr><td colspan={len(columns) + 1} class=soft>as published</td></tr>")
-    notes = ["PSNR and SSIM are means over all views; FID is between all drawn and all true views."]
+    notes = ["PSNR and SSIM are means over all views; FID is between all sampled and all true views."]
     if dataset["lpips"] is not None:
         notes.append(f"LPIPS: version 0.1 by {results['lpips_network']}, mean over all views.")
     if dataset["patch_distance"] is not None:
@@ -205,7 +205,7 @@ def _angles(bins: Sequence[Mapping[str, float]]) -> str:
     )
     return (
         f"<div class=wide>{plot.psnr_by_angle(bins)}</div>"
-        "<p><small class=soft>Solid: mean PSNR of the drawn views. Band: from the 10th to the 90th percentile of "
+        "<p><small class=soft>Solid: mean PSNR of the sampled views. Band: from the 10th to the 90th percentile of "
         "views. Dashed: the input view repeated. Gray bars: shares of the views. The angle is that between the optical "
         "axes.</small></p><details><summary>The same as a table</summary><div class=wide><table><thead><tr>"
         "<th>angle</th><th>views</th><th>PSNR, dB</th><th>10 % to 90 %</th><th>input repeated, dB</th></tr></thead>"
@@ -218,20 +218,21 @@ def _strips(heading: str, strips: Sequence[Strip]) -> str:
 
 
 def _strip(strip: Strip) -> str:
-    small = strip.views[0].drawn.shape[0] <= _SMALL_PICTURE
+    small = strip.views[0].sampled.shape[0] <= _SMALL_PICTURE
     given = "".join(
         f"{_picture(picture, f'input view {number}')}<small>input, view {number}</small>"
         for number, picture in strip.inputs.items()
     )
     views = "".join(
-        f"<div>{_picture(view.drawn, f'view {view.number}, drawn')}{_picture(view.truth, f'view {view.number}, true')}"
+        f"<div>{_picture(view.sampled, f'view {view.number}, sampled')}"
+        f"{_picture(view.truth, f'view {view.number}, true')}"
         f"<small>view {view.number}, {view.angle:.0f}°<br>{view.psnr:.2f} dB</small></div>"
         for view in strip.views
     )
     ssim = "" if strip.ssim is None else f", SSIM {_number('ssim', strip.ssim)}"
     return (
         f"<h3>{_text(strip.name)}</h3><p><small class=soft>{strip.psnr:.2f} dB{ssim} over all its views; "
-        "above drawn, below true</small></p>"
+        "above sampled, below true</small></p>"
         f'<div class="wide{" pixels" if small else ""}"><div class=strip><div class=given>{given}</div>{views}'
         "</div></div>"
     )

@@ -1,4 +1,4 @@
-"""Views that were drawn before, by this project or any other method, found in a folder and matched with a test set."""
+"""Sampled views in a folder, of this project or any other method, matched with a test set."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ import numpy as np
 from etils import epath
 
 from threedim.cameras import Camera
-from threedim.data import png as images_lib
+from threedim.data import png
 from threedim.errors import MissingError, UserError
 from threedim.tasks import Task
 
-# Files are small and may be remote: most of the time is waiting.
+# Small files, possibly remote: threads wait for them.
 _THREADS = 16
 _LISTED = 20
 _POSE_TOLERANCE = 1e-3
 
 
-class DrawnViews:
-    """A folder ``<folder>/<object>/000000.png`` or ``<folder>/<object>/rgb/000000.png``: numbers are view numbers.
+class SampledViews:
+    """A folder with files ``<object>/000000.png`` or ``<object>/rgb/000000.png``, named by view number.
 
-    Views that `rollout.sample` wrote begin with the input views; ``samples.json`` beside them says which is which.
+    Folders that `sample.sample` wrote begin with the input views; ``samples.json`` beside them has the view numbers.
 
     Attributes:
-      settings: what ``samples.json`` says of how they were drawn; None where there is no such file.
+      settings: the sampler settings in ``samples.json``; None without that file.
+
+    Raises:
+      MissingError: if the folder does not exist.
+      UserError: if ``samples.json`` is damaged, or its views are an orbit, which has no true views.
     """
 
     def __init__(self, folder: epath.PathLike):
-        """Looks for the folder.
-
-        Raises:
-          FileNotFoundError: if it is not there.
-          ValueError: if its ``samples.json`` is damaged, or its views are of an orbit, which no test set has.
-        """
         folder = epath.Path(folder)
         if (folder / "samples.json").exists():
             folder = folder / "views"
@@ -51,16 +49,16 @@ class DrawnViews:
                 content = json.loads(path.read_text())
                 self.settings, self._order = content["settings"], content["objects"]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is damaged ({error}); it says which view is which") from error
+                raise UserError(f"{path} is damaged ({error}); it has the numbers of the views") from error
             if self.settings.get("cameras") == "orbit":
-                raise UserError(f"{folder} holds an orbit, whose true views nobody knows; draw the object's cameras")
+                raise UserError(f"{folder} holds an orbit, which has no true views; sample the object's cameras")
 
     def find(self, tasks: Sequence[Task]) -> dict[str, list[epath.Path]]:
-        """For every object the files of its ``target_views``, in that order.
+        """The files of every object's ``target_views``, in that order.
 
         Raises:
-          FileNotFoundError: listing the objects and views that are not there.
-          ValueError: if two files have the same number, or the views were drawn from another input view.
+          MissingError: if views are missing; lists them.
+          UserError: if two files have the same number, or the views were sampled from another input view.
         """
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             numbered = dict(zip([task.name for task in tasks], pool.map(self._numbered, tasks), strict=True))
@@ -68,7 +66,7 @@ class DrawnViews:
         for task in tasks:
             files = numbered[task.name]
             if not files:
-                missing.append(f"{task.name}: no views at all")
+                missing.append(f"{task.name}: no views")
             elif absent := [view for view in task.target_views if view not in files]:
                 missing.append(f"{task.name}: view {_ranges(absent)}")
             else:
@@ -76,7 +74,7 @@ class DrawnViews:
         if missing:
             more = [f"... and {len(missing) - _LISTED} more objects"] if len(missing) > _LISTED else []
             raise MissingError(
-                f"{self._folder} lacks views of {len(missing)} of {len(tasks)} objects:\n  "
+                f"{self._folder} has no views for {len(missing)} of {len(tasks)} objects:\n  "
                 + "\n  ".join(missing[:_LISTED] + more)
                 + "\nFiles are <object>/000000.png or <object>/rgb/000000.png, numbered as in the test set."
             )
@@ -91,7 +89,7 @@ class DrawnViews:
             return {}
         files: dict[int, epath.Path] = {}
         for path in folder.iterdir():
-            # Others lie there too, such as 000003_compare.png.
+            # Other files, such as 000003_compare.png, are ignored.
             if path.suffix.lower() == ".png" and path.stem.isdecimal():
                 if int(path.stem) in files:
                     raise UserError(f"{path} and {files[int(path.stem)].name} are both of view {int(path.stem)}")
@@ -101,25 +99,25 @@ class DrawnViews:
             return files
         if order["input_views"] != task.input_views:
             raise UserError(
-                f"{folder} was drawn from view {_ranges(order['input_views'])}, not {_ranges(task.input_views)}; set "
+                f"{folder} was sampled from view {_ranges(order['input_views'])}, not {_ranges(task.input_views)}; set "
                 "--config.evaluate.input_view"
             )
         numbers = order["input_views"] + order["target_views"]
         return {number: files[place] for place, number in enumerate(numbers) if place in files}
 
 
-def read(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.ndarray:
+def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.ndarray:
     """Reads the pictures of an object, (view, size, size, 3) uint8, transparency over white.
 
-    Where poses lie beside them (``pose/`` beside ``rgb/``), they are compared with the cameras.
+    Poses in ``pose/`` beside ``rgb/`` are compared with the cameras.
 
     Args:
-      paths: from `DrawnViews.find`.
+      paths: from `SampledViews.find`.
       cameras: those of the true views, axes (view,).
-      size: height and width of the true views; the drawn ones are never resized.
+      size: height and width of the true views; sampled views are never resized.
 
     Raises:
-      ValueError: naming the file, if one is no PNG, has another size, or its pose is of another camera.
+      UserError: if a file is not a PNG, has another size, or its pose is that of another camera; names the file.
     """
     has_poses = paths[0].parent.name == "rgb" and (paths[0].parent.parent / "pose").is_dir()
     matrices = cameras.to_matrix()
@@ -127,7 +125,7 @@ def read(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.ndarray:
     def read_one(index: int) -> np.ndarray:
         path = paths[index]
         try:
-            picture = images_lib.decode_png(path.read_bytes())
+            picture = png.decode_png(path.read_bytes())
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path} is not a readable square PNG: {error}") from error
         if len(picture) != size:
@@ -150,8 +148,8 @@ def _check_pose(path: epath.Path, picture: epath.Path, expected: np.ndarray) -> 
         raise UserError(f"{path} is not a readable pose of 16 numbers: {error}") from error
     if not np.allclose(found, expected, rtol=_POSE_TOLERANCE, atol=_POSE_TOLERANCE):
         raise UserError(
-            f"{path} is the pose of another camera than the test set's view for which {picture.name} was taken; files "
-            "are numbered as in the test set"
+            f"{path} is not the pose of the test set's view with the number of {picture.name}; files must be numbered "
+            "as in the test set"
         )
 
 

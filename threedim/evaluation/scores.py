@@ -1,4 +1,4 @@
-"""Figures of drawn views against true ones, object by object: a test set's pictures are never held whole."""
+"""Scores of sampled views against true ones, object by object, so that a test set need not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from threedim.evaluation.metrics import fid, patches
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.tasks import Task, Views
 
-# The patch distance sorts all patches it compares, so that it is taken of at most so many views.
+# The patch distance sorts all patches that it compares: it uses at most this many views.
 PATCH_VIEWS = 1000
 BIN_DEGREES = 15
 
 
 class Extractor(Protocol):
-    """What gives the features of the FID: `inception.FeatureExtractor`."""
+    """Features for the FID, such as `inception.FeatureExtractor`."""
 
     num_features: int
 
@@ -27,7 +27,7 @@ class Extractor(Protocol):
 
 
 class Comparer(Protocol):
-    """What gives LPIPS: `lpips.PerceptualDistance`."""
+    """LPIPS, such as `lpips.PerceptualDistance`."""
 
     name: str
     smallest: int
@@ -38,17 +38,17 @@ class Comparer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectScores:
-    """One object's figures, arrays (view,) float64 in the order of ``views``.
+    """The scores of one object; arrays are (view,) float64 in the order of ``views``.
 
     Attributes:
       name: of the object.
-      input_views, views: numbers of the given views, and of the drawn ones.
+      input_views, views: numbers of the input views and of the sampled ones.
       angle: degrees between the optical axes of a view's camera and the first input's.
       psnr: dB, at most `psnr_limit`.
-      ssim: None where pictures are too small for it.
-      lpips: None where pictures are too small for it, or without its network.
-      equal: how many views equal the truth in every pixel.
-      repeated_psnr, repeated_ssim, repeated_lpips: the same of the input view, taken for every view: a baseline.
+      ssim: None if pictures are too small.
+      lpips: None if pictures are too small, or without weights.
+      equal: number of views that equal the truth in every pixel.
+      repeated_psnr, repeated_ssim, repeated_lpips: scores of the repeated input view, a baseline.
     """
 
     name: str
@@ -65,9 +65,9 @@ class ObjectScores:
 
 
 def psnr_limit(height: int, width: int) -> float:
-    """The highest PSNR that two unequal pictures can have: one number of one pixel differs by 1. 95 dB at 128 px.
+    """The highest PSNR of two unequal pictures, in which one number differs by 1: 95 dB at 128 px.
 
-    Equal pictures, whose PSNR is infinite, are given it, so that means stay finite and nothing ranks above them.
+    It stands for the infinite PSNR of equal pictures, so that means stay finite.
     """
     return 10 * math.log10(255**2 * height * width * 3)
 
@@ -76,17 +76,13 @@ def angles(task_views: Views) -> np.ndarray:
     """Degrees in [0, 180] between the optical axes of the target cameras and the first input camera's, (view,)."""
     axes, given = task_views.targets.R[..., :, 2], task_views.cameras.R[0, :, 2]
     axes, given = np.asarray(axes, np.float64), np.asarray(given, np.float64)
-    # Not by the cosine, which is flat where the angle is small.
+    # Not by the cosine alone, which is flat for small angles.
     sine = np.linalg.norm(np.cross(axes, given), axis=-1)
     return np.degrees(np.arctan2(sine, axes @ given))
 
 
-def score_object(task: Task, views: Views, drawn: np.ndarray, compare: Comparer | None = None) -> ObjectScores:
-    """Scores the drawn views (view, height, width, 3) uint8 of an object, with ``compare`` also by LPIPS.
-
-    Raises:
-      ValueError: if they are not as many and as large as the true ones.
-    """
+def score_object(task: Task, views: Views, sampled: np.ndarray, compare: Comparer | None = None) -> ObjectScores:
+    """Scores the sampled views (view, height, width, 3) uint8 of an object, with ``compare`` also by LPIPS."""
     height, width = views.truth.shape[-3:-1]
     limit = psnr_limit(height, width)
     repeated = np.ascontiguousarray(np.broadcast_to(views.inputs[0], views.truth.shape))
@@ -99,17 +95,16 @@ def score_object(task: Task, views: Views, drawn: np.ndarray, compare: Comparer 
 
     lpips = repeated_lpips = None
     if compare and not lpips_refusal(height, compare):
-        # One input picture stands for its repetitions, as nothing else depends on the view.
-        lpips, repeated_lpips = compare(views.truth, drawn, views.inputs[:1])
+        lpips, repeated_lpips = compare(views.truth, sampled, views.inputs[:1])
     return ObjectScores(
         task.name,
         task.input_views,
         task.target_views,
         angles(views),
-        psnr(drawn),
-        ssim(drawn),
+        psnr(sampled),
+        ssim(sampled),
         lpips,
-        int(np.all(drawn == views.truth, axis=(1, 2, 3)).sum()),
+        int(np.all(sampled == views.truth, axis=(1, 2, 3)).sum()),
         psnr(repeated),
         ssim(repeated),
         repeated_lpips,
@@ -117,33 +112,32 @@ def score_object(task: Task, views: Views, drawn: np.ndarray, compare: Comparer 
 
 
 def ssim_refusal(size: int) -> str | None:
-    """Why there is no SSIM of pictures of that size; None if there is."""
+    """Why SSIM is undefined for pictures of this size, or None."""
     return None if size >= 11 else f"pictures of {size} px are smaller than its window of 11 px"
 
 
 def lpips_refusal(size: int, compare: Comparer) -> str | None:
-    """Why there is no LPIPS of pictures of that size; None if there is."""
+    """Why LPIPS is undefined for pictures of this size, or None."""
     if size >= compare.smallest:
         return None
     return f"pictures of {size} px are smaller than the {compare.smallest} px that {compare.name} needs"
 
 
 def patch_refusal(size: int) -> str | None:
-    """Why there is no patch distance of pictures of that size; None if there is."""
+    """Why the patch distance is undefined for pictures of this size, or None."""
     return None if size >= 16 else f"pictures of {size} px are smaller than the 16 px of its smallest level"
 
 
 class Distances:
-    """What compares all drawn views with all true ones: FID, and the patch distance of some of them."""
+    """Distances between all sampled and all true views: the FID, and the patch distance of a subset.
+
+    Args:
+      num_views: number of views that will be added.
+      seed: of the choice of views for the patch distance, and of its patches.
+      extract: features for the FID; None leaves it out.
+    """
 
     def __init__(self, num_views: int, seed: int, extract: Extractor | None):
-        """Sees no view yet.
-
-        Args:
-          num_views: how many will come.
-          seed: of the choice of views for the patch distance, and of its patches.
-          extract: features for the FID; None leaves it out.
-        """
         chosen = np.random.default_rng(seed).permutation(num_views)[:PATCH_VIEWS]
         self._wanted = np.zeros(num_views, bool)
         self._wanted[chosen] = True
@@ -151,14 +145,14 @@ class Distances:
         self._subset: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._moments = [fid.PictureMoments(extract, extract.num_features) for _ in "ab"] if extract else None
 
-    def add(self, views: Views, drawn: np.ndarray) -> None:
+    def add(self, views: Views, sampled: np.ndarray) -> None:
         """Adds an object's views."""
-        mine = self._wanted[self._seen : self._seen + len(drawn)]
-        self._seen += len(drawn)
+        mine = self._wanted[self._seen : self._seen + len(sampled)]
+        self._seen += len(sampled)
         repeated = np.broadcast_to(views.inputs[0], views.truth.shape)
-        self._subset.append((drawn[mine], views.truth[mine], repeated[mine]))
+        self._subset.append((sampled[mine], views.truth[mine], repeated[mine]))
         if self._moments:
-            for moments, pictures in zip(self._moments, (drawn, views.truth), strict=True):
+            for moments, pictures in zip(self._moments, (sampled, views.truth), strict=True):
                 moments.add(pictures)
 
     def fid(self) -> fid.FrechetDistance | None:
@@ -168,17 +162,17 @@ class Distances:
         return fid.frechet_distance(self._moments[0].moments, self._moments[1].moments)
 
     def patch_distances(self) -> tuple[float, float]:
-        """Of the drawn views, and of the repeated input view, to the true ones."""
-        drawn, truth, repeated = (np.concatenate(pictures) for pictures in zip(*self._subset, strict=True))
-        return tuple(patches.sliced_wasserstein(each, truth, seed=self._seed) for each in (drawn, repeated))
+        """Of the sampled views, and of the repeated input view, to the true ones."""
+        sampled, truth, repeated = (np.concatenate(pictures) for pictures in zip(*self._subset, strict=True))
+        return tuple(patches.sliced_wasserstein(each, truth, seed=self._seed) for each in (sampled, repeated))
 
 
 def summary(scores: list[ObjectScores]) -> dict[str, Any]:
-    """Means over all views as in the paper [3], and how much objects differ. Plain numbers, None for what there is not.
+    """Means over all views as in the paper [3], and the spread over objects, as plain numbers or None.
 
     Returns:
-      "dataset" with "psnr", "ssim" and "lpips", each also "..._std_over_objects"; the same of the repeated input as
-      "repeated"; and "psnr_by_angle", a list of bins with views in them.
+      "dataset" with "psnr", "ssim" and "lpips", each also "..._std_over_objects"; the same of the repeated input
+      view as "repeated"; and "psnr_by_angle", a list of non-empty bins.
     """
     return {
         "dataset": _means(scores, ""),

@@ -15,18 +15,17 @@ _MAX_FPS = 50.0  # browsers slow faster ones down to 10
 
 
 def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
-    """Writes an endless animation. All frames share one palette, so that colors do not flicker.
+    """Writes a looping GIF. All frames share one palette, so that colors do not flicker.
 
     Args:
-      frames: (frame, height, width, 3) uint8. Up to 256 colors are kept exactly. Equal consecutive frames are stored
-        as one that lasts longer.
+      frames: (frame, height, width, 3) uint8. Up to 256 colors are kept exactly.
       fps: frames per second, above 0 and up to 50. A GIF counts hundredths of a second: durations are rounded so that
-        the whole lasts as long as it should.
-      scale: whole factor of enlargement, pixels repeated; 0 as for `make_grid`.
+        the total is right.
+      scale: integer factor of enlargement by repeated pixels; 0 as for `make_grid`.
     """
     frames = _checked_frames(path, frames, fps)
     if fps > _MAX_FPS:
-        raise ValueError(f"{path}: a GIF shows at most {_MAX_FPS:g} frames per second, got {fps}")
+        raise ValueError(f"{path}: a GIF plays at most {_MAX_FPS:g} frames per second, got {fps}")
     scale = checked_scale(scale, frames.shape[1])
     indices, palette = _to_palette(frames)
     ends = np.rint(np.arange(len(frames) + 1) * 100 / fps).astype(int)

@@ -18,19 +18,17 @@ def make_grid(
     row_labels: Sequence[str] | None = None,
     col_labels: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Pictures in rows and columns on white.
+    """Pictures in rows and columns on a white background.
 
     Args:
       images: (row, col, height, width, 3) uint8.
-      pad: white pixels between pictures and around them.
-      scale: whole factor of enlargement, pixels repeated, so that small pictures can be seen. 0 takes the one that
-        makes them about 128 pixels high, and never shrinks.
-      row_labels: one for each row, to the left of it.
-      col_labels: one for each column, above it. Lines break at spaces; a word wider than the column widens them all.
+      pad: white pixels between and around pictures.
+      scale: integer factor of enlargement by repeated pixels; 0 makes pictures about 128 pixels high.
+      row_labels: one per row, on its left.
+      col_labels: one per column, above it; wrapped at spaces. A word wider than the column widens all of them.
 
     Returns:
-      (height, width, 3) uint8. Without labels: rows · (scale · height + pad) + pad by cols · (scale · width + pad) +
-      pad.
+      (height, width, 3) uint8.
 
     Raises:
       ValueError: if shape, dtype, a number, or the count of labels is wrong.
@@ -70,21 +68,20 @@ def make_grid(
     for col, lines in enumerate(wrapped):
         x = left + pad + col * (cell_w + pad)
         for index, text in enumerate(lines):
-            # Several lines end just above the picture, like a single one.
             y = top - (len(lines) - index) * line
             draw.text((x, y), text, fill=(_BLACK,) * 3, font=font)
     return np.asarray(canvas)
 
 
 def make_sheet(
-    inputs, rows: Sequence[np.ndarray], *, columns: int = 8, scale: int = 0, labels: Sequence[str] = ("drawn", "true")
+    inputs, rows: Sequence[np.ndarray], *, columns: int = 8, scale: int = 0, labels: Sequence[str] = ("sampled", "true")
 ) -> np.ndarray:
-    """A contact sheet: the input views on top, then the drawn views, each above the truth.
+    """A contact sheet: the input views on top, then the sampled views, each above the true one.
 
     Args:
       inputs: (view, height, width, 3) uint8.
-      rows: one or more arrays (view, height, width, 3) uint8 with as many views, to be compared: drawn, true.
-      columns: views beside each other; more views go on below.
+      rows: one or more arrays (view, height, width, 3) uint8 with as many views, to be compared: sampled, true.
+      columns: views per line.
       scale: as for `make_grid`.
       labels: of ``rows``.
 
@@ -125,7 +122,7 @@ def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _legible(font, label: str) -> str:
-    """The label with a question mark for each letter that the font lacks (it has little beyond ASCII)."""
+    """The label with a question mark for each character that the font lacks."""
     missing = bytes(font.getmask("\uffff"))
     return "".join(c if c.isspace() or bytes(font.getmask(c)) != missing else "?" for c in label)
 
@@ -135,7 +132,7 @@ def _text_width(font, text: str) -> int:
 
 
 def _wrap(font, text: str, width: int) -> list[str]:
-    """Lines of ``text`` that are not wider than ``width``, broken at spaces."""
+    """``text`` wrapped at spaces to lines of at most ``width`` pixels."""
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
