@@ -1,125 +1,189 @@
-"""The paper's ablations [3.2, 4] as one folder of results: what the rows are, their figures, and which orderings hold.
+"""The paper's ablations [3.2, 4]: trains, samples and scores its four rows and writes one table.
 
-A folder holds ``ROW/seed_S`` (as ``--mode=evaluate`` writes it), ``consistency`` (as `consistency` writes it, a row
-``ROW_seedS`` for each of them and one for the true views), ``real_data/views``, ``settings.json`` and
-``commands.json``. See `benchmark`, which fills it.
+    python -m scripts.ablations --config=configs/shapes16.py --out=runs/ablations
+
+The rows are 3DiM, the same weights always conditioned on the input view ("image-to-image"), regression, and Concat-UNet
+(configs/ablations), each with several sampling seeds, with 3D consistency scores beside them. The commands that it runs
+are printed, and are those of the README; ``--dry_run`` only prints them. The same command resumes after an
+interruption. The folder gets ``ROW/seed_S`` (as ``--mode=evaluate`` writes it), ``real_data/views``, ``consistency``,
+``ablations.md``, ``ablations.json`` and ``ablations.png``. What follows ``--`` goes to every call of threedim.main:
+
+    python -m scripts.ablations ... -- --config.train.num_steps=2000 --config.sample.preset=fast
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
-import os
-import platform
+import pathlib
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import config as config_lib
-from threedim import provenance
-from threedim.consistency.held_out import load_json
+from scripts.tables import number, table
+from threedim import errors, files, pixels, provenance
+from threedim.data import sources, srn
+from threedim.errors import MissingError, UserError
 from threedim.evaluation import published
-from threedim.training.step import abstract_params
+from threedim.output import sheets
+from threedim.output.claim import check_claim, read_json
+from threedim.trained import open_run
 
 REAL_DATA = "real_data"
-# A difference of so many standard errors decides.
+# Names of the data in configs/ablations, by the config file of the whole model.
+DATA = {"srn_cars": "cars", "srn_chairs_star": "chairs_star", "demo": "demo", "shapes16": "shapes16"}
+# Standard errors by which a difference must exceed zero.
 _DECIDES = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One row of the table.
-
-    Attributes:
-      key: names folders and flags.
-      title: for people.
-      weights: the row whose training run it draws with.
-      config: of that run, a file in the folder ``ablations`` beside the whole model's config; "" is that one itself.
-      flags: how drawing differs from that config.
-      published: the row in `published.TABLES`.
-    """
-
-    key: str
-    title: str
-    weights: str
-    config: str
-    flags: tuple[str, ...]
-    published: str
-
-
-VARIANTS = (
-    Variant("3dim", "3DiM", "3dim", "", (), "3DiM, 471M"),
-    Variant(
-        "image_to_image",
-        "image-to-image",
-        "3dim",
-        "",
-        ("--config.sample.conditioning=input",),
-        "3DiM, always from the input view",
-    ),
-    Variant("regression", "regression", "regression", "regression.py", (), "Regression"),
-    Variant("concat_unet", "Concat-UNet", "concat_unet", "concat_unet.py", (), "Concat-UNet"),
+# A regression is sampled in one step without guidance, and has a prediction of its own.
+_NOT_FOR_REGRESSION = (
+    "config.sample.",
+    "config.diffusion.prediction",
+    "config.train.uncond_prob",
+    "config.train.sample_",
 )
-TRAINED = tuple(variant.key for variant in VARIANTS if variant.weights == variant.key)
+_OBJECTS, _VIEWS = 4, 3  # of the picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """A figure of a row: its key in the results, its name for people, unit, decimals, and which direction is good."""
+class Row:
+    """One row of the table."""
 
-    key: str
+    key: str  # name of folders and in --workdir
     title: str
-    unit: str
-    decimals: int
-    sign: int
+    trained_as: str  # key of the row whose training run it uses
+    config: str  # in configs/ablations; "" for that of the whole model
+    flags: tuple[str, ...]  # for sampling
+    published: str  # name in `published.TABLES`
 
 
-MEASURES = (
-    Measure("psnr", "PSNR", " dB", 2, 1),
-    Measure("ssim", "SSIM", "", 3, 1),
-    Measure("fid", "FID", "", 2, -1),
-    Measure("lpips", "LPIPS", "", 3, -1),
-    Measure("patch_distance", "patch distance", "", 2, -1),
-    Measure("consistency_psnr", "3D consistency PSNR", " dB", 2, 1),
-    Measure("consistency_ssim", "3D consistency SSIM", "", 3, 1),
-    Measure("consistency_fid", "3D consistency FID", "", 2, -1),
+_INPUT_ONLY = ("--config.sample.conditioning=input",)
+ROWS = (
+    Row("3dim", "3DiM", "3dim", "", (), "3DiM, 471M"),
+    Row("image_to_image", "image-to-image", "3dim", "", _INPUT_ONLY, "3DiM, always from the input view"),
+    Row("regression", "regression", "regression", "regression", (), "Regression"),
+    Row("concat_unet", "Concat-UNet", "concat_unet", "concat_unet", (), "Concat-UNet"),
 )
-BY_KEY = {measure.key: measure for measure in MEASURES}
 
+# Key: (title, unit, decimals, +1 if high is good else -1).
+MEASURES = {
+    "psnr": ("PSNR", " dB", 2, 1),
+    "ssim": ("SSIM", "", 3, 1),
+    "fid": ("FID", "", 2, -1),
+    "lpips": ("LPIPS", "", 3, -1),
+    "patch_distance": ("patch distance", "", 2, -1),
+    "consistency_psnr": ("3D consistency PSNR", " dB", 2, 1),
+    "consistency_ssim": ("3D consistency SSIM", "", 3, 1),
+    "consistency_fid": ("3D consistency FID", "", 2, -1),
+}
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """An ordering in the paper: ``better`` is better than ``worse`` in all of ``measures``.
-
-    Of several measures joined by "/", the first counts that both rows have.
-    """
-
-    text: str
-    better: str
-    worse: str
-    measures: tuple[str, ...]
-
-
+# What the paper finds: (text, better row, worse row, measures). Of "a/b" the first one that both rows have counts.
 CLAIMS = (
-    Claim(
-        "stochastic conditioning is more consistent than image-to-image",
-        "3dim",
-        "image_to_image",
-        ("consistency_psnr",),
-    ),
-    Claim("but its PSNR is lower", "image_to_image", "3dim", ("psnr",)),
-    Claim("X-UNet is better than Concat-UNet", "3dim", "concat_unet", ("psnr", "ssim", "fid/patch_distance")),
-    Claim("regression is blurrier than 3DiM", "3dim", "regression", ("fid/patch_distance",)),
+    ("stochastic conditioning is more consistent than image-to-image", "3dim", "image_to_image", ("consistency_psnr",)),
+    ("but its PSNR is lower", "image_to_image", "3dim", ("psnr",)),
+    ("X-UNet is better than Concat-UNet", "3dim", "concat_unet", ("psnr", "ssim", "fid/patch_distance")),
+    ("regression is blurrier than 3DiM", "3dim", "regression", ("fid/patch_distance",)),
 )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def commands(given: argparse.Namespace, flags: Sequence[str]) -> list[tuple[list[str], epath.Path | None]]:
+    """Arguments of `python` for each command in order, with the file that it writes (None for a training)."""
+    out, workdirs = epath.Path(given.out), dict(text.split("=", 1) for text in given.workdir)
+    found, views = [], []
+    for row in ROWS:
+        config = given.config
+        if row.config:
+            config = (
+                f"{epath.Path(given.config).parent}/ablations/{row.config}.py:{DATA[epath.Path(given.config).stem]}"
+            )
+        own = [f for f in flags if row.key != "regression" or not f.lstrip("-").startswith(_NOT_FOR_REGRESSION)]
+        workdir = workdirs.get(row.trained_as, str(out / row.trained_as / "run"))
+        main = ["-m", "threedim.main", f"--config={config}", f"--workdir={workdir}", *own]
+        if row.trained_as == row.key and row.key not in workdirs:
+            found.append(([*main, "--mode=train"], None))
+        for seed in range(given.seeds):
+            folder = out / row.key / f"seed_{seed}"
+            sample = [*row.flags, f"--config.sample.seed={seed}", f"--config.evaluate.out={folder}"]
+            sample += [f"--config.evaluate.max_objects={given.max_objects}"] if given.max_objects else []
+            for name in ("inception", "lpips_backbone", "lpips_lin"):
+                sample += [f"--config.evaluate.{name}={getattr(given, name)}"] if getattr(given, name) else []
+            found.append(([*main, "--mode=evaluate", *sample], folder / "results.json"))
+            views.append(f"--views={row.key}_seed{seed}={folder / 'views'}")
+    views.append(f"--views={REAL_DATA}={out / REAL_DATA / 'views'}")
+    score = ["-m", "threedim.evaluation.consistency", *views, f"--out={out / 'consistency'}"]
+    score += [f"--max_objects={given.consistency_objects}"] if given.consistency_objects else []
+    score += [f"--inception={given.inception}"] if given.inception else []
+    score += [f"--set={change}" for change in given.consistency_set]
+    return [*found, (score, out / "consistency/results.json")]
+
+
+def run(given: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Runs every command that is not finished; an exit code other than 0 raises CalledProcessError."""
+    out, todo = epath.Path(given.out), commands(given, flags)
+    settings = {"config": given.config, "seeds": given.seeds, "max_objects": given.max_objects, "flags": list(flags)}
+    path = out / "settings.json"
+    check_claim(path, read_json(path) if path.exists() else None, settings, "ablations made with", "--out")
+    files.write_atomically(path, json.dumps(settings, indent=2) + "\n")
+    for place, (arguments, result) in enumerate(todo, start=1):
+        if place == len(todo):
+            write_true_views(out)
+        print(f"[{place}/{len(todo)}] {shlex.join(['python', *arguments])}", flush=True)
+        if result is not None and _is_done(arguments, result):
+            print("finished before", flush=True)
+            continue
+        subprocess.run([sys.executable, *arguments], check=True)
+        if result is None:
+            _check_trained(arguments)
+
+
+def _workdir(arguments: Sequence[str]) -> str:
+    return next(a.partition("=")[2] for a in arguments if a.startswith("--workdir="))
+
+
+def _is_done(arguments: Sequence[str], result: epath.Path) -> bool:
+    """Whether an evaluation has been made of the run's newest checkpoint. Consistency scores resume by themselves."""
+    if not result.exists() or "--mode=evaluate" not in arguments:
+        return False
+    return read_json(result)["checkpoint_step"] == open_run(_workdir(arguments)).step
+
+
+def _check_trained(arguments: Sequence[str]) -> None:
+    """A training that was stopped by a signal has exit code 0, too."""
+    trained = open_run(_workdir(arguments))
+    if trained.step < trained.config.train.num_steps:
+        raise UserError(
+            f"{trained.name} stopped at step {trained.step} of {trained.config.train.num_steps}; run the same command"
+        )
+
+
+def write_true_views(out: epath.Path) -> None:
+    """Writes the true views of the evaluated objects in SRN format, for the reference row of the consistency score."""
+    results = read_json(out / ROWS[0].key / "seed_0/results.json")
+    dataset = sources.open_from_config(ml_collections.ConfigDict(results["config"]).data, "test")
+    for name in results["objects"]:
+        folder, index = out / REAL_DATA / "views" / name, dataset.names.index(name)
+        if not folder.exists():
+            count, size = dataset.num_views(index), results["protocol"]["image_size"]
+            srn.write_object(folder, *dataset.views(index, range(count), size))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
 
 
 def figure(values: Sequence[float]) -> dict[str, float | int | None] | None:
-    """Mean, standard error of the mean and number of values; no error of one value, nothing of none."""
+    """Mean, standard error of the mean, and number of values; None without values."""
     if not values:
         return None
     error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
@@ -127,7 +191,7 @@ def figure(values: Sequence[float]) -> dict[str, float | int | None] | None:
 
 
 def verdict(difference: float, error: float | None) -> str:
-    """ "holds", "does not hold" or "undecided", by whether a difference is more than two standard errors from zero."""
+    """Whether a difference is more than two standard errors from zero: "holds", "does not hold" or "undecided"."""
     if error is None or abs(difference) <= _DECIDES * error:
         return "undecided"
     return "holds" if difference > 0 else "does not hold"
@@ -136,223 +200,200 @@ def verdict(difference: float, error: float | None) -> str:
 def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
     """Which of `CLAIMS` hold.
 
-    Args:
-      rows: from `read`, or alike: {row: {"figures": {measure: `figure`}}}.
-
-    Returns:
-      For each claim its "text", its "verdict" and its "parts": for every measure the "difference" in favor of the claim
-      (positive supports it, whichever direction is good), its "standard_error" and "verdict". A claim holds where all
-      parts hold, and does not where one does not. A measure that is missing is "not measured", as is a claim that lacks
-      one and is not refuted by another.
+    Takes {row: {"figures": {measure: `figure`}}}; a part has the "difference" in favor of the claim. A claim holds if
+    all its parts hold, and fails if one fails.
     """
     found = []
-    for claim in CLAIMS:
-        better, worse = (rows.get(key, {}).get("figures", {}) for key in (claim.better, claim.worse))
+    for text, better, worse, measures in CLAIMS:
+        one, other = (rows.get(key, {}).get("figures", {}) for key in (better, worse))
         parts = []
-        for names in claim.measures:
-            choice = names.split("/")
-            name = next((one for one in choice if better.get(one) and worse.get(one)), None)
+        for choice in (names.split("/") for names in measures):
+            name = next((each for each in choice if one.get(each) and other.get(each)), None)
             if name is None:
                 parts.append({"measure": choice[-1], "verdict": "not measured"})
                 continue
-            one, other = better[name], worse[name]
-            difference = BY_KEY[name].sign * (one["mean"] - other["mean"]) + 0.0  # not -0.0
-            errors = (one["standard_error"], other["standard_error"])
-            error = None if None in errors else math.hypot(*errors)
-            parts.append(
-                {
-                    "measure": name,
-                    "difference": difference,
-                    "standard_error": error,
-                    "verdict": verdict(difference, error),
-                }
-            )
+            difference = MEASURES[name][3] * (one[name]["mean"] - other[name]["mean"]) + 0.0  # not -0.0
+            both = (one[name]["standard_error"], other[name]["standard_error"])
+            error = None if None in both else math.hypot(*both)
+            parts.append({"measure": name, "difference": difference, "standard_error": error})
+            parts[-1]["verdict"] = verdict(difference, error)
         verdicts = [part["verdict"] for part in parts]
-        # The worst of them.
         worst = ("does not hold", "not measured", "undecided", "holds")
         overall = next(each for each in worst if each in verdicts)
-        found.append(
-            {"text": claim.text, "better": claim.better, "worse": claim.worse, "verdict": overall, "parts": parts}
-        )
+        found.append({"text": text, "better": better, "worse": worse, "verdict": overall, "parts": parts})
     return found
 
 
-def published_difference(table: str, claim: dict[str, Any], measure: str) -> float | None:
-    """A difference of `orderings` in the paper's table of that name; None where it has none."""
-    source = published.CONSISTENCY if measure.startswith("consistency_") else published.TABLES
-    if table not in source:
-        return None
-    rows = {row.name: row for row in source[table].rows}
-    names = {variant.key: variant.published for variant in VARIANTS}
-    values = []
-    for key in (claim["better"], claim["worse"]):
-        row = rows.get(names[key])
-        values.append(getattr(row, measure.removeprefix("consistency_"), None) if row else None)
-    return None if None in values else BY_KEY[measure].sign * (values[0] - values[1])
+def collect(out: epath.Path) -> dict[str, Any]:
+    """The figures of a folder, the content of ``ablations.json``.
 
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def seed_folders(out: epath.Path, row: str) -> dict[int, epath.Path]:
-    """Folders of a row that have scores, by sampling seed."""
-    folders = {}
-    for path in (out / row).glob("seed_*/results.json"):
-        number = path.parent.name.removeprefix("seed_")
-        if number.isdecimal():
-            folders[int(number)] = path.parent
-    return dict(sorted(folders.items()))
-
-
-def read(out: epath.PathLike) -> dict[str, Any]:
-    """All figures that a folder has: the content of ``ablations.json``.
-
-    Raises:
-      FileNotFoundError: if it is no folder of a benchmark, or has no scores yet.
-      ValueError: if rows are of different objects or protocols, or a row's seeds of different checkpoints.
+    Raises `UserError` if there are no scores, if rows are of different objects or protocols, or seeds of a row of
+    different checkpoints.
     """
-    out = epath.Path(out)
-    if not (out / "settings.json").exists():
-        raise FileNotFoundError(f"{out / 'settings.json'} is missing: is {out} the --out of a benchmark?")
-    settings = load_json(out / "settings.json")
-    results = {
-        variant.key: {
-            seed: load_json(folder / "results.json") for seed, folder in seed_folders(out, variant.key).items()
+    path = out / "consistency/results.json"
+    fields = read_json(path)["rows"] if path.exists() else {}
+    rows, first = {}, None
+    for row in ROWS:
+        seeds = {p.parent.name: read_json(p) for p in sorted((out / row.key).glob("seed_*/results.json"))}
+        for name, one in seeds.items():
+            first = first or one
+            if (one["protocol"], sorted(one["objects"])) != (first["protocol"], sorted(first["objects"])):
+                raise UserError(
+                    f"{out / row.key / name} has another protocol or other objects than the rest; move it away"
+                )
+        if not seeds:
+            continue
+        steps = sorted({one["checkpoint_step"] for one in seeds.values()})
+        if len(steps) > 1:
+            raise UserError(f"{out / row.key} has scores of different checkpoints: steps {steps}; move one away")
+        values: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+        for name, one in seeds.items():
+            field = fields.get(f"{row.key}_{name.replace('_', '')}", {})
+            all_of_it = one["dataset"] | {f"consistency_{key}": field.get(key) for key in ("psnr", "ssim", "fid")}
+            for measure in MEASURES:
+                values[measure] += [all_of_it[measure]] if all_of_it.get(measure) is not None else []
+        rows[row.key] = {
+            "title": row.title,
+            "training_steps": steps[0],
+            "seeds": len(seeds),
+            "figures": {measure: figure(each) for measure, each in values.items()},
         }
-        for variant in VARIANTS
-    }
-    every = [(f"{row}/seed_{seed}", one) for row, seeds in results.items() for seed, one in seeds.items()]
-    if not every:
-        raise FileNotFoundError(f"{out} has no scores yet: nothing like {out / VARIANTS[0].key}/seed_0/results.json")
-    _check_comparable(out, every)
-    consistency = {"rows": {}, "settings": None, "not_the_frozen_settings": None}
-    if (out / "consistency/results.json").exists():
-        consistency = load_json(out / "consistency/results.json")
-    commands = load_json(out / "commands.json") if (out / "commands.json").exists() else []
-    seconds = {one["what"]: one["seconds"] for one in commands}
-    rows = {
-        variant.key: _row(variant, results[variant.key], consistency["rows"], settings["workdirs"], seconds)
-        for variant in VARIANTS
-        if results[variant.key]
-    }
-    first = every[0][1]
-    true_views = consistency["rows"].get(REAL_DATA)
+    if first is None:
+        raise MissingError(f"{out} has no scores yet, such as {out / ROWS[0].key}/seed_0/results.json")
+    real = fields.get(REAL_DATA)
     return {
-        "suite": "ablations",
-        "config": settings["config"],
-        "flags": settings["flags"],
         "protocol": first["protocol"],
         "num_objects": first["num_objects"],
         "num_views": first["num_views"],
         "published": first["published"],
         "rows": rows,
-        REAL_DATA: _consistency_figures(true_views) if true_views else None,
+        REAL_DATA: real and {f"consistency_{name}": real[name] for name in ("psnr", "ssim", "fid")},
         "orderings": orderings(rows),
-        "consistency": {
-            "num_objects": sorted({one["num_objects"] for one in consistency["rows"].values()}),
-            "settings": consistency["settings"],
-            "not_the_frozen_settings": consistency["not_the_frozen_settings"],
-        },
-        "commands": commands,
+        "device": first["device"],
         "commit": provenance.commit(),
         "versions": provenance.versions(),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu_cores": os.cpu_count(),
-            "devices": _distinct([one["device"] for _, one in every]),
-        },
     }
 
 
-def _check_comparable(out: epath.Path, every: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    name, first = every[0]
-    for other, one in every[1:]:
-        for what, values in (
-            ("protocols", (first["protocol"], one["protocol"])),
-            ("objects", (sorted(first["objects"]), sorted(one["objects"]))),
-        ):
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"{out}: {name} and {other} are of different {what}, so they cannot stand in one table; run the "
-                    "same command without --table, or move one away"
-                )
-    steps: dict[str, int] = {}
-    weights = {variant.key: variant.weights for variant in VARIANTS}
-    for name, one in every:
-        run = weights[name.split("/")[0]]
-        if steps.setdefault(run, one["checkpoint_step"]) != one["checkpoint_step"]:
-            raise ValueError(
-                f"{out / name} was drawn at step {one['checkpoint_step']} of the run {run}, others at step {steps[run]}"
-                "; move one of them away and run the same command without --table"
-            )
+# ---------------------------------------------------------------------------------------------------------------------
+# Page and picture
 
 
-def _row(
-    variant: Variant,
-    results: dict[int, dict[str, Any]],
-    consistency: dict[str, Any],
-    workdirs: dict[str, str],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    seeds = {}
-    for seed, one in results.items():
-        fitted = consistency.get(f"{variant.key}_seed{seed}")
-        figures = {measure.key: one["dataset"].get(measure.key) for measure in MEASURES}
-        figures |= _consistency_figures(fitted) if fitted else {}
-        took = seconds.get(f"evaluate {variant.key}, seed {seed}")
-        seeds[str(seed)] = {**figures, "drawing_and_scoring_seconds": took, "commit": one["commit"]}
-    first = next(iter(results.values()))
-    workdir, step = workdirs[variant.weights], first["checkpoint_step"]
-    took = [one["drawing_and_scoring_seconds"] for one in seeds.values()]
-    config = ml_collections.ConfigDict(first["config"])
-    return {
-        "title": variant.title,
-        "workdir": workdir,
-        "trained_by": variant.weights,
-        "parameters": num_parameters(config),
-        "training_steps": step,
-        "batch_size": config.train.batch_size,
-        "training_seconds": training_seconds(workdir, step),
-        "drawing_and_scoring_seconds": None if None in took else float(np.mean(took)),
-        "figures": {
-            measure.key: figure([one[measure.key] for one in seeds.values() if one.get(measure.key) is not None])
-            for measure in MEASURES
-        },
-        "seeds": seeds,
-    }
+def markdown(results: dict[str, Any]) -> str:
+    """The page with the table, the orderings, and the paper's differences."""
+    rows = results["rows"]
+    shown = [measure for measure in MEASURES if any(row["figures"][measure] for row in rows.values())]
+    head = [f"{MEASURES[m][0]}{MEASURES[m][1]} {'↑' if MEASURES[m][3] > 0 else '↓'}" for m in shown]
+    lines = [["", *head, "training steps"]]
+    for row in rows.values():
+        values = [(row["figures"][m] or {"mean": None, "standard_error": None}, MEASURES[m][2]) for m in shown]
+        cells = [number(value["mean"], decimals, value["standard_error"]) for value, decimals in values]
+        lines.append([row["title"], *cells, f"{row['training_steps']:,}"])
+    if real := results[REAL_DATA]:
+        lines.append(["real data", *(number(real.get(m), MEASURES[m][2]) for m in shown), "–"])
+    protocol = results["protocol"]
+    return (
+        f"# Ablations\n\n{results['num_objects']} test objects, {results['num_views']:,} views of "
+        f"{protocol['image_size']} px sampled from view {protocol['input_view']}; mean ± standard error over the "
+        "sampling seeds, which says nothing about other objects or trainings.\n\n"
+        f"{table(lines)}\n\n## Which of the paper's orderings hold\n\n{_orderings(results)}\n\n"
+        "A positive difference favors the paper's finding. It holds if the difference is more than two standard errors "
+        "above zero, fails if it is as far below, and is undecided between; a single seed decides nothing.\n"
+    )
 
 
-def _consistency_figures(row: dict[str, Any]) -> dict[str, float | None]:
-    return {f"consistency_{name}": row[name] for name in ("psnr", "ssim", "fid")}
+def _orderings(results: dict[str, Any]) -> str:
+    paper = results["published"] if results["published"] in published.CONSISTENCY else "cars"
+    lines = [["the paper finds", "", "measure", "difference", f"in the paper, {published.TABLES[paper].title}"]]
+    for claim in results["orderings"]:
+        for place, part in enumerate(claim["parts"]):
+            title, unit, decimals, _ = MEASURES[part["measure"]]
+            error = part.get("standard_error")
+            text = "–" if "difference" not in part else f"{part['difference']:+.{decimals}f}"
+            text += f" ± {error:.{decimals}f}{unit}" if error is not None else ""
+            theirs = published_difference(paper, claim, part["measure"])
+            head = [claim["text"], f"**{claim['verdict']}**"] if place == 0 else ["", ""]
+            lines.append([*head, title, text, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
+    return table(lines)
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    return [one for place, one in enumerate(values) if one not in values[:place]]
+def published_difference(name: str, claim: dict[str, Any], measure: str) -> float | None:
+    """The difference of a claim in the paper's table; None if the paper does not have it."""
+    source = published.CONSISTENCY if measure.startswith("consistency_") else published.TABLES
+    rows = {row.name: row for row in source[name].rows} if name in source else {}
+    names = {row.key: row.published for row in ROWS}
+    pair = [rows.get(names[claim[side]]) for side in ("better", "worse")]
+    values = [row and getattr(row, measure.removeprefix("consistency_"), None) for row in pair]
+    return None if None in values else MEASURES[measure][3] * (values[0] - values[1])
 
 
-def num_parameters(config: ml_collections.ConfigDict) -> int:
-    """Parameters of a config's network. Nothing is computed but their shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config_lib.denoiser(config).network)))
+def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray:
+    """Input view, true view, and the sampled view of each row, for evenly spaced objects and views."""
+    folders = [out / key / "seed_0" for key in results["rows"]]
+    samples = read_json(folders[0] / "samples.json")["objects"]
+    names = sorted(samples)
+    names = [names[len(names) * i // min(_OBJECTS, len(names))] for i in range(min(_OBJECTS, len(names)))]
+    cells, labels = [], []
+    for name in names:
+        inputs, targets = samples[name]["input_views"], samples[name]["target_views"]
+        count = min(_VIEWS, len(targets))
+        places = [(2 * i + 1) * len(targets) // (2 * count) for i in range(count)]
+        views = [targets[place] for place in places]
+        truth, _ = srn.read_object(out / REAL_DATA / "views" / name).decode([inputs[0], *views])
+        # The files of a sampled object begin with its input views.
+        files_of = [len(inputs) + place for place in places]
+        sampled = [srn.read_object(folder / "views" / name).decode(files_of)[0] for folder in folders]
+        for i, view in enumerate(views):
+            cells.append(np.stack([truth[0], truth[1 + i], *(each[i] for each in sampled)]))
+            labels.append(f"{name[-12:]}, view {view}")
+    titles = ["input", "truth", *(row["title"] for row in results["rows"].values())]
+    return sheets.make_grid(np.stack(cells), row_labels=labels, col_labels=titles)
 
 
-def training_seconds(workdir: epath.PathLike, last_step: int) -> float | None:
-    """Seconds that a run's steps took up to a step, by its metrics.jsonl; None where there is no such file.
+def write(out: epath.Path) -> None:
+    """Writes ``ablations.json``, ``ablations.md`` and ``ablations.png``."""
+    results = collect(out)
+    files.write_atomically(out / "ablations.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    files.write_atomically(out / "ablations.md", markdown(results))
+    pixels.save_png(out / "ablations.png", picture(out, results))
+    print(f"{markdown(results)}\n{out / 'ablations.md'}")
 
-    Neither compiling nor previews count.
-    """
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return None
-    total, before = 0.0, 0
-    for text in path.read_text().splitlines(keepends=True):
-        if not text.endswith("\n"):
-            break  # the process was killed while it wrote this line, or is writing it
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser("python -m scripts.ablations", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--config", required=True, help=f"Config of the whole model: configs/{{{','.join(DATA)}}}.py.")
+    add("--out", required=True, help="Output folder.")
+    add("--seeds", type=int, default=3, help="Number of sampling seeds.")
+    add("--workdir", action="append", default=[], metavar="ROW=DIR", help="A trained run to use; repeatable.")
+    add("--max_objects", type=int, default=0, help="Number of test objects; 0 for all.")
+    add("--inception", default="", help="Weights of the FID's network; without them the FID is left out.")
+    add("--lpips_backbone", default="", help="Weights of LPIPS's network; without them LPIPS is left out.")
+    add("--lpips_lin", default="", help="Weights of LPIPS's linear layers.")
+    add("--consistency_objects", type=int, default=0, help="Number of objects with neural fields; 0 for all.")
+    add("--consistency_set", action="append", default=[], metavar="NAME=VALUE", help="Change a setting of the field.")
+    add("--dry_run", action="store_true", help="Print the commands without running them.")
+    given = parser.parse_args(arguments[:place])
+    with errors.one_line():
+        trained = {row.trained_as for row in ROWS}
+        if wrong := [text for text in given.workdir if text.partition("=")[0] not in trained or "=" not in text]:
+            raise UserError(f"--workdir={wrong[0]}: expected ROW=DIR with ROW one of {', '.join(sorted(trained))}")
+        if pathlib.Path(given.config).stem not in DATA or not pathlib.Path(given.config).is_file():
+            raise UserError(f"--config={given.config}: expected an existing config, configs/{{{','.join(DATA)}}}.py")
+        if given.seeds < 1:
+            raise UserError(f"--seeds must be at least 1, got {given.seeds}")
+        if given.dry_run:
+            print("\n".join(shlex.join(["python", *each]) for each, _ in commands(given, arguments[place + 1 :])))
+            return
         try:
-            line = json.loads(text)
-            step, each = line["step"], line["seconds_per_step"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: {text[:80]!r} is not a line of metrics ({error})") from error
-        if step <= last_step:
-            total += each * (step - before)
-            before = step
-    return total
+            run(given, arguments[place + 1 :])
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"exit code {error.returncode} from: {shlex.join(error.cmd)}") from error
+        write(epath.Path(given.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,9 +24,9 @@ def docstring_lines(tree: ast.Module) -> set[int]:
     """Numbers of the lines that docstrings occupy."""
     lines: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return lines
 
 

@@ -1,338 +1,299 @@
-"""The model card of trained weights: what they are, made of what, how good, and which commands make them again.
+"""The model card of trained weights: what they are, how they were trained, and how good they are.
 
     python -m scripts.model_card --workdir=runs/shapes64 --evaluation=runs/shapes64/evaluation/shapes64 \\
         --weights=threedim/pretrained/shapes64.safetensors --out=threedim/pretrained
 
-writes ``NAME.md`` and ``NAME.png``, a sheet of samples. Every number is read from files: the run's config.json and
-metrics.jsonl, the evaluation's results.json and pictures, the records of the data, the weights themselves, and with
-``--consistency`` the results of `threedim.evaluation.consistency`. Files of other weights or data are refused.
+writes ``NAME.md`` and ``NAME.png``, a sheet of samples. All numbers are read from files: the run's config.json and
+metrics.jsonl, the evaluation's results.json and views, the data, the weights, and with ``--consistency`` the results of
+`threedim.evaluation.consistency`. Files of other weights are refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import runpy
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
-from scripts import ablations, baselines, model_card_page
+from scripts.tables import number, table
 from threedim import config as config_lib
-from threedim import files, provenance, weights
-from threedim.consistency.held_out import ScoredObject, fingerprint, load_json
-from threedim.output import images
-from threedim.training import checkpoints, run_info
+from threedim import errors, files, pixels, weights_file
+from threedim.data import sources
+from threedim.errors import ExistsError, MissingError, UserError
+from threedim.evaluation import protocol, report, scores
+from threedim.evaluation.sampled import SampledViews, read_views
+from threedim.output import sheets
+from threedim.output.claim import read_json
+from threedim.progress import progress
+from threedim.tasks import Task, make_tasks
+from threedim.trained import open_run, open_trained
 
-# What the weights and the run must have in common. Where the data lies, and how long training was to be, is neither.
-_SECTIONS = ("seed", "model", "diffusion", "data")
-_ELSEWHERE = ("data.dir",)
-_FILES = ("evaluate.inception", "evaluate.lpips_backbone", "evaluate.lpips_lin")
+_OBJECTS, _VIEWS, _SCALE = 6, 6, 2  # of the sheet
+_COLUMNS = {"psnr": ("PSNR, dB ↑", 2), "ssim": ("SSIM ↑", 3), "fid": ("FID ↓", 2), "lpips": ("LPIPS ↓", 3)}
+_COLUMNS |= {"patch_distance": ("patch distance ↓", 2)}
 
 
-def write(
-    workdir: epath.PathLike,
-    evaluation: epath.PathLike,
-    weights_file: epath.PathLike,
-    out: epath.PathLike,
-    *,
-    consistency: epath.PathLike | None = None,
-    config_file: str | None = None,
-    begun_with: Sequence[tuple[epath.PathLike, str]] = (),
-    notes: Sequence[str] = (),
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Writes the card and the sheet.
-
-    Args:
-      workdir: of the training run.
-      evaluation: folder that ``--mode=evaluate`` has written with these weights.
-      weights_file: the weights; their name is the card's.
-      out: folder for both.
-      consistency: folder of a 3D consistency score of the evaluation's views, and of other rows.
-      config_file: with which the run was started, as given to ``--config``; configs/NAME.py if None.
-      begun_with: the run that ``train.init_from`` named, if it named one, and so on back to the first: of each its
-        folder, and the config file as above. Where it named weights, their file, with "" for the config file; what came
-        before them their own card tells.
-      notes: sentences of the person who trained, added to the limits.
-      overwrite: replaces an existing card and sheet.
-
-    Returns:
-      What the card says.
+def write(given: argparse.Namespace) -> tuple[epath.Path, epath.Path]:
+    """Writes the card and the sheet, and returns their paths.
 
     Raises:
-      FileNotFoundError: if a file is missing.
-      FileExistsError: if a card is there and not to be replaced.
-      ValueError: if files are damaged, or are not of the same weights and data.
+      MissingError: if a file is missing.
+      ExistsError: if the card exists.
+      UserError: if files are damaged, or not of the same weights.
     """
-    name, out = epath.Path(weights_file).stem, epath.Path(out)
-    card, sheet = out / f"{name}.md", out / f"{name}.png"
-    for path in (card, sheet):
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} is there already: name another --out, or replace it with --overwrite")
-    evaluation = epath.Path(evaluation)
-    results = load_json(evaluation / "results.json")
-    facts = {"name": name, "config_file": config_file or f"configs/{name}.py", "notes": list(notes)}
-    facts |= _weights_and_run(epath.Path(weights_file), epath.Path(workdir), results)
-    facts["begun_with"] = _begun_with(facts["config"], begun_with)
-    config, tasks = baselines.protocol_tasks(results)
-    seen = baselines.training_views(config)
-    if seen.fingerprint != facts["training"]["data_fingerprint"]:
-        raise ValueError(f"{config.data.dir} holds other training data than the run in {workdir} began with")
-    facts["data"] = {
-        "train_objects": seen.objects,
-        "train_views": seen.views,
-        "distance": seen.distance,
-        "elevation": seen.elevation,
-        "fingerprints": {"train": seen.fingerprint, "test": results["protocol"]["data_fingerprint"]},
-    }
-    facts["mean_image"] = baselines.score_picture(config, tasks, seen.mean)
-    facts["results"] = results
-    facts["consistency"] = _consistency(epath.Path(consistency), evaluation) if consistency else None
-    facts["commands"] = commands(facts)
-    # The picture first: a card that is there has one.
-    images.save_png(sheet, model_card_page.sheet(evaluation, tasks, config.model.image_size))
-    files.write_atomically(card, model_card_page.markdown(facts))
-    return facts
+    name, out = epath.Path(given.weights).stem, epath.Path(given.out)
+    card, sheet_path = out / f"{name}.md", out / f"{name}.png"
+    for path in (card, sheet_path):
+        if path.exists() and not given.overwrite:
+            raise ExistsError(f"{path} exists: choose another --out, or replace it with --overwrite")
+    evaluation = epath.Path(given.evaluation)
+    results = read_json(evaluation / "results.json")
+    trained, run = open_trained(given.weights), open_run(given.workdir)
+    _check_same(trained, run, results, given)
+    config = ml_collections.ConfigDict(results["config"])
+    tasks = make_tasks(protocol.sampling_config(config))
+    mean, data = _training_views(config)
+    baseline = _score_picture(config, tasks, mean)
+    parts = [
+        f"# {name}",
+        f'`threedim.load("{name}")` and `--config.sample.weights={name}` use these weights. All numbers were read '
+        "from the files of the run and of its evaluation.",
+        f"![samples]({name}.png)",
+        f"Evenly spaced objects of the {results['num_objects']} held-out ones, and evenly spaced views of each: the "
+        "input view, the sampled views, and the true views below them.",
+        "## Weights\n\n" + _weights(given.weights, trained),
+        "## Data\n\n" + data,
+        "## Training\n\n" + _training(epath.Path(given.workdir), trained),
+        "## Scores on held-out objects\n\n" + _scores(name, results, baseline, given.consistency),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in [*_limits(results, baseline), *given.note]),
+        "## License\n\nApache-2.0, like the project. The training data is generated by the project's code.",
+        "## Commands\n\n```\n" + "\n".join(_commands(name, given, trained.config, results)) + "\n```",
+    ]
+    # The picture first: a card that exists has one.
+    pixels.save_png(sheet_path, _sheet(evaluation, tasks, config.model.image_size))
+    files.write_atomically(card, "\n\n".join(parts) + "\n")
+    return card, sheet_path
 
 
-def _weights_and_run(path: epath.Path, workdir: epath.Path, results: dict[str, Any]) -> dict[str, Any]:
-    info, params = weights.load_weights(path)
-    identity = provenance.file_identity(path)["sha256"]
+def _check_same(trained, run, results: Mapping[str, Any], given: argparse.Namespace) -> None:
     used = (results["sampling"] or {}).get("weights")
-    if used != identity:
-        raise ValueError(
-            f"the evaluation is not of {path} (sha256 {identity[:12]}), but of "
-            f"{f'sha256 {used[:12]}' if used else 'something else'}; evaluate with --config.sample.weights={path}"
+    if used != trained.identity:
+        raise UserError(
+            f"{given.evaluation} is not an evaluation of {given.weights}; evaluate with "
+            f"--config.sample.weights={given.weights}"
         )
-    saved, data_fingerprint = run_info.read_run_info(workdir)
-    exported = json.loads(info.config.to_json())
-    if lines := _differences(saved, exported, _SECTIONS):
-        raise ValueError(f"{path} is not of the run in {workdir} (run → file):\n  " + "\n  ".join(lines))
-    if exported["data"]["source"]:
-        raise ValueError(
-            f"{path}: the card is of weights trained on procedural data, not on {exported['data']['source']}"
-        )
-    count, size = sum(leaf.size for leaf in jax.tree.leaves(params)), path.stat().length
-    process, settings = (
-        config_lib.process(info.config),
-        config_lib.sample_settings(ml_collections.ConfigDict(results["config"])),
+    changes = config_lib.differences(
+        config_lib.plain(run.config),
+        config_lib.plain(trained.config),
+        only=("seed", "model", "diffusion", "data"),
+        ignore=("data.dir",),
     )
-    return {
-        "weights": {
-            "parameters": count,
-            "bytes": size,
-            "dtype": "float32" if size >= 4 * count else "bfloat16",
-            "sha256": identity,
-            "commit": info.commit,
-        },
-        "config": exported,
-        "training": _training(workdir, info.training_steps, exported) | {"data_fingerprint": data_fingerprint},
-        "evaluations_per_view": settings.evaluations(process),
-    }
+    config_lib.refuse(f"{given.weights} is not of the run in {given.workdir}", changes, "Name the run of the weights.")
 
 
-def _begun_with(config: dict[str, Any], given: Sequence[tuple[epath.PathLike, str]]) -> list[dict[str, Any]]:
-    """The run that this one took its first weights from, the one that that one did, and so on; or a file of weights."""
-    found = []
-    for folder, config_file in [*given, ("", "")]:
-        of_a_file = bool(found) and found[-1]["training"] is None
-        named = "" if of_a_file else run_info.flatten(config).get("train.init_from", "")
-        if _name(named) != _name(folder):
-            raise ValueError(
-                f"{f'the run in {given[len(found) - 1][0]}' if found else 'the run'} began with "
-                f"{f'the weights in {named}' if named else 'fresh weights'}, but --begun_with names "
-                f"{folder or 'nothing'}: name the folder of every run before, the last one first, and its config file; "
-                "or a file of weights, and nothing before it"
-            )
-        if not folder:
-            break
-        path = epath.Path(folder)
-        if weights.is_weights_file(path):
-            info = weights.read_info(path)
-            config, training, steps = json.loads(info.config.to_json()), None, info.training_steps
-        else:
-            steps = checkpoints.latest_step(path)
-            if steps is None:
-                raise FileNotFoundError(f"no checkpoint in {path}")
-            config, data_fingerprint = run_info.read_run_info(path)
-            training = _training(path, steps, config) | {"data_fingerprint": data_fingerprint}
-        found.append({"name": _name(path), "config_file": config_file, "config": config, "steps": steps})
-        found[-1] |= {"training": training, "sha256": None if training else provenance.file_identity(path)["sha256"]}
-    return found
+# ---------------------------------------------------------------------------------------------------------------------
+# Baselines
 
 
-def _name(source: epath.PathLike) -> str:
-    """Of a run's folder, a file of weights, or weights of the package."""
-    path = epath.Path(source)
-    return path.stem if weights.is_weights_file(path) else path.name
+def _training_views(config: ml_collections.ConfigDict) -> tuple[np.ndarray, str]:
+    """The mean of all training views, (height, width, 3) uint8, and a paragraph about the data."""
+    train, test = (sources.open_from_config(config.data, split) for split in ("train", "test"))
+    size = config.model.image_size
+    total, count, centers = np.zeros((size, size, 3)), 0, []
+    with progress(len(train), desc="mean of the training views, objects") as bar:
+        for index in range(len(train)):
+            pictures, cameras = train.views(index, range(train.num_views(index)), size)
+            total += pictures.sum(axis=0, dtype=np.float64)
+            count += len(pictures)
+            centers.append(cameras.t)
+            bar.advance()
+    centers = np.concatenate(centers).astype(np.float64)
+    distance = np.linalg.norm(centers, axis=-1)
+    elevation = np.degrees(np.arcsin(np.clip(centers[:, 2] / distance, -1, 1)))
+    about = (
+        f"{len(train):,} training objects with {count:,} views from distances of {distance.min():.2f} to "
+        f"{distance.max():.2f} and elevations of {elevation.min():.0f} to {elevation.max():.0f} degrees; {len(test):,} "
+        f"held-out objects. Source: {config.data.source or 'procedural ' + ', '.join(config.data.procedural.kinds)}. "
+        f"Fingerprints: train `{train.fingerprint[:12]}`, test `{test.fingerprint[:12]}`."
+    )
+    return np.rint(total / count).astype(np.uint8), about
 
 
-def _training(workdir: epath.Path, steps: int, config: dict[str, Any]) -> dict[str, Any]:
+def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], picture: np.ndarray) -> dict[str, Any]:
+    """Scores of one picture in place of every view, like "dataset" in results.json, without FID and LPIPS."""
+    distances = scores.Distances(sum(len(task.target_views) for task in tasks), config.evaluate.seed, None)
+    scored = []
+    for task in tasks:
+        views = task.load()
+        pictures = np.ascontiguousarray(np.broadcast_to(picture, views.truth.shape))
+        scored.append(scores.score_object(task, views, pictures))
+        distances.add(views, pictures)
+    refused = scores.patch_refusal(config.model.image_size)
+    return scores.summary(scored)["dataset"] | {"patch_distance": None if refused else distances.patch_distances()[0]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+
+
+def _weights(path: epath.PathLike, trained) -> str:
+    size, count = epath.Path(path).stat().length, sum(leaf.size for leaf in jax.tree.leaves(trained.params()))
+    plain = config_lib.plain(trained.config)
+    commit = weights_file.read_info(path).commit
+    return table(
+        [
+            ["", ""],
+            ["parameters", f"{count:,}, {'float32' if size >= 4 * count else 'bfloat16'}, averaged over training"],
+            ["file", f"{size / 1e6:.2f} MB, sha256 `{trained.identity}`"],
+            ["network", _settings(plain["model"])],
+            ["diffusion", _settings(plain["diffusion"])],
+            ["cameras", f"{plain['data']['pose']} poses"],
+            ["exported by", f"commit `{commit}`" if commit else "unknown commit"],
+        ]
+    )
+
+
+def _training(workdir: epath.Path, trained) -> str:
     path = workdir / "metrics.jsonl"
-    seconds = ablations.training_seconds(workdir, steps)
-    if seconds is None:
-        raise FileNotFoundError(f"{path} is missing: it says how long the run took")
-    text = path.read_text()
-    # The last line may be cut short, or just be written.
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    lines = [line for line in lines if line["step"] <= steps]
-    if not lines or lines[-1]["step"] + config["train"]["log_every"] < steps:
-        raise ValueError(f"{path} ends before step {steps:,}, which the weights are of")
-    rates = [line["mfu"] for line in lines if line.get("mfu") is not None]
-    pairs = steps * config["train"]["batch_size"]
-    return {
-        "steps": steps,
-        "pairs": pairs,
-        "seconds": seconds,
-        "pairs_per_second": pairs / seconds,
-        "first_time": lines[0]["time"],
-        "last_time": lines[-1]["time"],
-        "loss": lines[-1]["loss"],
-        "mfu": sum(rates) / len(rates) if rates else None,
-    }
-
-
-def _consistency(folder: epath.Path, evaluation: epath.Path) -> dict[str, Any]:
-    """Rows of a consistency score; "drawn" is the name of that of the evaluation's views."""
-    results = load_json(folder / "results.json")
-    drawn = None
-    for name, row in results["rows"].items():
-        if drawn is None and all(
-            (evaluation / "views" / each).is_dir()
-            and one["views_sha256"] == fingerprint(ScoredObject(evaluation / "views" / each, (), (), 0))
-            for each, one in row["objects"].items()
-        ):
-            drawn = name
-    if drawn is None:
-        rows = ", ".join(results["rows"])
-        raise ValueError(f"{folder} holds no score of {evaluation / 'views'} as they are; its rows are {rows}")
-    return {
-        "drawn": drawn,
-        "rows": {
-            name: {key: row[key] for key in ("views", "psnr", "ssim", "num_objects")}
-            for name, row in results["rows"].items()
-        },
-        "settings": results["settings"],
-        "not_the_frozen_settings": results["not_the_frozen_settings"],
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------ commands
-
-
-def commands(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What each does and how it is typed, in the order in which they make the weights and the card again.
-
-    Folders are the usual ones, wherever the run was.
-    """
-    name, config_file, results = facts["name"], facts["config_file"], facts["results"]
-    run, file = f"runs/{name}", f"threedim/pretrained/{name}.safetensors"
-    evaluation, fields = f"{run}/evaluation/{name}", f"{run}/consistency"
-    begun = _from_file(config_file)
-    main = ["-m", "threedim.main", f"--config={config_file}"]
-    skipped = ("sample", "evaluate", "profile", "train.num_steps", "train.init_from")
-    train = _flags(begun, facts["config"], skipped)
-    first, init_from, begin = [], [], "train"
-    for earlier in reversed(facts["begun_with"]):
-        if earlier["sha256"]:
-            init_from = [f"--config.train.init_from={_kept(earlier)}"]
-            begin += f", begun with the file of sha256 {earlier['sha256'][:12]}"
-            continue
-        flags = [*_flags(_from_file(earlier["config_file"]), earlier["config"], skipped), *init_from]
-        flags.append(f"--config.train.num_steps={earlier['steps']}")
-        folder = f"runs/{earlier['name']}"
-        head = ["-m", "threedim.main", f"--config={earlier['config_file']}", "--mode=train", f"--workdir={folder}"]
-        begin, what = "train", f"{begin} at {earlier['config']['model']['image_size']} px"
-        first.append((what, [*head, *flags]))
-        init_from = [f"--config.train.init_from={folder}"]
-    train += init_from
-    set_here = ("sample.weights", "sample.out", "evaluate.out")
-    asked = _flags(begun, results["config"], ("train", "profile", "mesh", *set_here))
-    size = [] if facts["weights"]["dtype"] == "bfloat16" else ["--dtype=float32"]
-    steps = facts["training"]["steps"]
-    found = [
-        *first,
-        (begin, [*main, "--mode=train", f"--workdir={run}", *train, f"--config.train.num_steps={steps}"]),
-        ("export", ["-m", "threedim.weights", f"--workdir={run}", f"--step={steps}", *size, f"--out={file}"]),
-        ("evaluate", [*main, "--mode=evaluate", f"--workdir={run}", f"--config.sample.weights={file}", *asked]),
+    if not path.exists():
+        raise MissingError(f"{path} is missing")
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [line for line in lines if line["step"] <= trained.step]
+    if not lines or lines[-1]["step"] + trained.config.train.log_every < trained.step:
+        raise UserError(f"{path} ends before step {trained.step:,}, that of the weights")
+    steps = np.diff([0, *(line["step"] for line in lines)])
+    seconds = float(steps @ [line["seconds_per_step"] for line in lines])
+    train = config_lib.plain(trained.config)["train"]
+    pairs = trained.step * train["batch_size"]
+    dates = [datetime.datetime.fromtimestamp(lines[i]["time"], datetime.UTC).date().isoformat() for i in (0, -1)]
+    quartiles = [f"{lines[-1][key]:.3f}" for key in sorted(lines[-1]) if key.startswith("loss_by_noise/")]
+    rates = [line["mfu"] for line in lines if line.get("mfu")]
+    rows = [
+        ["steps", f"{trained.step:,} of {train['batch_size']} pairs: {pairs:,} pairs"],
+        ["started from", train["init_from"] or "random weights"],
+        ["time", f"{seconds / 60:.0f} min ({pairs / seconds:.1f} pairs/s), {' to '.join(dict.fromkeys(dates))}"],
+        ["final loss", f"{lines[-1]['loss']:.4f}; by noise level, from clean to noise: {', '.join(quartiles)}"],
+        ["model FLOPs utilization", f"{100 * np.mean(rates):.1f} %" if rates else "not logged (CPU)"],
+        ["augmentation", _settings(config_lib.plain(trained.config)["data"]["augment"])],
+        [
+            "settings",
+            _settings({k: v for k, v in train.items() if k.startswith(("learning", "warmup", "adam", "ema"))}),
+        ],
     ]
-    card = ["-m", "scripts.model_card", f"--workdir={run}", f"--evaluation={evaluation}"]
-    if facts["consistency"]:
-        rows = facts["consistency"]["rows"]
-        if rows.keys() & {baselines.MEAN_IMAGE, baselines.INPUT_REPEATED}:
-            write_them = ["-m", "scripts.baselines", f"--evaluation={evaluation}"]
-            found.append(("baselines", [*write_them, f"--out={run}/baselines"]))
-        found.append(
-            ("3D consistency", _consistency_command(facts, f"{evaluation}/views", begun["data"]["dir"], fields))
-        )
-        card.append(f"--consistency={fields}")
-    for earlier in facts["begun_with"]:
-        source = [_kept(earlier)] if earlier["sha256"] else [f"runs/{earlier['name']}", earlier["config_file"]]
-        card += ["--begun_with", *source]
-    card += [f"--config={config_file}"] if config_file != f"configs/{name}.py" else []
-    card += [f"--note={note}" for note in facts["notes"]]
-    found.append(("card", [*card, f"--weights={file}", "--out=threedim/pretrained", "--overwrite"]))
-    return [(what, shlex.join(["python", *arguments])) for what, arguments in found]
+    return table([["", ""], *rows])
 
 
-def _kept(earlier: Mapping[str, Any]) -> str:
-    """Where the file of weights that a run began with is expected: not where weights of the same name are written."""
-    return f"runs/{earlier['name']}_{earlier['sha256'][:12]}/{earlier['name']}{weights.SUFFIX}"
-
-
-def _consistency_command(facts: Mapping[str, Any], views: str, data: str, out: str) -> list[str]:
-    consistency = facts["consistency"]
-    settings, rows = consistency["settings"], consistency["rows"]
-    places = {consistency["drawn"]: views, baselines.TRUE: f"{data}/procedural/test"}
-    places |= {
-        name: f"runs/{facts['name']}/baselines/{name}" for name in (baselines.MEAN_IMAGE, baselines.INPUT_REPEATED)
+def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], consistency: str | None) -> str:
+    rows = {
+        f"**{name}**": results["dataset"],
+        "input view repeated": results["baselines"]["input view repeated"],
+        "mean of all training views": mean,
     }
-    arguments = ["-m", "threedim.evaluation.consistency"]
-    for name, row in rows.items():
-        arguments.append(f"--views={name}={places.get(name, epath.Path(row['views']).name)}")
-    arguments += [f"--input_view={view}" for view in settings["input_views"]]
-    fitted = max(row["num_objects"] for row in rows.values())
-    if fitted < facts["results"]["num_objects"]:
-        arguments.append(f"--max_objects={fitted}")
-    arguments.append(f"--rays_per_step={settings['field']['rays_per_step']}")
-    arguments += [f"--set={name}={value}" for name, value in consistency["not_the_frozen_settings"].items()]
-    arguments += [f"--{name}={settings[name]}" for name in ("size", "seed") if settings[name]]
-    return [*arguments, f"--out={out}"]
+    shown = [key for key in _COLUMNS if results["dataset"].get(key) is not None]
+    lines = [["", *(_COLUMNS[key][0] for key in shown)]]
+    lines += [[title, *(_figure(figures, key) for key in shown)] for title, figures in rows.items()]
+    sampling, place = results["sampling"], results["protocol"]
+    text = (
+        f"{results['num_objects']} held-out objects, {results['num_views']:,} views of {place['image_size']} px from "
+        f"input view {place['input_view']}: {sampling['num_steps']} steps of {sampling['solver']} with guidance "
+        f"{sampling['guidance_weight']:g}. Means over all views ± standard deviation over objects. "
+    )
+    parts = [table(lines), text + " ".join(report.caveats(results))]
+    if consistency:
+        found = read_json(epath.Path(consistency) / "results.json")["rows"]
+        lines = [["3D consistency of the views of", "PSNR, dB ↑", "SSIM ↑", "objects"]]
+        for row, one in found.items():
+            lines.append([row, f"{one['psnr']:.2f}", f"{one['ssim']:.3f}", str(one["num_objects"])])
+        parts.append(table(lines))
+    return "\n\n".join(parts)
 
 
-def _from_file(config_file: str) -> dict[str, Any]:
-    path, *arguments = config_file.split(":")
-    if not epath.Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; name the one that the run was started with: --config=FILE")
-    return json.loads(runpy.run_path(path)["get_config"](*arguments).to_json())
-
-
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
-    one, other = (run_info.LATER_FIELDS | run_info.flatten(each) for each in (then, now))
+def _limits(results: Mapping[str, Any], mean: Mapping[str, Any]) -> list[str]:
+    psnr, objects, bins = results["dataset"]["psnr"], results["objects"], results["psnr_by_angle"]
+    order = sorted(objects, key=lambda name: objects[name]["psnr"])
+    others = {"the repeated input view": results["baselines"]["input view repeated"], "the mean image": mean}
+    against = [f"{psnr - figures['psnr']:+.2f} dB against {what}" for what, figures in others.items()]
+    near, far = bins[0], bins[-1]
     return [
-        f"{name}: {one.get(name)} → {other.get(name)}"
-        for name in sorted(one.keys() | other.keys())
-        if name.split(".")[0] in sections and name not in _ELSEWHERE and one.get(name) != other.get(name)
+        "The weights know objects like those of the training data alone: no photographs.",
+        f"PSNR: {', '.join(against)}.",
+        f"PSNR is {near['psnr']:.2f} dB at {near['from_degrees']} to {near['to_degrees']} degrees from the input view "
+        f"and {far['psnr']:.2f} dB at {far['from_degrees']} to {far['to_degrees']}.",
+        f"Worst object: {objects[order[0]]['psnr']:.2f} dB ({order[0]}); best: {objects[order[-1]]['psnr']:.2f} dB "
+        f"({order[-1]}).",
+        "One training and one sampling seed: the scores have no errors over either.",
     ]
 
 
-def _flags(begun: Mapping[str, Any], then: Mapping[str, Any], skipped: Sequence[str]) -> list[str]:
-    """Flags that turn the settings of a config file into those of a run, but for some sections and fields."""
-    before, after = run_info.flatten(begun), run_info.flatten(then)
-    flags = []
-    for name, value in after.items():
-        left_out = any(f"{name}.".startswith(f"{each}.") for each in (*skipped, *_ELSEWHERE))
-        if left_out or name not in before or before[name] == value:
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        flags.append(f"--config.{name}={epath.Path(value).name if name in _FILES else value}")
-    return flags
+def _commands(name: str, given, config: ml_collections.ConfigDict, results: Mapping[str, Any]) -> list[str]:
+    """The commands that train, export, evaluate, and write the card again."""
+    config_file, *argument = given.config.split(":")
+    begun = config_lib.flatten(config_lib.plain(runpy.run_path(config_file)["get_config"](*argument)))
+    run, file = f"runs/{name}", f"threedim/pretrained/{name}.safetensors"
+    main = ["-m", "threedim.main", f"--config={given.config}", f"--workdir={run}"]
+
+    def flags(settings: Mapping[str, Any], sections: tuple[str, ...]) -> list[str]:
+        changed = {k: v for k, v in config_lib.flatten(settings).items() if k in begun and begun[k] != v}
+        return [
+            f"--config.{k}={tuple(v) if isinstance(v, list) else v}"
+            for k, v in changed.items()
+            if k.startswith(sections) and k not in ("data.dir", "sample.weights", "sample.out", "evaluate.out")
+        ]
+
+    trained = flags(config_lib.plain(config), ("seed", "data.", "model.", "diffusion.", "train."))
+    evaluated = flags(results["config"], ("data.", "model.", "diffusion.", "sample.", "evaluate."))
+    card = [
+        "-m",
+        "scripts.model_card",
+        f"--workdir={run}",
+        f"--evaluation={run}/evaluation/{name}",
+        f"--weights={file}",
+    ]
+    todo = [
+        [*main, "--mode=train", *trained],
+        ["-m", "threedim.weights", f"--workdir={run}", f"--out={file}"],
+        [*main, "--mode=evaluate", f"--config.sample.weights={file}", *evaluated],
+        [
+            *card,
+            f"--weights={file}",
+            f"--config={given.config}",
+            "--out=threedim/pretrained",
+            *(f"--note={note}" for note in given.note),
+        ],
+    ]
+    return [shlex.join(["python", *arguments]) for arguments in todo]
+
+
+def _sheet(evaluation: epath.Path, tasks: Sequence[Task], size: int) -> np.ndarray:
+    count = min(_OBJECTS, len(tasks))
+    tasks = [tasks[len(tasks) * index // count] for index in range(count)]
+    paths = SampledViews(evaluation / "views").find(tasks)
+    columns = min(_VIEWS, *(len(task.target_views) for task in tasks))
+    rows, labels = [], []
+    for task in tasks:
+        views, total = task.load(), len(task.target_views)
+        places = [(2 * index + 1) * total // (2 * columns) for index in range(columns)]
+        pictures = read_views([paths[task.name][place] for place in places], views.targets[np.array(places)], size)
+        blank = np.full_like(views.inputs[:1], 255)
+        rows += [np.concatenate([views.inputs[:1], pictures]), np.concatenate([blank, views.truth[places]])]
+        labels += [task.name, "truth"]
+    return sheets.make_grid(np.stack(rows), scale=_SCALE, row_labels=labels)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _figure(figures: Mapping[str, Any], key: str) -> str:
+    return number(figures.get(key), _COLUMNS[key][1], figures.get(f"{key}_std_over_objects"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -340,36 +301,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m scripts.model_card", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--workdir", required=True, help="Folder of the training run.")
-    add("--evaluation", required=True, help="Folder that --mode=evaluate has written with these weights.")
-    add("--consistency", help="Folder of a 3D consistency score of the evaluation's views.")
-    add("--weights", required=True, help=f"The weights, ending in {weights.SUFFIX}.")
-    add("--config", help="Config file of the run, with its argument if it had one; configs/NAME.py unless given.")
-    add("--begun_with", nargs="+", action="append", default=[], metavar="RUN CONFIG", help="Folder and config file "
-        "of the run that train.init_from named, if it named one; again for the one before that. "
-        f"Where it named weights, their {weights.SUFFIX} file alone.")  # fmt: skip
-    add("--note", action="append", default=[], help="A sentence to be added to the limits; may be repeated.")
+    add("--evaluation", required=True, help="Folder that --mode=evaluate wrote with these weights.")
+    add("--consistency", help="Folder of a 3D consistency score.")
+    add("--weights", required=True, help=f"The weights, ending in {weights_file.SUFFIX}.")
+    add("--config", help="Config file of the run, with its argument; defaults to configs/NAME.py.")
+    add("--note", action="append", default=[], help="A sentence to add to the limits; repeatable.")
     add("--out", required=True, help="Folder for NAME.md and NAME.png.")
-    add("--overwrite", action="store_true", help="Replace them if they are there.")
+    add("--overwrite", action="store_true", help="Replace an existing card.")
     given = parser.parse_args(argv)
-    for before in given.begun_with:
-        if len(before) + weights.is_weights_file(before[0]) != 2:
-            parser.error("--begun_with takes a run's folder and its config file, or a file of weights alone")
-    try:
-        write(
-            given.workdir,
-            given.evaluation,
-            given.weights,
-            given.out,
-            consistency=given.consistency,
-            config_file=given.config,
-            begun_with=[(*before, "")[:2] for before in given.begun_with],
-            notes=given.note,
-            overwrite=given.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    name = epath.Path(given.weights).stem
-    print(f"card:  {epath.Path(given.out) / name}.md\nsheet: {epath.Path(given.out) / name}.png")
+    given.config = given.config or f"configs/{epath.Path(given.weights).stem}.py"
+    with errors.one_line():
+        for path in write(given):
+            print(path)
 
 
 if __name__ == "__main__":
