@@ -1,0 +1,64 @@
+"""FLOPs and bytes that programs need."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from threedim import config as config_lib
+from threedim.errors import UserError
+from threedim.training import hardware
+from threedim.training.step import Metrics, init_state, make_train_step
+
+
+def product(a, b):
+    return (a @ b).sum()
+
+
+def test_flops_are_counted_from_shapes():
+    a, b = jax.ShapeDtypeStruct((64, 32), np.float32), jax.ShapeDtypeStruct((32, 16), np.float32)
+    counted = hardware.count_flops(product, a, b)
+    assert 2 * 64 * 32 * 16 <= counted < 1.1 * 2 * 64 * 32 * 16
+    # Where arrays are, and on which mesh, does not matter.
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    split = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        assert hardware.count_flops(product, split, b) == counted
+
+
+def test_counting_needs_the_cpu_backend(monkeypatch):
+    monkeypatch.setattr(jax.extend.backend, "backends", lambda: {"cuda": object()})
+    assert not hardware.can_count_flops()
+    with pytest.raises(UserError, match="add cpu to JAX_PLATFORMS"):
+        hardware.count_flops(product)
+
+
+def test_recomputing_and_microbatches_do_not_count_as_work(tiny_config):
+    def flops(remat, microbatches):
+        tiny_config.train.remat, tiny_config.train.microbatches = remat, microbatches
+        parts = config_lib.network(tiny_config), config_lib.process(tiny_config), config_lib.recipe(tiny_config)
+        return parts, hardware.training_flops(*parts)
+
+    parts, needed = flops("none", 1)
+    (network, _, recipe), again = flops("all", 2)
+    assert (network.remat, recipe.microbatches, again) == ("all", 2, needed)
+    state = jax.eval_shape(lambda: init_state(parts[0], parts[2]))
+    args = state, jax.eval_shape(Metrics.zeros), hardware.batch_shapes(8, 4)
+    assert jax.jit(make_train_step(*parts)).lower(*args).cost_analysis()["flops"] == needed
+
+
+def test_bytes_of_a_compiled_program():
+    """Arguments and results count, except for results that reuse an argument's memory."""
+    x = jax.ShapeDtypeStruct((1000,), np.float32)
+    kept, donated = (jax.jit(lambda x: x + 1, donate_argnums=d).lower(x).compile() for d in ((), (0,)))
+    assert hardware.device_bytes(kept) - hardware.device_bytes(donated) == 4000
+    assert hardware.device_bytes(donated) >= 4000
+
+
+def test_memory_of_what_is_loaded_counts():
+    sizes = dict.fromkeys(("argument", "output", "temp", "generated_code"), 10) | {"alias": 4}
+    memory = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    assert hardware.device_bytes(types.SimpleNamespace(memory_analysis=lambda: memory)) == 36
