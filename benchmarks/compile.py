@@ -14,6 +14,7 @@ sampler needs it, and the scan that samples a view. Batches are those of the who
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -35,14 +36,7 @@ from threedim.training import hardware, sharding
 
 PROGRAMS = ("training", "evaluation", "view")
 # Kinds of devices by the first part of a topology.
-KINDS = {
-    "v4": "TPU v4",
-    "v5e": "TPU v5 lite",
-    "v5p": "TPU v5",
-    "v6e": "TPU v6 lite",
-    "H200": "NVIDIA H200",
-    "cpu": "cpu",
-}
+KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "H200": "NVIDIA H200"}
 # Fraction of its data-sheet rate that a well-tuned program reaches; for estimates.
 UTILIZATION = 0.5
 GIB = 2**30
@@ -55,8 +49,10 @@ def devices_of(topology: str) -> list[jax.Device]:
       UserError: if there is no such topology, or its compiler is not installed.
     """
     kind, _, shape = topology.partition(":")
-    if kind not in KINDS or not re.fullmatch(r"\d+(x\d+)*", shape):
-        raise UserError(f"--topology must be one of {', '.join(KINDS)} with a shape, such as v5e:4x4; got {topology!r}")
+    if kind not in (*KINDS, "cpu") or not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise UserError(
+            f"--topology must be one of cpu, {', '.join(KINDS)} with a shape, as in v5e:4x4; got {topology!r}"
+        )
     if kind == "cpu":
         return jax.devices("cpu")
     if kind == "H200":
@@ -84,13 +80,9 @@ def prepare(topology: str) -> None:
 
 
 def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None) -> dict[str, Any]:
-    """Figures of one program. Bytes are per device, FLOPs over all devices.
+    """Figures of one of `PROGRAMS` on a mesh, with estimates if the devices' data sheet is known.
 
-    Args:
-      program: one of `PROGRAMS`.
-      config: its batches are split over the mesh.
-      mesh: devices to compile for; parameters are split over "fsdp" in training.
-      chip: data sheet of the devices, if known.
+    Bytes are per device, FLOPs over all devices.
     """
     start = time.perf_counter()
     if program == "training":
@@ -108,7 +100,7 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
     instructions = hlo.instructions(compiled.as_text())
     exchanges = hlo.collectives(instructions)
     found = {
-        "state_bytes": state_bytes(state),
+        "state_bytes": sum(_share(leaf) for leaf in jax.tree.leaves(state)),
         "parameter_bytes": 4 * sum(leaf.size for leaf in jax.tree.leaves(params)),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -127,20 +119,8 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
     return found
 
 
-def state_bytes(state: Any) -> int:
-    """Bytes of one device's share of arrays, from their shapes and shardings."""
-    leaves = jax.tree.leaves(state)
-    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
-
-
 def scaling(flops: float, wire_bytes: float, devices: int, chip: hardware.Chip) -> dict[str, float]:
-    """An estimate of how a program scales, from data-sheet rates.
-
-    Args:
-      flops: over all devices.
-      wire_bytes: sent by each device.
-      devices: how many there are.
-      chip: their data sheet.
+    """Estimates from data-sheet rates how a program of ``flops`` scales when each device sends ``wire_bytes``.
 
     Returns:
       Seconds to compute at half of the peak rate, seconds to send, and the fraction of perfect scaling that is left if
@@ -192,7 +172,7 @@ def measure(config, topology: str, fsdp: int, programs: list[str]) -> dict[str, 
     if devices.size % fsdp:
         raise UserError(f"--fsdp={fsdp} does not divide the {devices.size} devices of {topology}")
     mesh = Mesh(devices.reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    chip = hardware.CHIPS.get(KINDS[topology.partition(":")[0]])
+    chip = hardware.CHIPS.get(KINDS.get(topology.partition(":")[0]))
     figures: dict[str, Any] = {"slice": f"{topology}, mesh {devices.size // fsdp} x {fsdp}", "devices": devices.size}
     for name in programs:
         try:
@@ -203,6 +183,10 @@ def measure(config, topology: str, fsdp: int, programs: list[str]) -> dict[str, 
             used = re.search(r"Used \S+ of \S+ hbm", str(error))
             raise UserError(f"{name} does not fit on {topology}: {used[0] if used else error}") from error
     return figures
+
+
+def _share(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _measure(given: flags.FlagValues) -> dict[str, Any]:

@@ -22,22 +22,13 @@ _PRODUCTS = ("convolution", "dot", "__cudnn$conv", "__cublas$", "__cudnn$fmha")
 
 
 class Instruction(NamedTuple):
-    """One instruction of a compiled program.
+    """One instruction of a compiled program, of which ``text`` is the whole line."""
 
-    Attributes:
-      name: without "%".
-      opcode: as XLA spells it, such as "all-gather-start"; the target of a custom call.
-      arrays: (dtype, dimensions) of its results on one device.
-      operands: names of the instructions that it reads.
-      computation: name of the computation that it is part of.
-      text: the whole line.
-    """
-
-    name: str
-    opcode: str
-    arrays: tuple[tuple[str, tuple[int, ...]], ...]
-    operands: tuple[str, ...]
-    computation: str
+    name: str  # without "%"
+    opcode: str  # as XLA spells it, such as "all-gather-start"; the target of a custom call
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and dimensions of its results on one device
+    operands: tuple[str, ...]  # names of the first two instructions that it reads
+    computation: str  # name of the computation that it is part of
     text: str
 
 
@@ -55,8 +46,8 @@ def instructions(text: str) -> list[Instruction]:
             name, kind, opcode, rest = match.groups()
             if opcode == "custom-call":
                 opcode = re.search(r'custom_call_target="([^"]*)"', rest)[1]
-            operands = re.findall(r"%([\w.-]+)", _in_parentheses(rest))
-            found.append(Instruction(name, opcode, _arrays(kind), tuple(operands), computation, line))
+            operands = tuple(re.findall(r"%([\w.-]+)", rest)[:2])
+            found.append(Instruction(name, opcode, _arrays(kind), operands, computation, line))
     if not entry:
         raise ValueError("not the text of a compiled program: no line starts with ENTRY")
     return found
@@ -96,7 +87,7 @@ def products(program: list[Instruction]) -> dict[str, int]:
     """Number of convolutions and matrix products by the dtypes of their operands, such as "bf16 x f32"."""
     dtypes = {(each.computation, each.name): each.arrays[0][0] for each in program if each.arrays}
     found = collections.Counter(
-        " x ".join(sorted(dtypes[each.computation, name] for name in each.operands[:2]))
+        " x ".join(sorted(dtypes[each.computation, name] for name in each.operands))
         for each in program
         if each.opcode.startswith(_PRODUCTS)
     )
@@ -122,16 +113,6 @@ def loop_counts(program: list[Instruction]) -> collections.defaultdict[str, int]
 def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     shapes = re.findall(r"(\w+)\[([\d,]*)\]", text)
     return tuple((dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in shapes)
-
-
-def _in_parentheses(text: str) -> str:
-    """Up to the parenthesis that closes one opened before the text."""
-    depth = 1
-    for index, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return text[:index]
-    return text
 
 
 def _group_size(line: str) -> int:

@@ -37,15 +37,6 @@ def example_batch(size: int, batch_size: int) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.asarray, batch)
 
 
-def random_arrays(shapes):
-    """Small random numbers of these shapes."""
-
-    def leaf(shape: jax.ShapeDtypeStruct) -> jax.Array:
-        return (0.02 * jax.random.normal(jax.random.key(0), shape.shape)).astype(shape.dtype)
-
-    return jax.tree.map(leaf, shapes)
-
-
 def lower_training_step(network, process, recipe, mesh: Mesh) -> tuple[jax.stages.Lowered, tuple]:
     """The training step as the training loop compiles it.
 
@@ -75,12 +66,7 @@ class Sampling:
     """The programs that sample views as ``config.sample`` says.
 
     `lower` is what a rollout runs for every view of a batch of objects: the scan over all denoising steps. It is the
-    rollout's largest program; adding a finished view to the known ones works in place.
-
-    Attributes:
-      denoiser, process, settings: as `threedim.sampling` takes them.
-      known_views: capacity for the input views and everything that a rollout adds to them.
-      params: shapes of the network's parameters.
+    rollout's largest program. ``known_views`` is its capacity for the input views and everything that is added to them.
     """
 
     def __init__(self, config):

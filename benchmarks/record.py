@@ -22,14 +22,8 @@ HEAD = ("machine", "versions", "commit", "command")
 # Recorded where installed, in addition to what `provenance.versions` lists.
 _PACKAGES = ("array_record", "embreex", "grain", "libtpu", "trimesh", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
 # Environment variables that change how programs are compiled or run.
-_ENVIRONMENT = (
-    "GLIBC_TUNABLES",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS",
-    "JAX_PLATFORMS",
-    "XLA_FLAGS",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_PREALLOCATE",
-)
+_ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_PLATFORMS", "XLA_FLAGS")
+_ENVIRONMENT += ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
 
 
 def run(
@@ -41,11 +35,7 @@ def run(
 ) -> None:
     """Runs a benchmark's command line: measures, prints, and writes the file that ``--json`` names.
 
-    Args:
-      benchmark: name of the module in ``benchmarks``.
-      measure: from the flags to the figures, which JSON can hold.
-      report: from the figures to what is printed.
-      devices: False for benchmarks that do not use JAX, so that no accelerator is claimed.
+    With ``devices=False``, for benchmarks that do not use JAX, no accelerator is claimed.
     """
 
     def main(argv: list[str]) -> None:
@@ -68,7 +58,7 @@ def run(
 
 def head(benchmark: str) -> dict[str, Any]:
     """Machine, versions, commit and command of this process, without the devices that JAX uses."""
-    installed = {name: version for name in _PACKAGES if (version := _version(name))}
+    installed = {each.name: each.version for each in metadata.distributions() if each.name in _PACKAGES}
     return {
         "machine": provenance.processor() | {"device": None},
         "versions": provenance.versions() | installed,
@@ -78,12 +68,8 @@ def head(benchmark: str) -> dict[str, Any]:
 
 
 def command(benchmark: str, arguments: list[str]) -> str:
-    """The command line with relevant environment variables, and without ``--json``."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument.partition("=")[0] not in ("--json", "-json"):
-            kept.append(argument)
-        skip = argument in ("--json", "-json")
+    """The command line with relevant environment variables, and without ``--json=FILE``."""
+    kept = [argument for argument in arguments if not argument.startswith("--json=")]
     settings = [f"{name}={shlex.quote(os.environ[name])}" for name in _ENVIRONMENT if os.environ.get(name)]
     return " ".join([*settings, f"python -m benchmarks.{benchmark}", *map(shlex.quote, kept)])
 
@@ -121,10 +107,3 @@ def read(path: epath.PathLike) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} is not a file of benchmark figures: no {', '.join(sorted(missing))}")
     return content
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

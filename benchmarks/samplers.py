@@ -200,8 +200,7 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
     """Samples and measures what is not measured yet, and writes table, plot and sheets to the folder returned.
 
     Raises:
-      UserError: if there are no true views, objects differ in their numbers of views, or the folder holds figures of
-        another protocol.
+      UserError: if there are no true views, their number differs between objects, or the folder has another protocol.
     """
     head = record.head("samplers")
     tasks = make_tasks(config)
@@ -258,7 +257,9 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
                 "commit": head["commit"],
             }
             record.write(path, "samplers", head, {"protocol": protocol, "samplers": rows})
-            _save_sheet(out / "sheets" / f"{name}.png", objects, views[:, 0, : truth.shape[1]])
+            sheet = np.stack([views[:, 0, : truth.shape[1]], truth], axis=1).reshape(-1, *truth.shape[1:])
+            grid = images.make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
+            images.save_png(out / "sheets" / f"{name}.png", grid)
             jax.clear_caches()
     rows = {name: rows[name] for name in wanted}
     files.write_atomically(out / "samplers.md", table(rows))
@@ -276,12 +277,6 @@ def _psnr_of_mean(a: np.ndarray, b: np.ndarray) -> float:
     """PSNR of the mean squared error over all images: finite even where single ones are equal."""
     error = np.mean((a.astype(np.float64) - b) ** 2)
     return float(10 * np.log10(255.0**2 / max(error, 1e-3)))
-
-
-def _save_sheet(path: epath.Path, objects: list[Views], views: np.ndarray) -> None:
-    """For each object, a row of sampled views above a row of true ones."""
-    lines = [line for each, sampled in zip(objects, views, strict=True) for line in (sampled, each.truth)]
-    images.save_png(path, images.make_grid(np.stack(lines), row_labels=["sampled", "truth"] * len(objects)))
 
 
 def _measure(given: flags.FlagValues) -> dict:
