@@ -93,8 +93,7 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
         sampling, objects = Sampling(config), config.sample.batch_size
         state = params = placed(sampling.params, sharding.replicated(mesh))
         lowered = (sampling.lower if program == "view" else sampling.lower_evaluation)(objects, mesh)
-        evaluations = sampling.settings.evaluations(sampling.process) if program == "view" else 1
-        flops = objects * sampling.flops_per_view * evaluations / sampling.settings.evaluations(sampling.process)
+        flops = objects * sampling.flops_per_view / (1 if program == "view" else sampling.evaluations)
     compiled = lowered.compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     instructions = hlo.instructions(compiled.as_text())

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from threedim import config as config_lib
 from threedim import cpu
 from threedim.cameras import intrinsics, orbit
-from threedim.sampling import KnownViews, sample_view
+from threedim.sampling import KnownViews
 from threedim.training import hardware, sharding
 from threedim.training.step import Metrics, abstract_params, batch_images, init_state, make_train_step
 
@@ -70,13 +70,14 @@ class Sampling:
     """
 
     def __init__(self, config):
-        self.denoiser, self.process = config_lib.denoiser(config), config_lib.process(config)
-        self.settings = config_lib.sample_settings(config)
+        self.sampler = config_lib.sampler(config)
+        self.denoiser, self.settings = self.sampler.denoiser, self.sampler.settings
         self.known_views = max(1, len(config.sample.input_views))
         if self.settings.conditioning == "stochastic":
             self.known_views += config.sample.num_views or 250  # 0 means all views of an object: 250 others in SRN
         self.size = self.denoiser.network.image_size
         self.params = abstract_params(self.denoiser.network)
+        self.evaluations = self.settings.evaluations(self.sampler.process)
 
     def example(self, params, batch) -> tuple[KnownViews, Any, jax.Array]:
         """Known views, target cameras and keys from a batch of pairs.
@@ -86,7 +87,7 @@ class Sampling:
         images, camera = batch_images(batch)
         objects = images.shape[0]
         seen_from = camera[:, 0].relative_to(camera[:, 0]) if self.denoiser.relative_poses else camera[:, 0]
-        clean = jnp.full((objects,), self.process.logsnr_max)
+        clean = jnp.full((objects,), self.sampler.process.logsnr_max)
         features = self.denoiser.encode_view(params, images[:, 0], clean, seen_from, jnp.ones((objects,), bool))
         features, cameras = jax.tree.map(
             lambda leaf: jnp.repeat(leaf[:, None], self.known_views, axis=1), (features, camera[:, 0])
@@ -103,10 +104,7 @@ class Sampling:
     def lower(self, objects: int, mesh: Mesh | None = None) -> jax.stages.Lowered:
         """Sampling one view of each of ``objects``, which a mesh splits among its devices."""
 
-        def sample(params, known, camera, keys):
-            shape = (self.size, self.size, 3)
-            return sample_view(self.denoiser, params, known, camera, keys, shape, self.process, self.settings)
-
+        sample = functools.partial(self.sampler.sample_view, shape=(self.size, self.size, 3))
         return _lower(sample, self.shapes(objects), mesh)
 
     def evaluation(self, objects: int) -> tuple[Callable, tuple]:
@@ -135,7 +133,7 @@ class Sampling:
     def flops_per_view(self) -> float:
         """FLOPs that one view of one object needs: those of all its network evaluations."""
         evaluate, shapes = self.evaluation(1)
-        return self.settings.evaluations(self.process) * hardware.count_flops(evaluate, *shapes)
+        return self.evaluations * hardware.count_flops(evaluate, *shapes)
 
 
 def timed(run: Callable[[], Any], repeats: int) -> list[float]:

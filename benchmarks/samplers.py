@@ -36,14 +36,14 @@ from ml_collections import config_flags
 import threedim
 from benchmarks import record
 from threedim import config as config_lib
-from threedim import files
+from threedim import files, pixels
 from threedim.cameras import Camera
 from threedim.errors import UserError
 from threedim.evaluation.metrics.image import psnr, ssim
 from threedim.evaluation.metrics.patches import sliced_wasserstein
-from threedim.output import images
+from threedim.output.sheets import make_grid
 from threedim.progress import progress
-from threedim.sampling import Settings, sample_views
+from threedim.sampling import Settings
 from threedim.tasks import Views, make_tasks
 
 # Title in the table of each measure, and whether higher is better.
@@ -104,20 +104,17 @@ def sample(
         finished.append(time.perf_counter())
         report(index)
 
-    sampled = sample_views(
-        model.denoiser,
+    sampled = dataclasses.replace(model.sampler, settings=settings).sample_views(
         model.params,
-        per_seed(np.stack([images.to_float(each.inputs) for each in objects])),
+        per_seed(np.stack([pixels.to_float(each.inputs) for each in objects])),
         jax.tree.map(per_seed, Camera.stack([each.cameras for each in objects])),
         jax.tree.map(per_seed, Camera.stack(targets)),
         keys,
-        process=model.process,
-        settings=settings,
         on_view=on_view,
     )
     # Differences leave out the first view, which waits for the compiler.
     seconds = statistics.median(np.diff(finished)) / (len(objects) * seeds)
-    views = images.to_uint8(np.asarray(sampled))
+    views = pixels.to_uint8(np.asarray(sampled))
     return views.reshape(len(objects), seeds, *views.shape[1:]), seconds
 
 
@@ -238,11 +235,11 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
     plain = {name: json.loads(json.dumps(dataclasses.asdict(settings))) for name, settings in wanted.items()}
     todo = {name: settings for name, settings in wanted.items() if rows.get(name, {}).get("settings") != plain[name]}
     views_each = truth.shape[1] + repeated
-    total = sum(settings.evaluations(model.process) for settings in todo.values()) * views_each
+    total = sum(settings.evaluations(model.sampler.process) for settings in todo.values()) * views_each
     done = 0
     with progress(total, desc="network evaluations", enabled=total > 0) as bar:
         for name, settings in todo.items():
-            evaluations = settings.evaluations(model.process)
+            evaluations = settings.evaluations(model.sampler.process)
 
             def report(index: int, done=done, evaluations=evaluations) -> None:
                 bar.set(done + (index + 1) * evaluations)
@@ -258,8 +255,8 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
             }
             record.write(path, "samplers", head, {"protocol": protocol, "samplers": rows})
             sheet = np.stack([views[:, 0, : truth.shape[1]], truth], axis=1).reshape(-1, *truth.shape[1:])
-            grid = images.make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
-            images.save_png(out / "sheets" / f"{name}.png", grid)
+            grid = make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
+            pixels.save_png(out / "sheets" / f"{name}.png", grid)
             jax.clear_caches()
     rows = {name: rows[name] for name in wanted}
     files.write_atomically(out / "samplers.md", table(rows))

@@ -110,7 +110,7 @@ def measure_sampling(config, repeats: int, limit: int) -> dict:
     return row | {
         "preset": config.sample.preset,
         "num_steps": sampling.settings.num_steps,
-        "evaluations_per_view": sampling.settings.evaluations(sampling.process),
+        "evaluations_per_view": sampling.evaluations,
         "objects": objects,
         "known_views": sampling.known_views,
         "views_per_second": objects / row["seconds"],

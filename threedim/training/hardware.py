@@ -102,7 +102,7 @@ def step_flops(lowered: jax.stages.Lowered, network: UNet, process: Process, rec
     None if FLOPs cannot be counted, as `can_count_flops` says.
     """
     counted = lowered.cost_analysis() if network.remat == "none" and recipe.microbatches == 1 else None
-    if counted is not None:
+    if counted:
         return counted["flops"]
     return training_flops(network, process, recipe) if can_count_flops() else None
 
