@@ -37,17 +37,20 @@ def test_counting_needs_the_cpu_backend(monkeypatch):
 
 
 def test_recomputing_and_microbatches_do_not_count_as_work(tiny_config):
-    def flops(remat, microbatches):
-        tiny_config.train.remat, tiny_config.train.microbatches = remat, microbatches
-        parts = config_lib.network(tiny_config), config_lib.process(tiny_config), config_lib.recipe(tiny_config)
-        return parts, hardware.training_flops(*parts)
+    c = tiny_config
+    c.model.ch_mult, c.model.attn_resolutions = (1,), (8,)
 
-    parts, needed = flops("none", 1)
-    (network, _, recipe), again = flops("all", 2)
-    assert (network.remat, recipe.microbatches, again) == ("all", 2, needed)
-    state = jax.eval_shape(lambda: init_state(parts[0], parts[2]))
-    args = state, jax.eval_shape(Metrics.zeros), hardware.batch_shapes(8, 4)
-    assert jax.jit(make_train_step(*parts)).lower(*args).cost_analysis()["flops"] == needed
+    def parts(remat, microbatches):
+        c.train.remat, c.train.microbatches = remat, microbatches
+        return config_lib.network(c), config_lib.process(c), config_lib.recipe(c)
+
+    network, process, recipe = parts("none", 1)
+    state, metrics = jax.eval_shape(lambda: (init_state(network, recipe), Metrics.zeros()))
+    lowered = jax.jit(make_train_step(network, process, recipe)).lower(state, metrics, hardware.batch_shapes(8, 4))
+    needed = lowered.cost_analysis()["flops"]
+    assert hardware.step_flops(lowered, network, process, recipe) == needed
+    recomputing = parts("all", 2)
+    assert hardware.step_flops(lowered, *recomputing) == hardware.training_flops(*recomputing) == needed
 
 
 def test_bytes_of_a_compiled_program():
