@@ -99,7 +99,9 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
     instructions = hlo.instructions(compiled.as_text())
     exchanges = hlo.collectives(instructions)
     found = {
-        "state_bytes": sum(_share(leaf) for leaf in jax.tree.leaves(state)),
+        "state_bytes": sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+        ),
         "parameter_bytes": 4 * sum(leaf.size for leaf in jax.tree.leaves(params)),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -182,10 +184,6 @@ def measure(config, topology: str, fsdp: int, programs: list[str]) -> dict[str, 
             used = re.search(r"Used \S+ of \S+ hbm", str(error))
             raise UserError(f"{name} does not fit on {topology}: {used[0] if used else error}") from error
     return figures
-
-
-def _share(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _measure(given: flags.FlagValues) -> dict[str, Any]:

@@ -46,8 +46,10 @@ def instructions(text: str) -> list[Instruction]:
             name, kind, opcode, rest = match.groups()
             if opcode == "custom-call":
                 opcode = re.search(r'custom_call_target="([^"]*)"', rest)[1]
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", kind)
+            arrays = tuple((dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in shapes)
             operands = tuple(re.findall(r"%([\w.-]+)", rest)[:2])
-            found.append(Instruction(name, opcode, _arrays(kind), operands, computation, line))
+            found.append(Instruction(name, opcode, arrays, operands, computation, line))
     if not entry:
         raise ValueError("not the text of a compiled program: no line starts with ENTRY")
     return found
@@ -108,11 +110,6 @@ def loop_counts(program: list[Instruction]) -> collections.defaultdict[str, int]
             caller, trips = callers[caller]
             counts[name] *= trips
     return counts
-
-
-def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    shapes = re.findall(r"(\w+)\[([\d,]*)\]", text)
-    return tuple((dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in shapes)
 
 
 def _group_size(line: str) -> int:

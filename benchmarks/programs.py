@@ -38,11 +38,7 @@ def example_batch(size: int, batch_size: int) -> dict[str, jax.Array]:
 
 
 def lower_training_step(network, process, recipe, mesh: Mesh) -> tuple[jax.stages.Lowered, tuple]:
-    """The training step as the training loop compiles it.
-
-    Args:
-      network, process, recipe: what is trained, and how.
-      mesh: devices to compile for. They do not have to exist.
+    """The training step as the training loop compiles it, for devices that do not have to exist.
 
     Returns:
       The lowered step, and shapes of its state, metrics and batch with their shardings.
@@ -80,10 +76,7 @@ class Sampling:
         self.evaluations = self.settings.evaluations(self.sampler.process)
 
     def example(self, params, batch) -> tuple[KnownViews, Any, jax.Array]:
-        """Known views, target cameras and keys from a batch of pairs.
-
-        The first image of each pair stands for every known view, which takes as much memory as different ones.
-        """
+        """Known views, all of them the first image of each pair, target cameras and keys from a batch of pairs."""
         images, camera = batch_images(batch)
         objects = images.shape[0]
         seen_from = camera[:, 0].relative_to(camera[:, 0]) if self.denoiser.relative_poses else camera[:, 0]

@@ -3,18 +3,13 @@
     python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
     python -m benchmarks.samplers --config=configs/demo.py --workdir=runs/demo
 
-Samples the views that ``config.sample`` asks for with every sampler and several seeds, all in one batch, and writes
-``samplers.json``, ``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_step_N``. Run again,
-the command resumes after the last finished sampler. Each measure is a mean over seeds:
-
-* PSNR and SSIM against the true views;
-* patch distance to the true views: sliced Wasserstein distance of 7x7 patches (`evaluation.metrics.patches`);
-* agreement of a rollout with itself: after the last view, the first cameras are sampled again, now conditioned on
-  everything in between, and the two views of each camera are compared by PSNR. "Independent" is the same between
-  rollouts of different seeds, for scale.
-
-A sampler counts as worse than the reference in a measure if it is so by more than twice the standard error of the
-difference.
+Samples the views that ``config.sample`` asks for with every sampler and several seeds, and writes ``samplers.json``,
+``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_step_N``. Run again, the command resumes
+after the last finished sampler. Measures are means over seeds: PSNR and SSIM against the true views, patch distance to
+them (`evaluation.metrics.patches`), and the agreement of a rollout with itself. For that, the first cameras are sampled
+again at the end, conditioned on everything in between, and the two views of each camera are compared by PSNR;
+"independent" is the same between rollouts of different seeds. A sampler is worse than the reference in a measure if it
+is so by more than twice the standard error of the difference.
 """
 
 from __future__ import annotations

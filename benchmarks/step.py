@@ -81,11 +81,7 @@ def measure_denoising(config, repeats: int) -> dict[str, float]:
 
 
 def measure_sampling(config, repeats: int, limit: int) -> dict:
-    """Times sampling one view of ``config.sample.batch_size`` objects, on one device of ``limit`` bytes.
-
-    Raises:
-      UserError: if the objects do not fit; the message says how many do.
-    """
+    """Times sampling one view of ``config.sample.batch_size`` objects, on one device of ``limit`` bytes."""
     sampling, objects = Sampling(config), config.sample.batch_size
     program: dict = {}
 
@@ -194,13 +190,9 @@ def largest(bytes_of: Callable[[int], float], limit: float, start: int = 1, most
 def measure(
     config, repeats: int | None = None, *, sampling: bool = False, largest_batch: bool = False, gib: float | None = None
 ) -> dict:
-    """All figures of one configuration.
+    """Figures of the training step and the denoising step, or with ``sampling`` and ``largest_batch`` of those instead.
 
-    Args:
-      config: the configuration.
-      repeats: timed runs of each program; None for 8, or 3 of a whole view.
-      sampling, largest_batch: what to measure instead of the training step and the denoising step.
-      gib: memory of one device, instead of its own.
+    ``repeats`` defaults to 8, or 3 for whole views; ``gib`` replaces the memory of one device.
 
     Raises:
       UserError: if the objects to sample do not fit, or the device's memory is unknown.

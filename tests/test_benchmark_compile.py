@@ -131,6 +131,20 @@ def compiled(folder, topology, fsdp, programs, **model):
     return record.read(path)["figures"], done.stdout
 
 
+def test_one_evaluation_of_the_sampler(tiny_config):
+    tiny_config.model.ch_mult, tiny_config.model.attn_resolutions = (1,), (8,)
+    figures = compile_lib.measure(tiny_config, "cpu:1", 1, ["evaluation"])
+    found = figures["evaluation"]
+    assert found["state_bytes"] == found["parameter_bytes"]
+    assert found["flops"] == pytest.approx(found["compiled_flops"], rel=0.2)
+    assert found["products"].keys() == {"f32 x f32"}
+    assert (found["collectives"], found["wire_bytes"]) == ({}, 0)
+    lines = compile_lib.report(figures).splitlines()
+    assert lines[0].startswith("evaluation on cpu:1, mesh 1 x 1: compiled in")
+    assert f"{found['flops'] / 1e12:.4g} needed" in lines[2]
+
+
+@pytest.mark.slow
 def test_a_training_step_for_two_virtual_devices(tmp_path):
     one_level = {"image_size": 8, "ch": 96, "ch_mult": "(1,)", "attn_resolutions": "(8,)", "norm_groups": 8}
     figures, out = compiled(tmp_path, "cpu:2", 2, "training", **one_level)

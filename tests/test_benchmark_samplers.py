@@ -2,13 +2,16 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
+from tiny import random_params
 
+import threedim
 from benchmarks import record, samplers
+from threedim import config as config_lib
 from threedim import pixels
 from threedim.sampling import Settings
-from threedim.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +66,27 @@ def test_candidates(weight):
 
 def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path, monkeypatch):
     c = tiny_config
-    c.train.num_steps, c.sample.num_views, c.sample.guidance_weight, c.data.source = 1, 2, 1.0, ""
+    c.sample.num_views, c.data.source = 2, ""
     c.model.image_size, c.model.ch_mult, c.model.attn_resolutions, c.data.procedural.size = 16, (1,), (16,), 16
     p = c.data.procedural
     p.num_train_objects, p.num_test_objects, p.views, p.test_views, p.samples = 1, 2, 3, 3, 1
-    loop.train(c, tmp_path / "run")
-    rows = {samplers.REFERENCE: Settings(2, 1.0), samplers.FAST: Settings(2, 1.0, guidance_interval=(-1.0, 1.0))}
+    model = threedim.Model(config_lib.sampler(c), random_params(config_lib.network(c)), c, 7)
+    monkeypatch.setattr(threedim, "load", lambda workdir, step: model)
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
+    rows = {samplers.REFERENCE: Settings(2, 0.0), samplers.FAST: Settings(3, 0.0)}
     monkeypatch.setattr(samplers, "candidates", lambda reference, steps: dict(rows))
     compare = functools.partial(samplers.compare, c, tmp_path / "run", 2, [2], 1)
     out = compare()
+    assert out == tmp_path / "run/samplers_step_0000007"
     figures = record.read(out / "samplers.json")["figures"]
     assert list(figures["samplers"]) == list(rows)
-    assert [row["evaluations"] for row in figures["samplers"].values()] == [4, 3]
+    assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 3]
     assert figures["protocol"]["views"] == 2
 
     # Only what is new is sampled.
     sampled, real = [], samplers.sample
     monkeypatch.setattr(samplers, "sample", lambda *args: sampled.append(args[4]) or real(*args))
-    rows["2M 2"] = Settings(2, 1.0, solver="dpm_solver_2m")
+    rows["2M 2"] = Settings(2, 0.0, solver="dpm_solver_2m")
     compare()
     assert sampled == [rows["2M 2"]]
     again = record.read(out / "samplers.json")["figures"]["samplers"]

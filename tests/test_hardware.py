@@ -1,7 +1,5 @@
 """FLOPs and bytes that programs need."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +57,3 @@ def test_bytes_of_a_compiled_program():
     kept, donated = (jax.jit(lambda x: x + 1, donate_argnums=d).lower(x).compile() for d in ((), (0,)))
     assert hardware.device_bytes(kept) - hardware.device_bytes(donated) == 4000
     assert hardware.device_bytes(donated) >= 4000
-
-
-def test_memory_of_what_is_loaded_counts():
-    sizes = dict.fromkeys(("argument", "output", "temp", "generated_code"), 10) | {"alias": 4}
-    memory = types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
-    assert hardware.device_bytes(types.SimpleNamespace(memory_analysis=lambda: memory)) == 36
