@@ -73,14 +73,14 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     model = threedim.Model(config_lib.sampler(c), random_params(config_lib.network(c)), c, 7)
     monkeypatch.setattr(threedim, "load", lambda workdir, step: model)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    rows = {samplers.REFERENCE: Settings(2, 0.0), samplers.FAST: Settings(3, 0.0)}
+    rows = {samplers.REFERENCE: Settings(2, 0.0), samplers.FAST: Settings(2, 0.0)}
     monkeypatch.setattr(samplers, "candidates", lambda reference, steps: dict(rows))
     compare = functools.partial(samplers.compare, c, tmp_path / "run", 2, [2], 1)
     out = compare()
     assert out == tmp_path / "run/samplers_step_0000007"
     figures = record.read(out / "samplers.json")["figures"]
     assert list(figures["samplers"]) == list(rows)
-    assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 3]
+    assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 2]
     assert figures["protocol"]["views"] == 2
 
     # Only what is new is sampled.

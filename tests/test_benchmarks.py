@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import compare, record, step
 from benchmarks.programs import Sampling, example_batch
+from configs import bench_cpu
+from threedim import config as config_lib
 from threedim.errors import MissingError, UserError
 from threedim.training import hardware
 
@@ -47,6 +49,7 @@ def step_file(tmp_path_factory):
     """Output and file of benchmarks.step."""
     path = tmp_path_factory.mktemp("step") / "figures.json"
     arguments = ["--config=configs/bench_cpu.py", *NETWORK, "--config.train.batch_size=2", "--repeats=1"]
+    arguments.append("--config.mesh.cpu_devices=1")
     return run(["-c", RUN_STEP], *arguments, f"--json={path}"), record.read(path)
 
 
@@ -86,7 +89,7 @@ def test_rates_follow_from_flops_and_seconds(step_file):
     out, content = step_file
     assert content["benchmark"] == "step"
     assert content["versions"]["jax"] == jax.__version__
-    assert content["machine"]["device"]["count"] == 2
+    assert content["machine"]["device"]["count"] == 1
     figures = content["figures"]
     training, denoising = figures["training_step"], figures["denoising_step"]
     assert training["pairs_per_second"] == pytest.approx(2 / training["seconds"])
@@ -98,14 +101,25 @@ def test_rates_follow_from_flops_and_seconds(step_file):
     assert denoising["flops"] < training["flops"] / 3
     assert training["argument_bytes"] > 16 * figures["parameters"]  # parameters, their average and two moments
     lines = out.splitlines()
-    assert lines[0].startswith(f"{figures['parameters']:,} parameters, 2 cpu device(s), batch 2, matmul 1 GFLOP/s")
+    assert lines[0].startswith(f"{figures['parameters']:,} parameters, 1 cpu device(s), batch 2, matmul 1 GFLOP/s")
     assert [line.split()[0] for line in lines[2:4]] == ["training", "denoising"]
+
+
+def test_recomputing_and_microbatches_do_not_count_as_work(step_file):
+    c = bench_cpu.get_config()
+    c.model.update(TOY | {"ch_mult": (1,), "attn_resolutions": (8,)})
+    c.train.batch_size, c.train.remat, c.train.microbatches = 2, "all", 2
+    parts = config_lib.network(c), config_lib.process(c), config_lib.recipe(c)
+    needed = step_file[1]["figures"]["training_step"]["flops"]
+    assert hardware.training_flops(*parts) == needed
+    assert (parts[0].remat, parts[2].microbatches) == ("all", 2)
 
 
 @pytest.fixture
 def toy_config(tiny_config):
     """A network of one level."""
     tiny_config.model.ch_mult, tiny_config.model.attn_resolutions, tiny_config.sample.num_views = (1,), (8,), 3
+    tiny_config.sample.guidance_weight = 0.0
     return tiny_config
 
 
@@ -123,10 +137,10 @@ def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypat
     found = figures["sampling"]
     assert found["device_bytes"] > found["argument_bytes"] > 4 * figures["parameters"]
     assert found["largest"] == {"batch_size": 2, "device_bytes": found["device_bytes"], "limit_bytes": 2**29}
-    assert (found["objects"], found["known_views"], found["evaluations_per_view"]) == (2, 4, 6)
+    assert (found["objects"], found["known_views"], found["evaluations_per_view"]) == (2, 4, 3)
     assert found["views_per_second"] == pytest.approx(2 / found["seconds"])
     assert found["flops"] == 2 * sampling.flops_per_view
-    assert "preset paper, 3 steps, 6 evaluations per view, 4 known views" in step.report(figures)
+    assert "preset paper, 3 steps, 3 evaluations per view, 4 known views" in step.report(figures)
 
     monkeypatch.setattr(step, "largest", lambda bytes_of, limit, start: (1, 5.0))
     with pytest.raises(UserError, match=r"2 objects at once do not fit in 0\.50 GiB, 1 do"):
