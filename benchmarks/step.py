@@ -1,218 +1,294 @@
-"""What a training step and a denoising step cost, beside what this machine can do.
+"""Speed of a training step and of a denoising step, compared with this machine's matrix products.
 
     python -m benchmarks.step --config=configs/bench_cpu.py [--config.model.ch=64] [--json=FILE]
-    python -m benchmarks.step --sampling [--config.sample.preset=fast]   # views per second, and how many fit at once
-    python -m benchmarks.step --largest_batch [--config.train.remat=all]   # pairs that fit; compiles only
+    python -m benchmarks.step --sampling [--config.sample.preset=fast]     # views per second, and objects that fit
+    python -m benchmarks.step --largest_batch [--config.train.remat=all]   # pairs that fit; only compiles
+    python -m benchmarks.step --compilation_cache=FOLDER                   # the second run shows a warm start
 
-FLOPs are counted on the lowered, unoptimized program, without what rematerialization computes again. The machine's
-matmul rate is measured in the same run, right before and after, so that the ratio holds where the clock does not.
-
-What fits is what the compiler says that a program needs, against the memory of one device, or ``--memory_gib``.
+FLOPs are those that the network needs, counted before optimization and without what rematerialization recomputes. The
+rate of a large matrix product is measured before and after, in the same run, so that the fraction does not depend on
+the clock. What fits is determined by the compiler's own figures, against the memory of one device or --memory_gib.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 import resource
 import statistics
+import sys
 import time
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from absl import app, flags, logging
+import numpy as np
+from absl import flags
+from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
-from benchmarks import drawing, fitting, record
-from benchmarks.compiling import lower_training_step
-from benchmarks.inputs import example_batch
-from benchmarks.timing import matmul_rate, timed
+from benchmarks import record
+from benchmarks.programs import Sampling, example_batch, lower_training_step, matmul_rate, timed
 from threedim import config as config_lib
 from threedim import cpu
-from threedim.models.unet import NetworkDenoiser
-from threedim.training import sharding
-from threedim.training.step import (
-    Metrics,
-    abstract_params,
-    batch_images,
-    init_params,
-    init_state,
-    make_train_step,
-)
+from threedim.errors import UserError
+from threedim.training import hardware
+from threedim.training.step import Metrics, abstract_params, init_params, init_state
+
+GIB = 2**30
 
 
-def training_flops(network, process, recipe, args: tuple) -> float:
-    """Counted FLOPs that a training step needs.
-
-    What is computed again to save memory is not needed: it counts as time, not as work.
-
-    Args:
-      network, process, recipe: what is trained, and how.
-      args: state, metrics and batch, or their shapes.
-    """
-    step = jax.jit(make_train_step(network.clone(remat="none"), process, recipe))
-    # Of a scan over microbatches the body is counted once.
-    return step.lower(*args).cost_analysis()["flops"] * recipe.microbatches
-
-
-def measure_steps(config, repeats: int) -> dict[str, dict]:
-    """Figures of a training step and of a denoising step."""
+def measure_training(config, repeats: int) -> dict[str, float]:
+    """Times the training step, from tracing it to running it ``repeats`` times."""
     network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
+    start = time.perf_counter()
+    lowered, shapes = lower_training_step(network, process, recipe, config_lib.mesh(config))
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - traced
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=shardings[0])(network, recipe)
     batch = example_batch(network.image_size, recipe.batch_size)
+    metrics, batch = jax.device_put((Metrics.zeros(), batch), shardings[1:])
+    times = []
+    for _ in range(repeats + 1):  # the state is donated, so that each step needs the previous one's
+        began = time.perf_counter()
+        state, metrics = jax.block_until_ready(compiled(state, metrics, batch))
+        times.append(time.perf_counter() - began)
+        if len(times) == 1:
+            to_first_step = time.perf_counter() - start
+    row = _row(compiled, hardware.training_flops(network, process, recipe), times[1:])
+    return row | {
+        "pairs_per_second": recipe.batch_size / row["seconds"],
+        "trace_seconds": traced - start,
+        "compile_seconds": compile_seconds,
+        "first_step_seconds": times[0],
+        "seconds_to_first_step": to_first_step,
+    }
 
-    def entry(lowered, flops, run, args) -> dict:
+
+def measure_denoising(config, repeats: int) -> dict[str, float]:
+    """Times one network evaluation for ``config.train.batch_size`` objects, as each step of the sampler needs it."""
+    sampling, mesh, objects = Sampling(config), config_lib.mesh(config), config.train.batch_size
+    evaluate, shapes = sampling.evaluation(objects)
+    start = time.perf_counter()
+    compiled = sampling.lower_evaluation(objects, mesh).compile()
+    compile_seconds = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    numbers = jax.tree.map(lambda s: (0.02 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)
+    args = jax.device_put(numbers, compiled.input_shardings[0])
+    times = timed(lambda: compiled(*args), repeats + 1)
+    row = _row(compiled, hardware.count_flops(evaluate, *shapes), times[1:])
+    return row | {"compile_seconds": compile_seconds}
+
+
+def measure_sampling(config, repeats: int, limit: int) -> dict:
+    """Times sampling one view of ``config.sample.batch_size`` objects, on one device of ``limit`` bytes."""
+    sampling, objects = Sampling(config), config.sample.batch_size
+    program: dict = {}
+
+    def compile_program(count: int) -> jax.stages.Compiled:
+        lowered = sampling.lower(count)
         start = time.perf_counter()
         compiled = lowered.compile()
-        compile_seconds = time.perf_counter() - start
-        memory = compiled.memory_analysis()
-        seconds = statistics.median(run(compiled, args))
-        return {
-            "flops": flops,
-            "seconds": seconds,
-            "flops_per_second": flops / seconds,
-            "compile_seconds": compile_seconds,
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "argument_bytes": memory.argument_size_in_bytes,
-        }
+        if count == objects:
+            program.update(compiled=compiled, seconds=time.perf_counter() - start)
+        return compiled
 
-    def run_training(compiled, args) -> list[float]:
-        state, metrics, batch = args
-        times = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            state, metrics = jax.block_until_ready(compiled(state, metrics, batch))
-            times.append(time.perf_counter() - start)
-        return times[1:]
+    most, needed = largest(lambda count: program_bytes(lambda: compile_program(count)), limit, start=objects)
+    if most < objects:
+        raise UserError(
+            f"{objects} objects at once do not fit in {limit / GIB:.2f} GiB, {most} do: set config.sample.batch_size, "
+            "or sample fewer views (config.sample.num_views)"
+        )
+    params = jax.jit(init_params, static_argnums=0)(sampling.denoiser.network, jax.random.key(0))
+    arguments = jax.jit(sampling.example)(params, example_batch(sampling.size, objects))
+    compiled = program["compiled"]
+    row = _row(compiled, objects * sampling.flops_per_view, timed(lambda: compiled(params, *arguments), repeats))
+    return row | {
+        "preset": config.sample.preset,
+        "num_steps": sampling.settings.num_steps,
+        "evaluations_per_view": sampling.evaluations,
+        "objects": objects,
+        "known_views": sampling.known_views,
+        "views_per_second": objects / row["seconds"],
+        "compile_seconds": program["seconds"],
+        "device_bytes": hardware.device_bytes(compiled),
+        "largest": {"batch_size": most, "device_bytes": needed, "limit_bytes": limit},
+    }
 
-    def run_pure(compiled, args) -> list[float]:
-        jax.block_until_ready(compiled(*args))
-        return timed(lambda: compiled(*args), repeats)
 
-    mesh, options = config_lib.mesh(config), cpu.compiler_options(loops=recipe.microbatches > 1)
-    lowered, shapes = lower_training_step(network, process, recipe, mesh, options)
-    places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=places[0])(network, recipe)
-    args = (state, *jax.device_put((Metrics.zeros(), batch), places[1:]))
-    training = entry(lowered, training_flops(network, process, recipe, args), run_training, args)
-    training["pairs_per_second"] = recipe.batch_size / training["seconds"]
+def largest_training_batch(config, limit: int) -> dict:
+    """The largest batch of pairs that one device of ``limit`` bytes trains on."""
+    network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
+    mesh = Mesh([[jax.local_devices()[0]]], ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
-    # Made anew: a copy of the state's beside the training step would take memory that it may need.
-    denoiser, params = NetworkDenoiser(network), jax.jit(init_params, static_argnums=0)(network, jax.random.key(0))
-    params = jax.device_put(params, sharding.replicated(mesh))
-    split = sharding.batch_sharding(mesh)
-    images, camera = batch_images(jax.device_put(batch, split))
-    mask, logsnr = jax.device_put((jnp.ones((recipe.batch_size,), bool), jnp.zeros((recipe.batch_size,))), split)
-    view = jax.jit(denoiser.encode_view)(params, images[:, 0], logsnr + 20.0, camera[:, 0], mask)
-    target = jax.jit(denoiser.embed_camera)(params, camera[:, 1], mask)
-    args = (params, *jax.device_put((images[:, 1], logsnr, target, view), split))
-    # As within the sampler's loop.
-    options = cpu.compiler_options(loops=True)
-    lowered = jax.jit(denoiser.denoise, compiler_options=options).lower(*args)
-    denoising = entry(lowered, lowered.cost_analysis()["flops"], run_pure, args)
-    return {"training_step": training, "denoising_step": denoising}
+    def bytes_of(pairs: int) -> float:
+        whole = dataclasses.replace(recipe, batch_size=pairs * recipe.microbatches)
+        return program_bytes(lambda: lower_training_step(network, process, whole, mesh)[0].compile())
+
+    pairs, needed = largest(bytes_of, limit, start=max(1, recipe.batch_size // recipe.microbatches))
+    return {
+        "batch_size": pairs * recipe.microbatches,
+        "microbatches": recipe.microbatches,
+        "remat": config.train.remat,
+        "device_bytes": needed,
+        "limit_bytes": limit,
+    }
+
+
+def memory_limit(gib: float | None = None) -> int:
+    """Bytes of one device: ``gib`` if given, else what JAX may use or its data sheet says; physical memory of a CPU.
+
+    Raises:
+      UserError: if the device's memory is unknown.
+    """
+    if gib is not None:
+        return int(gib * GIB)
+    device = jax.local_devices()[0]
+    if (found := record.device_memory(device)) is not None:
+        return found
+    if device.platform != "cpu":
+        raise UserError(f"the memory of a {device.device_kind} is unknown; set --memory_gib")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def program_bytes(compile_program: Callable[[], jax.stages.Compiled]) -> float:
+    """Bytes of device memory that a program needs; infinite if the compiler itself finds that it does not fit."""
+    try:
+        return hardware.device_bytes(compile_program())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
+
+
+def largest(bytes_of: Callable[[int], float], limit: float, start: int = 1, most: int = 2**16) -> tuple[int, float]:
+    """The largest batch up to ``most`` that needs at most ``limit`` bytes, and its bytes; (0, 0) if none fits.
+
+    Doubles or halves from ``start``, then bisects. Assumes that larger batches never need less.
+    """
+    asked: dict[int, float] = {}
+
+    def fits(batch: int) -> bool:
+        if batch not in asked:
+            asked[batch] = bytes_of(batch)
+            print(f"batch {batch} needs {asked[batch] / GIB:.2f} GiB", file=sys.stderr)
+        return asked[batch] <= limit
+
+    low, high = 0, min(start, most)
+    while high <= most and fits(high):
+        low, high = high, max(high + 1, min(2 * high, most))
+    if low == 0:
+        while high > 1 and not fits(high // 2):
+            high //= 2
+        low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, asked.get(low, 0)
 
 
 def measure(
     config, repeats: int | None = None, *, sampling: bool = False, largest_batch: bool = False, gib: float | None = None
 ) -> dict:
-    """All figures of one configuration: those of its steps, unless others are asked for.
+    """Figures of the training step and the denoising step, or with ``sampling`` and ``largest_batch`` of those instead.
 
-    Args:
-      config: the configuration.
-      repeats: timed runs of each; None for 8, or 3 of a whole view.
-      sampling, largest_batch: what to measure instead.
-      gib: memory of one device to fit in, instead of its own.
+    ``repeats`` defaults to 8, or 3 for whole views; ``gib`` replaces the memory of one device.
 
     Raises:
-      ValueError: if the batch to sample does not fit, or the memory of the device is not known.
+      UserError: if the objects to sample do not fit, or the device's memory is unknown.
     """
-    limit = fitting.memory_limit(gib) if sampling or largest_batch else 0
     network = config_lib.network(config)
     figures = {
         "batch_size": config.train.batch_size,
         "devices": jax.device_count(),
+        "device_kind": jax.devices()[0].device_kind,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network))),
     }
     if largest_batch:
-        figures["largest_training_batch"] = fitting.largest_training_batch(config, limit)
-    if largest_batch and not sampling:
-        return figures
+        figures["largest_training_batch"] = largest_training_batch(config, memory_limit(gib))
+        if not sampling:
+            return figures
     peak = [matmul_rate(network.dtype)]
-    timed_programs = (
-        {"sampling": drawing.measure(config, repeats or 3, limit)} if sampling else measure_steps(config, repeats or 8)
-    )
+    if sampling:
+        rows = {"sampling": measure_sampling(config, repeats or 3, memory_limit(gib))}
+    else:
+        rows = {
+            "training_step": measure_training(config, repeats or 8),
+            "denoising_step": measure_denoising(config, repeats or 8),
+        }
     peak.append(matmul_rate(network.dtype))
-    for row in timed_programs.values():
+    for row in rows.values():
         row["fraction_of_matmul"] = row["flops_per_second"] / max(peak)
-    return figures | {
-        "matmul_flops_per_second": max(peak),
-        **timed_programs,
-        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return figures | {"matmul_flops_per_second": max(peak), **rows, "peak_resident_bytes": resident}
 
 
-def report(figures: dict, device: str) -> str:
-    """The figures as a table."""
-    gib = 2**30
-    lines = []
-    rows = [name for name in ("training_step", "denoising_step", "sampling") if name in figures]
+def report(figures: dict) -> str:
+    """The figures as text."""
+    f = figures
+    lines = [f"{f['parameters']:,} parameters, {f['devices']} {f['device_kind']} device(s)"]
+    rows = {name: f[name] for name in ("training_step", "denoising_step", "sampling") if name in f}
     if rows:
-        lines += [
-            f"{figures['parameters']:,} parameters, batch {figures['batch_size']}, "
-            f"{figures['devices']} {device} device(s), matmul {figures['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-            f"peak resident memory {figures['peak_resident_bytes'] / gib:.2f} GiB",
-            f"{'':16}{'GFLOP':>12}{'seconds':>10}{'GFLOP/s':>10}{'of matmul':>11}{'compile s':>11}{'temp MiB':>10}",
-        ]
-    for name in rows:
-        row = figures[name]
+        lines[0] += (
+            f", batch {f['batch_size']}, matmul {f['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
+            f"peak resident memory {f['peak_resident_bytes'] / GIB:.2f} GiB"
+        )
+        titles = f"{'GFLOP':>12}{'seconds':>10}{'GFLOP/s':>10}{'of matmul':>11}{'compile s':>11}{'temp MiB':>10}"
+        lines.append(" " * 16 + titles)
+    for name, row in rows.items():
         lines.append(
             f"{name.replace('_', ' '):16}{row['flops'] / 1e9:12.2f}{row['seconds']:10.4f}"
             f"{row['flops_per_second'] / 1e9:10.1f}{row['fraction_of_matmul']:11.3f}"
             f"{row['compile_seconds']:11.1f}{row['temporary_bytes'] / 2**20:10.0f}"
         )
-    if "sampling" in figures:
-        s = figures["sampling"]
-        most = s["largest"]
-        lines += [
-            f"{s['views_per_second']:.4g} views/s: {s['objects']} objects at once, preset {s['preset']}, "
-            f"{s['num_steps']} steps, {s['evaluations_per_view']} evaluations a view, {s['known_views']} known views",
-            f"largest batch in {most['limit_bytes'] / gib:.2f} GiB: {most['objects']} objects, which need "
-            f"{most['device_bytes'] / gib:.2f} GiB; these {s['objects']} need {s['device_bytes'] / gib:.2f} GiB",
-        ]
-    if "largest_training_batch" in figures:
-        most = figures["largest_training_batch"]
+    if train := f.get("training_step"):
         lines.append(
-            f"largest training batch in {most['limit_bytes'] / gib:.2f} GiB, remat {most['remat']}, in "
-            f"{most['microbatches']} part(s): {most['batch_size']} pairs, which need "
-            f"{most['device_bytes'] / gib:.2f} GiB"
+            f"{train['pairs_per_second']:.4g} pairs/s; first step after {train['seconds_to_first_step']:.1f} s: "
+            f"{train['trace_seconds']:.1f} s to trace, {train['compile_seconds']:.1f} s to compile, "
+            f"{train['first_step_seconds']:.1f} s to run"
         )
+    if s := f.get("sampling"):
+        lines.append(
+            f"{s['views_per_second']:.4g} views/s: {s['objects']} objects in {s['device_bytes'] / GIB:.2f} GiB, "
+            f"preset {s['preset']}, {s['num_steps']} steps, {s['evaluations_per_view']} evaluations per view, "
+            f"{s['known_views']} known views"
+        )
+    for what, most in (("objects", (s or {}).get("largest")), ("pairs", f.get("largest_training_batch"))):
+        if most:
+            lines.append(
+                f"largest batch in {most['limit_bytes'] / GIB:.2f} GiB: {most['batch_size']} {what}, which need "
+                f"{most['device_bytes'] / GIB:.2f} GiB"
+            )
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
-    given = flags.FLAGS
+def _row(compiled: jax.stages.Compiled, flops: float, times: list[float]) -> dict[str, float]:
+    """What every timed program reports; seconds are medians."""
+    seconds, memory = statistics.median(times), compiled.memory_analysis()
+    return {
+        "flops": flops,
+        "seconds": seconds,
+        "flops_per_second": flops / seconds,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+    }
+
+
+def _measure(given: flags.FlagValues) -> dict:
+    if given.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
     cpu.split(given.config.mesh.cpu_devices)
-    head = record.head("step")
-    figures = measure(
-        given.config,
-        given.repeats,
-        sampling=given.sampling,
-        largest_batch=given.largest_batch,
-        gib=given.memory_gib,
-    )
-    print(report(figures, head["machine"]["device"]["kind"]))
-    if given.json:
-        record.write(given.json, "step", head, figures)
+    what = {"sampling": given.sampling, "largest_batch": given.largest_batch}
+    return measure(given.config, given.repeats, **what, gib=given.memory_gib)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/bench_cpu.py", "The configuration to measure.")
-    flags.DEFINE_integer(
-        "repeats", None, "Timed runs of each; the median counts. Without this 8, or 3 of a view.", lower_bound=1
-    )
-    flags.DEFINE_bool("sampling", False, "Measure views per second, and the largest batch of objects.")
-    flags.DEFINE_bool("largest_batch", False, "Find the largest batch of pairs that training fits.")
-    flags.DEFINE_float("memory_gib", None, "Memory to fit in, instead of the device's.", lower_bound=0.0)
-    flags.DEFINE_string("json", None, "Also write the figures to this file.")
-    app.run(main)
+    config_flags.DEFINE_config_file("config", "configs/bench_cpu.py", "Configuration to measure.")
+    flags.DEFINE_integer("repeats", None, "Timed runs, of which the median counts. Defaults to 8, or 3 of a view.", 1)
+    flags.DEFINE_bool("sampling", False, "Measure views per second and the largest batch of objects.")
+    flags.DEFINE_bool("largest_batch", False, "Find the largest batch of pairs that one device trains on.")
+    flags.DEFINE_float("memory_gib", None, "Memory of one device, instead of its own.", 0.0)
+    flags.DEFINE_string("compilation_cache", None, "Folder that keeps compiled programs for the next run.")
+    record.run("step", _measure, report)

@@ -1,35 +1,26 @@
-"""What makes XLA's programs faster on a CPU without changing what they compute; elsewhere it does nothing."""
+"""Settings of JAX's CPU backend. They change how fast programs compile and run, not what they compute."""
 
 from __future__ import annotations
 
-import functools
 import os
 
 import jax
 
 from threedim.errors import UserError
 
-_LEVEL = "xla_backend_optimization_level"
-# LLVM's, of 0 to 3: a fifth less to compile than with 3, and as fast (benchmarks/README.md).
-_OPTIONS = {_LEVEL: 1}
-# Of the groups of operations that XLA may give to its library of small kernels, all but convolutions: those run up to
-# twice as fast by the compiler's own (benchmarks/README.md). Not within loops: there, with several devices, the
-# compiler's own got the first rows of the first picture of each device wrong (jaxlib 0.10.2; tests/test_cpu.py).
-_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-
 
 def split(devices: int) -> None:
-    """Makes JAX see the CPU as several devices, among which it divides the batch.
+    """Makes JAX treat the CPU as several devices, which share each batch.
 
-    XLA divides the work of one operation among the cores, and waits for the last of them after each. Small pictures
-    give too little work for that; devices wait for each other once a step (benchmarks/README.md).
+    XLA divides every operation among the cores and waits for the slowest of them. Small models leave cores idle that
+    way; with several devices, cores wait for each other only once per step.
 
     Args:
-      devices: how many; with 0, or where XLA_FLAGS already say how many, nothing is done.
+      devices: number of devices. 0 changes nothing, and XLA_FLAGS takes precedence if it sets the number.
 
     Raises:
-      ValueError: if it is negative.
-      RuntimeError: if JAX has looked for devices before.
+      UserError: if the number is negative.
+      RuntimeError: if JAX has initialized its devices already.
     """
     if devices < 0:
         raise UserError(f"mesh.cpu_devices must be 0 or more, got {devices}")
@@ -37,29 +28,12 @@ def split(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def compiler_options(*, loops: bool) -> dict[str, str | int] | None:
-    """For ``jax.jit(..., compiler_options=...)`` of large programs; None where there is nothing to say.
+def compiler_options() -> dict[str, int] | None:
+    """For ``jax.jit(..., compiler_options=...)`` of large programs; None on other backends.
 
-    Args:
-      loops: whether the program computes convolutions in a loop, such as ``jax.lax.scan``.
+    LLVM's optimization level 1 compiles a fifth faster than the default of 3, and the programs run as fast. Level 0,
+    which ``jax_disable_most_optimizations`` asks for, is left alone.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return None
-    options = _known_options(loops)
-    if options and jax.config.read("jax_disable_most_optimizations"):
-        # The user's wish, which is level 0.
-        return {name: value for name, value in options.items() if name != _LEVEL}
-    return options
-
-
-@functools.cache
-def _known_options(loops: bool) -> dict[str, str | int] | None:
-    """The options that this XLA has: they come and go with its versions, and one that it does not know is an error."""
-    options = _OPTIONS if loops else _OPTIONS | _CONVOLUTIONS
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return None
-    return options
+    return {"xla_backend_optimization_level": 1}

@@ -369,5 +369,5 @@ class Sampler:
 @functools.cache
 def _sample_view_jit() -> Callable[..., jax.Array]:
     """`Sampler.sample_view`, compiled once per sampler and shapes."""
-    options = cpu.compiler_options(loops=True)
+    options = cpu.compiler_options()
     return jax.jit(Sampler.sample_view, static_argnames=("self", "shape"), compiler_options=options)

@@ -1,20 +1,29 @@
-"""Published figures of accelerators, and what a compiled program asks of a device."""
+"""Data-sheet figures of accelerators, and what a program needs: device memory and FLOPs."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
+import numpy as np
+
+from threedim.diffusion import Process
+from threedim.errors import UserError
+from threedim.models.unet import UNet
+from threedim.training.step import Metrics, Recipe, init_state, make_train_step
 
 
 class Chip(NamedTuple):
-    """One device, by its maker's data sheet.
+    """One device, from its vendor's data sheet.
 
     Attributes:
-      name: what people call it.
-      flops: bfloat16 FLOP/s, dense.
+      name: its common name.
+      flops: dense bfloat16 FLOP/s.
       memory: bytes.
-      link: to other devices of the slice or host, bytes/s in each direction, all links together.
+      link: bandwidth to other devices of the slice or host, bytes/s per direction, all links together.
     """
 
     name: str
@@ -23,8 +32,8 @@ class Chip(NamedTuple):
     link: float
 
 
-# By ``jax.Device.device_kind``. TPU: docs.cloud.google.com/tpu/docs, per chip, which is one device; its interconnect
-# figures, both ways together, are halved. GPU: NVIDIA data sheets of the SXM modules, NVLink.
+# Keyed by `jax.Device.device_kind`. TPU: docs.cloud.google.com/tpu/docs, per chip, which is one device; the published
+# interconnect figures count both directions and are halved here. GPU: NVIDIA data sheets of the SXM modules, NVLink.
 CHIPS = {
     "TPU v4": Chip("TPU v4", 275e12, 32 * 2**30, 300e9),
     "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * 2**30, 200e9),
@@ -37,7 +46,7 @@ CHIPS = {
 
 
 def device_bytes(compiled: jax.stages.Compiled) -> int:
-    """Bytes of a device that a compiled program needs while it runs: arguments, results and temporaries."""
+    """Device memory that a compiled program needs, in bytes: arguments, results, temporaries and its code."""
     memory = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
@@ -48,12 +57,63 @@ def device_bytes(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def counted_flops(lowered: Any, compiled: jax.stages.Compiled, devices: int, microbatches: int = 1) -> float:
-    """FLOPs of a step over all devices.
+def can_count_flops() -> bool:
+    """Whether JAX has its CPU backend, which `count_flops` needs: JAX_PLATFORMS may leave it out."""
+    return "cpu" in jax.extend.backend.backends()
 
-    Counted before any optimization where the platform can (a TPU that is not there cannot), else as compiled. Of a scan
-    over microbatches both count the body once.
+
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of one call of ``function``, counted before the compiler optimizes anything.
+
+    Lowers for the CPU whatever the default device is: other backends count nothing, or leave out what they give to
+    libraries such as cuDNN. The body of a loop counts once.
+
+    Args:
+      function: not yet jitted.
+      *args: pytrees of arrays or of their shapes.
+
+    Raises:
+      UserError: if JAX was told to leave out its CPU backend.
     """
-    analysis = lowered.cost_analysis()
-    flops = analysis["flops"] if analysis else compiled.cost_analysis()["flops"] * devices
-    return flops * microbatches
+    if not can_count_flops():
+        raise UserError("counting FLOPs needs JAX's CPU backend: add cpu to JAX_PLATFORMS, or unset it")
+    host = jax.local_devices(backend="cpu")[0]
+    # Without their shardings, which name other devices.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
+    with jax.default_device(host):
+        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+def training_flops(network: UNet, process: Process, recipe: Recipe) -> float:
+    """FLOPs that one training step needs over all devices.
+
+    What ``remat`` computes a second time is not needed. The batch is counted as a whole, whatever the number of
+    microbatches.
+    """
+    network, recipe = network.clone(remat="none"), dataclasses.replace(recipe, microbatches=1)
+    state, metrics = jax.eval_shape(lambda: (init_state(network, recipe), Metrics.zeros()))
+    batch = batch_shapes(network.image_size, recipe.batch_size)
+    return count_flops(make_train_step(network, process, recipe), state, metrics, batch)
+
+
+def step_flops(lowered: jax.stages.Lowered, network: UNet, process: Process, recipe: Recipe) -> float | None:
+    """`training_flops` of a step that is lowered already, which spares tracing it again where its backend counts.
+
+    None if FLOPs cannot be counted, as `can_count_flops` says.
+    """
+    counted = lowered.cost_analysis() if network.remat == "none" and recipe.microbatches == 1 else None
+    if counted:
+        return counted["flops"]
+    return training_flops(network, process, recipe) if can_count_flops() else None
+
+
+def batch_shapes(
+    size: int, batch_size: int, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of pairs as the data pipeline yields it, at ``size`` pixels."""
+    kinds = {"image": ((size, size, 3), np.uint8), "R": ((3, 3), np.float32), "t": ((3,), np.float32)}
+    kinds["K"] = kinds["R"]
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, 2, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in kinds.items()
+    }

@@ -22,7 +22,7 @@ from threedim.errors import UserError
 from threedim.models.unet import UNet
 from threedim.progress import progress
 from threedim.trained import open_trained
-from threedim.training import run_info, sharding
+from threedim.training import hardware, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
 from threedim.training.initial import fit_params
 from threedim.training.metrics import MetricWriter
@@ -184,7 +184,7 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
         _say(f"starting from {source}, trained for {trained.step:,} steps at {size} px{around}")
     if distributed.is_lead():
         run_info.write_run_info(run.workdir, run.config, run.dataset.fingerprint)
-    options = cpu.compiler_options(loops=False)
+    options = cpu.compiler_options()
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0
 
 
@@ -206,20 +206,21 @@ def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[
 
 def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], Cost]:
     """The compiled training step, and what it costs."""
-    whole = sharding.replicated(run.mesh)
+    whole, process = sharding.replicated(run.mesh), config_lib.process(run.config)
     shardings = sharding.state_shardings(run.mesh, state)
     step_fn = jax.jit(
-        make_train_step(run.network, config_lib.process(run.config), run.recipe, whole),
+        make_train_step(run.network, process, run.recipe, whole),
         in_shardings=(shardings, whole, sharding.batch_sharding(run.mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=(0, 1),
-        compiler_options=cpu.compiler_options(loops=run.recipe.microbatches > 1),
+        compiler_options=cpu.compiler_options(),
     )
     began = time.perf_counter()
     lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch)
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
-    cost = Cost(lowered, compiled, run.mesh, run.recipe)
+    count_flops = functools.partial(hardware.step_flops, lowered, run.network, process, run.recipe)
+    cost = Cost(compiled, run.mesh, run.recipe, count_flops)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{parameters:,} parameters; {len(run.dataset):,} objects; {cost.describe()}; compiled in {seconds:.0f} s")
     return compiled, cost
@@ -238,7 +239,8 @@ def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: i
 
 def _say_time_left(seconds_per_step: float, cost: Cost, steps: int) -> None:
     left = datetime.timedelta(seconds=round(seconds_per_step * steps))
-    _say(f"{seconds_per_step:.3g} s and {cost.flops / 1e12:.3g} TFLOP a step; {steps:,} steps left take about {left}")
+    work = f" and {cost.flops / 1e12:.3g} TFLOP" if cost.flops is not None else ""
+    _say(f"{seconds_per_step:.3g} s{work} a step; {steps:,} steps left take about {left}")
 
 
 def _preview(run: _Run) -> Preview | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,22 +21,30 @@ from threedim.training.step import Metrics, Recipe
 class Cost:
     """What a compiled training step needs.
 
+    Args:
+      compiled: the step.
+      mesh: its devices.
+      recipe: how it trains.
+      count_flops: counts the FLOPs of one step over all devices, or returns None if that is impossible. It may take
+        seconds, and is called on first use, after the first steps.
+
     Attributes:
-      flops: of one step over all devices, counted before optimization.
+      flops: of one step over all devices, if they can be counted.
       bytes_per_device: arguments, results and temporaries.
       peak: bfloat16 FLOP/s of all devices together by their data sheet, or None where unknown (CPU).
     """
 
-    def __init__(self, lowered: Any, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe):
+    def __init__(
+        self, compiled: jax.stages.Compiled, mesh: Mesh, recipe: Recipe, count_flops: Callable[[], float | None]
+    ):
         chip = hardware.CHIPS.get(mesh.devices.flat[0].device_kind)
-        # Counting takes seconds: it is done on first use, after the first steps.
-        self._count = lambda: hardware.counted_flops(lowered, compiled, mesh.size, recipe.microbatches)
+        self._count = count_flops
         self.bytes_per_device = hardware.device_bytes(compiled)
         self.peak = chip.flops * mesh.size if chip else None
         self._mesh, self._recipe = mesh, recipe
 
     @functools.cached_property
-    def flops(self) -> float:
+    def flops(self) -> float | None:
         flops = self._count()
         del self._count  # and with it the lowered program
         return flops
@@ -102,7 +111,7 @@ class Window:
             "examples_per_second_per_device": examples_per_second / self._mesh.size,
             "data_wait_fraction": self._waited / seconds,
         }
-        if self._cost.peak is not None:
+        if self._cost.peak is not None and self._cost.flops is not None:
             scalars["mfu"] = self._cost.flops * steps / seconds / self._cost.peak
         return scalars
 
