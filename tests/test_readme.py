@@ -1,0 +1,86 @@
+"""README and docs: the Python example runs, and the commands, files, flags and links that they name exist."""
+
+import importlib.util
+import pathlib
+import re
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def page(request):
+    return request.param
+
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+def test_python_example_runs(tmp_path, monkeypatch):
+    """As it stands, but for the output file: two views that are images of an object on white."""
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(example.splitlines()) <= 10
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    views = np.asarray(Image.open("views.png"), np.float32)
+    assert views.shape == (128, 64, 3)
+    for view in views.reshape(2, 64, 64, 3):
+        assert view[:4].mean() > 230
+        assert view[20:44, 20:44].mean() < 200
+
+
+def test_modules_exist(page):
+    for name in re.findall(r"python -m ([\w.]+)", page.read_text()):
+        assert importlib.util.find_spec(name), f"{page.name}: python -m {name}"
+
+
+def test_files_exist(page):
+    for name in re.findall(
+        r"\b((?:configs|launch|threedim|tests|scripts|benchmarks)/[\w./]+\.(?:py|sh))", page.read_text()
+    ):
+        assert (ROOT / name).is_file(), f"{page.name}: {name}"
+
+
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_config_fields_exist(page):
+    """Both ``--config.a.b`` and ``config.a.b``."""
+    for name in re.findall(r"\bconfig((?:\.[a-z_]\w*)+)", page.read_text()):
+        node, parts = base.get_config(), name.split(".")[1:]
+        if parts in (["py"], ["json"]):  # files
+            continue
+        for part in parts:
+            assert isinstance(node, ml_collections.ConfigDict), f"{page.name}: config{name}"
+            assert part in node, f"{page.name}: config{name}"
+            node = node[part]
+
+
+def test_fields_of_a_table_exist():
+    """Tables headed "field of `config.sample`" name its fields alone."""
+    text = (ROOT / "docs" / "sampling.md").read_text()
+    sample = base.get_config().sample
+    tables = re.findall(r"\| field of `config\.sample` .*\n\| [- |]+\n((?:\|.*\n)+)", text)
+    assert len(tables) == 2
+    for row in "".join(tables).splitlines():
+        for name in re.findall(r"`(\w+)`", row.split("|")[1]):
+            assert name in sample, name
