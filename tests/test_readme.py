@@ -75,6 +75,35 @@ def test_modules_exist(page):
         assert importlib.util.find_spec(name), f"{page.name}: python -m {name}"
 
 
+def commands(page):
+    """Lines of code blocks, those that end in a backslash joined with the next."""
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    blocks = [text for language, text in fence.findall(page.read_text()) if not language]
+    inline = re.findall(r"`([^`\n]+)`", fence.sub("", page.read_text()))
+    return "".join(blocks).replace("\\\n", " ").splitlines() + inline
+
+
+def test_flags_of_modules_exist(page):
+    for command in commands(page):
+        for name, arguments in re.findall(r"python -m ((?:threedim|scripts|benchmarks)[\w.]*)(.*)", command):
+            file = pathlib.Path(importlib.util.find_spec(name).origin)
+            source = file.read_text()
+            if len(source.splitlines()) < 20:  # an entry point that only calls another module
+                (module,) = re.findall(r"from (threedim\S+) import \w+", source)
+                source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+            for flag in re.findall(r" --(\w+)(?![\w.])", arguments.split(" -- ")[0]):
+                known = f'"{flag}"' in source or f'"--{flag}"' in source or flag == "help"
+                assert known, f"{page.name}: python -m {name} --{flag}"
+
+
+def test_options_of_launch_scripts_exist(page):
+    for command in commands(page):
+        for script, arguments in re.findall(r"launch/(\w+\.sh)(.*)", command):
+            source = (ROOT / "launch" / script).read_text()
+            for option in re.findall(r" --(\w+)", arguments.split(" -- ")[0]):
+                assert re.search(rf"^# .*--{option}\b", source, re.MULTILINE), f"{page.name}: {script} --{option}"
+
+
 def test_files_exist(page):
     for name in re.findall(
         r"\b((?:configs|launch|threedim|tests|scripts|benchmarks)/[\w./]+\.(?:py|sh))", page.read_text()
