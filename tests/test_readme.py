@@ -75,6 +75,13 @@ def test_modules_exist(page):
         assert importlib.util.find_spec(name), f"{page.name}: python -m {name}"
 
 
+def test_python_of_the_camera_page_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cameras.md").read_text(), re.DOTALL)
+    names = {}
+    exec(compile(example, "cameras.md", "exec"), names)
+    assert len(names["circle"]) == 8
+
+
 def commands(page):
     """Lines of code blocks, those that end in a backslash joined with the next."""
     fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
