@@ -1,27 +1,27 @@
-# `make demo`, `make demo-train` and `make test`. Each makes .venv and installs the package on its first run.
+# `make demo`, `make demo-train`, `make test`. Each creates .venv and installs the package on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Large pages for what XLA asks for at every step (benchmarks/README.md).
+# Huge pages for XLA's temporary buffers (benchmarks/README.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# Most of the tests' time is compiling, which takes one core.
+# Tests mostly compile, which uses one core each.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo demo-train test test-slow lint clean
 
 $(VENV)/installed: setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-# Views around two held-out objects, by the weights that come with the package.
+# Samples views of two held-out objects with the packaged weights.
 demo: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
 		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
 		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
-# A small network, trained on four objects in minutes, and its views of them.
+# Trains a small network on four objects in minutes, then samples views of them.
 demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo

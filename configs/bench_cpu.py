@@ -1,4 +1,4 @@
-"""The small network that benchmarks on a CPU are made with."""
+"""A small network for benchmarks on a CPU: 5.6 million parameters, 32 px."""
 
 from configs import base
 

@@ -1,4 +1,4 @@
-"""A few minutes on a laptop's CPU: four procedural objects at 16 px, a network of 0.9 million parameters."""
+"""Four procedural objects at 16 px and a network of 0.9 million parameters: trains in minutes on a laptop CPU."""
 
 from configs import base
 
@@ -8,7 +8,7 @@ def get_config():
     c.data.dir = "data/demo"
     p = c.data.procedural
     p.num_train_objects, p.num_test_objects = 4, 0
-    # Many cameras: from 50, a small network learns the views by heart and draws nothing between them.
+    # With only 50 views per object, a small network memorizes them and does not interpolate.
     p.views, p.size = 410, 32
     c.data.holdout_views = 10
 
@@ -23,7 +23,7 @@ def get_config():
     t.log_every, t.checkpoint_every, t.keep_every = 50, 250, 0
     t.sample_every, t.sample_steps = 500, 64
 
-    c.mesh.cpu_devices = 2  # small pictures leave half of the cores idle in one
+    c.mesh.cpu_devices = 2  # small models leave cores idle within one device
 
     s = c.sample
     s.split, s.num_objects, s.input_views, s.num_views = "holdout", 4, (0,), 8

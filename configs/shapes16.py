@@ -1,6 +1,6 @@
-"""Procedural chairs and cars at 16 px, a thousand of them: an hour on two CPU cores.
+"""A thousand procedural chairs and cars at 16 px: trains in an hour on two CPU cores.
 
-Unlike ``demo``, which learns four objects by heart, it draws objects that it has never seen.
+Unlike ``demo``, which memorizes four objects, it generalizes to unseen objects.
 """
 
 from configs import demo

@@ -1,21 +1,22 @@
-"""Procedural chairs and cars at 64 px, two thousand of them, by relative poses: for weights to come with the package.
+"""Two thousand procedural chairs and cars at 64 px with relative poses: trains the packaged weights ``shapes64``.
 
-On a CPU in stages, each with ``--config.train.init_from=WORKDIR`` from where the one before has ended.
-``--config=configs/shapes64.py:regression`` learns at 16 px to draw from noise in one step: what the other view is good
-for shows in every pair, not only in those with much noise. ``:quarter`` trains the diffusion at 16 px, where a step
-costs a sixth. The file alone trains at 64 px a network of 3,842,035 parameters: that of the stages before, with two
-narrow levels for 64 and 32 px around it. Its learning rate is that of the last of several runs, each begun with the one
-before: while the two levels are fresh, ``--config.train.learning_rate=1e-3`` serves better.
+Training runs in stages, each started from the previous one with ``--config.train.init_from=WORKDIR``:
 
-For one GPU, ``:gpu_regression``, ``:gpu_quarter`` and ``:gpu`` are the same stages of a larger network in bfloat16, of
-7,577,731 parameters at 64 px.
+1. ``--config=configs/shapes64.py:regression`` regresses 16 px views in one step from noise. Every pair then depends on
+   the input view, not only the very noisy ones.
+2. ``:quarter`` trains the diffusion model at 16 px, where a step costs a sixth.
+3. Without a suffix: 64 px and 3,842,035 parameters; two narrow levels for 64 and 32 px around the network of stage 2.
+   The learning rate is meant for the end of training; use ``--config.train.learning_rate=1e-3`` while these two levels
+   are new.
 
-Training is stopped when its time is up; the same command goes on.
+``:gpu_regression``, ``:gpu_quarter`` and ``:gpu`` are the same stages for a larger network on one GPU, in bfloat16,
+with 7,577,731 parameters at 64 px.
 """
 
 import math
 
 from configs import shapes16
+from threedim.errors import UserError
 
 GPU_STAGES = ("gpu_regression", "gpu_quarter", "gpu")
 STAGES = ("cpu", "regression", "quarter", *GPU_STAGES)
@@ -23,7 +24,9 @@ STAGES = ("cpu", "regression", "quarter", *GPU_STAGES)
 
 def get_config(stage: str = "cpu"):
     if stage not in STAGES:
-        raise UserError(f"shapes64 is for {', '.join(STAGES)}, not for {stage!r}: --config=configs/shapes64.py:gpu")
+        raise UserError(
+            f"shapes64 has configs for {', '.join(STAGES)}, not for {stage!r}: e.g. --config=configs/shapes64.py:gpu"
+        )
     c = shapes16.get_config()
     d = c.data
     d.dir, d.pose = "data/shapes64", "relative"
@@ -32,7 +35,7 @@ def get_config(stage: str = "cpu"):
     p.num_train_objects, p.num_test_objects, p.views, p.test_views = 2000, 16, 24, 24
     p.size, p.samples = 64, 8
 
-    # At 64 px as much noise over what 16 px show as there: small budgets train what is seen from far.
+    # Gives the 16 px content of a 64 px image as much noise as at 16 px: small budgets learn coarse structure first.
     c.diffusion.logsnr_shift = -2.0 * math.log(4)
 
     m = c.model
@@ -43,19 +46,19 @@ def get_config(stage: str = "cpu"):
     t = c.train
     t.num_steps, t.batch_size = 100_000, 16
     t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 16_000, 20_000.0
-    t.color_weight = 3.0  # without it so small a network learns no color (docs/results.md)
+    t.color_weight = 3.0  # a network this small learns no color without it (docs/results.md)
     t.checkpoint_every, t.keep_last, t.sample_every = 250, 2, 1000
 
     if stage in ("regression", "quarter"):
-        m.image_size, m.ch, m.ch_mult = 16, 32, (1, 2, 2, 3)  # without the two narrow levels
+        m.image_size, m.ch, m.ch_mult = 16, 32, (1, 2, 2, 3)  # without the two outer levels
         c.diffusion.logsnr_shift = 0.0
         t.sample_every = 0
     if stage == "cpu":
-        t.batch_size, t.warmup_examples = 8, 1600  # it begins with trained weights
+        t.batch_size, t.warmup_examples = 8, 1600  # starts from trained weights
         t.learning_rate, t.ema_rampup = 1.5e-4, 0.2
 
     if stage in GPU_STAGES:
-        # In bfloat16 just below the 20 MB that a file in the package may have.
+        # Just below 20 MB in bfloat16, the limit for packaged weights.
         m.ch, m.ch_mult, m.emb_ch, m.dtype = 32, (1, 2, 2, 4, 4), 128, "bfloat16"
         m.attn_resolutions = (4, 8, 16)
         t.num_steps, t.batch_size, t.num_workers = 200_000, 128, 14
@@ -73,5 +76,5 @@ def get_config(stage: str = "cpu"):
     s = c.sample
     s.num_objects, s.objects_seed, s.num_views = 2, 0, 8
     s.input_views, s.cameras, s.orbit_elevation = (6,), "orbit", 20.0
-    c.evaluate.input_view = 6  # of 24: as far along the spiral as view 64 of SRN's 251
+    c.evaluate.input_view = 6  # of 24: at the same place on the spiral as view 64 of SRN's 251
     return c

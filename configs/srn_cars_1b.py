@@ -1,4 +1,4 @@
-"""SRN cars with the 1.3B model [7.1]: as srn_cars.py, 448 channels."""
+"""SRN cars with the 1.3B model [7.1]: srn_cars.py with 448 channels."""
 
 from configs import srn_cars
 

@@ -6,7 +6,7 @@ from configs import base
 def get_config():
     c = base.get_config()
     c.data.dir = "data/srn_chairs"
-    c.data.source = "data/srn"  # chairs_train.zip, chairs_val.zip, chairs_test.zip of the release, or their folders
+    c.data.source = "data/srn"  # the released chairs_{train,val,test}.zip, or unpacked folders
     c.data.train_split, c.data.val_split, c.data.test_split = "chairs_train", "chairs_val", "chairs_test"
     c.sample.guidance_weight = 2.0
     c.sample.input_views = (64,)

@@ -54,7 +54,7 @@ def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
         open_trained("shapes65")
     with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
         open_trained("none.safetensors")
-    with pytest.raises(MissingError, match="no checkpoint in .*some/run"):
+    with pytest.raises(MissingError, match=r"no checkpoint in .*some/run"):
         open_trained("some/run")
     with pytest.raises(MissingError, match="no checkpoint of step 7"):
         open_trained(run, step=7)
@@ -65,7 +65,7 @@ def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
         open_trained(run)
     # A folder in the working directory comes before a packaged name.
     (tmp_path / "shapes64").mkdir()
-    with pytest.raises(MissingError, match="no checkpoint in .*shapes64"):
+    with pytest.raises(MissingError, match=r"no checkpoint in .*shapes64"):
         open_trained("shapes64")
 
 

@@ -1,4 +1,4 @@
-"""The data that an ablation can be trained on, by name: ``--config=configs/ablations/regression.py:cars``."""
+"""Data sets for the ablations, selected by name: ``--config=configs/ablations/regression.py:cars``."""
 
 import ml_collections
 
@@ -9,11 +9,11 @@ _BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "sha
 
 
 def whole_model(data: str) -> ml_collections.ConfigDict:
-    """The config of the whole 3DiM on this data, of which an ablation takes something away.
+    """The full 3DiM config for a data set; each ablation removes something from it.
 
     Raises:
-      ValueError: if there is no data of this name.
+      UserError: if the name is unknown.
     """
     if data not in _BY_NAME:
-        raise UserError(f"there are ablations for the data {', '.join(sorted(_BY_NAME))}, not for {data!r}")
+        raise UserError(f"ablations exist for {', '.join(sorted(_BY_NAME))}, not for {data!r}")
     return _BY_NAME[data].get_config()

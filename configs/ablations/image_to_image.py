@@ -1,4 +1,4 @@
-"""No stochastic conditioning [3.2]: every step of every view sees the input view. Training is the whole model's own."""
+"""Ablation: no stochastic conditioning; every step is conditioned on the input view [3.2]. Training is unchanged."""
 
 from configs.ablations import _data
 

@@ -1,4 +1,4 @@
-"""The same network trained to put out the picture in one step, from noise [3.2]."""
+"""Ablation: the same network trained to regress the target view from noise in one step [3.2]."""
 
 from configs.ablations import _data
 
