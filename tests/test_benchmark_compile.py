@@ -22,11 +22,6 @@ PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=2
   ROOT %conv = f32[8,8]{1,0} convolution(%x, %rounded), dim_labels=bf_io->bf, metadata={op_name="jit(f)/query"}
 }
 
-%gathered (s: bf16[4,8]) -> bf16[8,8] {
-  %s = bf16[4,8]{1,0} parameter(0)
-  ROOT %all-gather.1 = bf16[8,8]{1,0} all-gather(%s), channel_id=1, replica_groups=[1,2]<=[2], dimensions={0}
-}
-
 %body (state: (f32[8,8], f32[8,8])) -> (f32[8,8], f32[8,8]) {
   %state = (f32[8,8]{1,0}, f32[8,8]{1,0}) parameter(0)
   %weights = f32[8,8]{1,0} get-tuple-element(%state), index=0
@@ -45,7 +40,7 @@ ENTRY %main_spmd (params: f32[8,8], share: bf16[4,8]) -> (f32[8,8], /*index=1*/f
   %params = f32[8,8]{0,1:T(8,128)} parameter(0)
   %share = bf16[4,8]{1,0} parameter(1)
   %start = (f32[8,8]{0,1:T(8,128)S(1)}, f32[8,8]{0,1:T(8,128)}, u32[]{:S(2)}) copy-start(%params)
-  %ring = bf16[8,8]{1,0} fusion(%share), kind=kCustom, calls=%gathered
+  %ring = bf16[8,8]{1,0} all-gather(%share), channel_id=1, replica_groups=[1,2]<=[2], dimensions={0}
   %again = bf16[8,8]{1,0} all-gather(%share), channel_id=1, replica_groups=[1,2]<=[2], dimensions={0}
   %fusion.1 = f32[8,8]{1,0} fusion(%ring, %params), kind=kOutput, calls=%product.1
   %init = (f32[8,8]{1,0}, f32[8,8]{1,0}) tuple(%params, %fusion.1)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -160,22 +161,15 @@ def test_relative_poses_and_known_views_change_what_is_sampled(toy_config):
 
 def test_largest_training_batch_is_a_whole_number_of_microbatches(tiny_config, monkeypatch):
     tiny_config.train.microbatches, tiny_config.train.remat = 2, "blocks"
-    asked = []
-
-    class Lowered:
-        def __init__(self, batch_size):
-            self.compile = lambda: batch_size
 
     def lower(network, process, recipe, mesh):
         assert (network.remat, recipe.microbatches, mesh.size) == ("blocks", 2, 1)
-        asked.append(recipe.batch_size)
-        return Lowered(recipe.batch_size), None
+        return types.SimpleNamespace(compile=lambda: recipe.batch_size), None
 
     monkeypatch.setattr(step, "lower_training_step", lower)
     monkeypatch.setattr(hardware, "device_bytes", lambda batch: 10 * batch)
     found = step.measure(tiny_config, largest_batch=True, gib=75 / 2**30)["largest_training_batch"]
-    expected = {"batch_size": 6, "microbatches": 2, "remat": "blocks", "device_bytes": 60, "limit_bytes": 75}
-    assert (found, asked) == (expected, [4, 8, 6])
+    assert found == {"batch_size": 6, "microbatches": 2, "remat": "blocks", "device_bytes": 60, "limit_bytes": 75}
 
 
 @pytest.mark.parametrize("start", [1, 11, 12, 2**20])
@@ -201,21 +195,15 @@ def test_a_program_that_the_compiler_refuses_does_not_fit():
         step.program_bytes(lambda: refuse("INTERNAL: broken"))
 
 
-class FakeDevice:
-    device_kind, platform = "NVIDIA H200", "gpu"
-
-    def __init__(self, stats):
-        self.memory_stats = lambda: stats
-
-
 def test_memory_of_a_device(monkeypatch):
-    assert record.device_memory(FakeDevice({"bytes_limit": 7})) == 7
-    assert record.device_memory(FakeDevice(None)) == 141e9
+    def device(kind, stats):
+        return types.SimpleNamespace(device_kind=kind, platform="gpu", memory_stats=lambda: stats)
+
+    assert record.device_memory(device("NVIDIA H200", {"bytes_limit": 7})) == 7
+    assert record.device_memory(device("NVIDIA H200", None)) == 141e9
     assert step.memory_limit(0.5) == 2**29
     assert step.memory_limit() > 2**28  # this machine's
-    unknown = FakeDevice(None)
-    unknown.device_kind = "unknown"
-    monkeypatch.setattr(jax, "local_devices", lambda: [unknown])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device("unknown", None)])
     with pytest.raises(UserError, match="memory of a unknown is unknown; set --memory_gib"):
         step.memory_limit()
 
