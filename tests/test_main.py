@@ -55,7 +55,7 @@ MISTAKES = [
     ((DEMO, "--mode=train", "--config.train.batch_size=x"), "--config.train.batch_size=x"),
     ((DEMO, "--mode=train", "--workdir=x", "--config.mesh.cpu_devices=-1"), "error: mesh.cpu_devices must be 0 or"),
     ((DEMO, "--mode=train", "--workdir=x", "--process_id=1"), "error: process 1: --coordinator_address, "),
-    ((DEMO, "--mode=sample", "--workdir=no/such/run"), "error: no checkpoint in no/such/run"),
+    ((DEMO, "--mode=sample", "--workdir=no/such/run"), "no/such/run: train first, or name the folder"),
     (("--config=configs/srn_cars.py", "--mode=prepare", "--config.data.source=nowhere"), "cars_train.zip"),
 ]
 

@@ -117,14 +117,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         known = [str(path) for path in sorted(pathlib.Path("configs").rglob("*.py")) if path.name[0] != "_"]
         there = f"; available: {', '.join(known)}" if known else ""
         sys.exit(f"error: --config={config_flags.get_config_filename(flags.FLAGS['config'])}: no such file{there}")
-    except flags.IllegalFlagValueError as error:
+    except flags.Error as error:
         # ml_collections puts the traceback of the config file into the message.
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind != f"{UserError.__module__}.{UserError.__qualname__}":
-            return app.parse_flags_with_usage(argv)
-        sys.exit(f"error: --config: {message}")
-    except flags.Error:
-        return app.parse_flags_with_usage(argv)
+        user_error = kind == f"{UserError.__module__}.{UserError.__qualname__}"
+        sys.exit(f"error: --config: {message}" if user_error else f"error: {error}; --help shows all flags")
     except (AttributeError, KeyError):
         if problem := _unknown_field(argv):
             sys.exit(f"error: {problem}")
@@ -133,8 +130,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _unknown_field(argv: list[str]) -> str | None:
     """The first flag that names no field of the config, and the fields that there are."""
-    flag = flags.FLAGS["config"]
-    config = flag.parser.parse(flag.config_filename)
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    file = next(value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config")
+    config = flags.FLAGS["config"].parser.parse(file)
     for argument in argv:
         node, path = config, argument.lstrip("-").partition("=")[0].split(".")
         for depth, part in enumerate(path[1:] if path[0] == "config" else [], start=1):

@@ -13,7 +13,6 @@ import numpy as np
 
 from threedim.data import png as images_lib
 from threedim.evaluation import plot, published
-from threedim.evaluation.metrics import lpips
 
 _CSS = """
 :root { color-scheme: light dark; --text: #1a1c1f; --soft: #5c6470; --paper: #fff; --raised: #f4f5f7; --line: #d9dde3;
@@ -124,8 +123,6 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         found.append(f"Pictures are of {protocol['image_size']} px; the paper's are of 128 px.")
     if results["published"] in ("cars", "chairs") and protocol["input_view"] != 64:
         found.append(f"The input view is number {protocol['input_view']}; the paper's is number 64.")
-    if results["lpips_network"] not in (None, lpips.VGG16.name) and results["published"] != "none":
-        found.append(f"LPIPS is by {results['lpips_network']}; the published ones are by {lpips.VGG16.name}.")
     if results["equal_views"]:
         found.append(
             f"{results['equal_views']:,} sampled views equal the truth in every pixel; each counts as "
