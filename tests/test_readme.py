@@ -98,6 +98,8 @@ def test_flags_of_modules_exist(page):
             if len(source.splitlines()) < 20:  # an entry point that only calls another module
                 (module,) = re.findall(r"from (threedim\S+) import \w+", source)
                 source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+            if name.startswith("benchmarks."):
+                source += (ROOT / "benchmarks" / "record.py").read_text()  # --json of all of them
             for flag in re.findall(r" --(\w+)(?![\w.])", arguments.split(" -- ")[0]):
                 known = f'"{flag}"' in source or f'"--{flag}"' in source or flag == "help"
                 assert known, f"{page.name}: python -m {name} --{flag}"
