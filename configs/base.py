@@ -9,12 +9,23 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """The defaults."""
     c = ml_collections.ConfigDict()
-
     c.seed = 0  # seeds initialization, noise, dropout and data order
+    c.data = _data()
+    c.model = _model()
+    c.diffusion = _diffusion()
+    c.train = _train()
+    c.mesh = _mesh()
+    c.profile = _profile()
+    c.sample = _sample()
+    c.evaluate = _evaluate()
+    return c
 
-    # Data [3].
-    d = c.data = ml_collections.ConfigDict()
+
+def _data() -> ml_collections.ConfigDict:
+    """Data [3]."""
+    d = ml_collections.ConfigDict()
     d.dir = "data/default"  # output folder: rendered or unpacked objects, and the records made from them
     d.source = ""  # folder with SRN splits (folders or zips) or with objects; "" renders procedural shapes
     d.train_split = ""  # folder or zip inside source, e.g. "cars_train"; "": source itself is a folder of objects
@@ -39,9 +50,12 @@ def get_config() -> ml_collections.ConfigDict:
     p.size = 64  # height and width, pixels
     p.samples = 16  # rays per pixel
     p.seed = 0  # selects shapes and cameras
+    return d
 
-    # Network [2.3, 6, 7.1].
-    m = c.model = ml_collections.ConfigDict()
+
+def _model() -> ml_collections.ConfigDict:
+    """Network [2.3, 6, 7.1]."""
+    m = ml_collections.ConfigDict()
     m.network = "xunet"  # "xunet", or "concat_unet": one UNet on both images stacked along channels [3.2]
     m.image_size = 128  # height and width, pixels; images of other sizes are resized
     m.ch = 256  # channels of the first level; 256 for the 471M model, 448 for the 1.3B model
@@ -54,18 +68,24 @@ def get_config() -> ml_collections.ConfigDict:
     m.zero_init = True  # zero-initialize attention outputs and the last convolution, as in the paper
     m.dropout = 0.1
     m.dtype = "bfloat16"  # convolutions and matrix products: "bfloat16" or "float32"; everything else is float32
+    return m
 
-    # Diffusion process [2.1, 7.2].
-    d = c.diffusion = ml_collections.ConfigDict()
+
+def _diffusion() -> ml_collections.ConfigDict:
+    """Diffusion process [2.1, 7.2]."""
+    d = ml_collections.ConfigDict()
     d.prediction = "eps"  # network output: "eps" (the paper's), "v" or "x"
     d.regression = False  # train at logsnr_min only, to predict x in one unguided step [3.2]
     d.logsnr_min = -20.0
     d.logsnr_max = 20.0
     d.logsnr_shift = 0.0  # shifts the schedule between its ends, e.g. -2 log(image_size / 64) for larger images
     d.uncond_logsnr = -20.0  # noise level given for the noise frame of unconditional pairs; open in the paper
+    return d
 
-    # Training [7.2].
-    t = c.train = ml_collections.ConfigDict()
+
+def _train() -> ml_collections.ConfigDict:
+    """Training [7.2]."""
+    t = ml_collections.ConfigDict()
     t.batch_size = 128  # pairs per step, over all devices
     t.num_steps = 1_000_000  # open in the paper
     t.init_from = ""  # run folder, .safetensors file or packaged weights to start from; any image size
@@ -87,21 +107,30 @@ def get_config() -> ml_collections.ConfigDict:
     t.sample_every = 10_000  # steps between preview images of held-out objects; 0 disables them
     t.sample_objects = 4  # objects per preview image
     t.sample_steps = 250  # denoising steps of the preview images
+    return t
 
-    # Device mesh: data x fsdp devices. Both axes split the batch; fsdp also splits parameters and optimizer state.
-    h = c.mesh = ml_collections.ConfigDict()
+
+def _mesh() -> ml_collections.ConfigDict:
+    """Device mesh: data x fsdp devices. Both axes split the batch; fsdp also splits parameters and optimizer state."""
+    h = ml_collections.ConfigDict()
     h.preset = ""  # "", "cpu", "gpu_8", "tpu_v4_32", "tpu_v5e_16" or "tpu_v6e_8" (threedim/training/sharding.py)
     h.data = config_dict.placeholder(int)  # devices; -1: all that fsdp leaves; None: the preset's, or -1
     h.fsdp = config_dict.placeholder(int)  # devices; None: the preset's, or 1
     h.cpu_devices = 0  # number of JAX devices to split a CPU into; 0 keeps JAX's default
+    return h
 
-    # Profiling: a trace for TensorBoard.
-    p = c.profile = ml_collections.ConfigDict()
+
+def _profile() -> ml_collections.ConfigDict:
+    """Profiling: a trace for TensorBoard."""
+    p = ml_collections.ConfigDict()
     p.start = 0  # first traced step; 0 disables tracing
     p.steps = 5  # number of traced steps
+    return p
 
-    # Sampling [2.2, 7.3].
-    s = c.sample = ml_collections.ConfigDict()
+
+def _sample() -> ml_collections.ConfigDict:
+    """Sampling [2.2, 7.3]."""
+    s = ml_collections.ConfigDict()
     s.seed = 0
     s.preset = "paper"  # "paper": 250 ancestral steps; "fast": a tenth of the network evaluations
     # These override the preset (threedim/config.py).
@@ -127,9 +156,12 @@ def get_config() -> ml_collections.ConfigDict:
     s.weights = ""  # .safetensors file or packaged weights, instead of the workdir's checkpoints
     s.out = ""  # output folder; "" is views/step_N or views/<name of the weights> in the workdir
     s.checkpoint_step = config_dict.placeholder(int)  # None for the newest checkpoint
+    return s
 
-    # Evaluation [3]: sample all other views of every test object from one input view, and score them.
-    e = c.evaluate = ml_collections.ConfigDict()
+
+def _evaluate() -> ml_collections.ConfigDict:
+    """Evaluation [3]: sample all other views of every test object from one input view, and score them."""
+    e = ml_collections.ConfigDict()
     e.input_view = 64  # number of the input view
     e.max_objects = 0  # limits evaluation to a random subset; 0 for all
     e.seed = 0  # of that subset, and of the patch distance
@@ -139,4 +171,4 @@ def get_config() -> ml_collections.ConfigDict:
     e.lpips_lin = ""  # VGG weights file of the lpips package
     e.published = "none"  # published results to show alongside: "cars", "chairs", "chairs_star" or "none"
     e.out = ""  # output folder; "" is a folder in evaluation/ in the workdir, named after what is scored
-    return c
+    return e

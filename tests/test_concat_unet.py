@@ -127,6 +127,7 @@ def test_it_is_an_ordinary_unet_on_stacked_channels(params, ordinary):
     np.testing.assert_allclose(y, expected, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_ordinary_unet(params, ordinary):
     """The first convolutions, computed in shares, have gradients of their own making; the rest is the X-UNet's."""
     _, found = weighted(lambda p, *args: NETWORK.apply({"params": p}, *args, train=False), params)
@@ -185,6 +186,7 @@ def test_an_unconditional_pair_knows_no_camera(params):
     assert np.abs(y[0] - expected[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_cached_rollout_equals_the_plain_network():
     """With relative poses: shares kept and both branches in one batch, against ``__call__`` on every pair."""
     network = NETWORK.clone(num_res_blocks=0)
@@ -225,6 +227,7 @@ def test_parameter_count_of_the_papers_size():
     assert concat.keys() == {path for path in xunet if "attn_cross" not in path}
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_output_in_float32():
     exact = NETWORK.clone(ch_mult=(1,), attn_resolutions=(SIZE,), num_res_blocks=0)
     rounded, params = exact.clone(dtype=jnp.bfloat16), random_params(exact)
@@ -238,6 +241,7 @@ def test_bfloat16_keeps_parameters_and_output_in_float32():
     assert 1e-4 < error < 0.05
 
 
+@pytest.mark.slow
 def test_remat_and_dropout_reach_every_block():
     usual = NETWORK.clone(num_res_blocks=0, dropout=0.5)
     network = usual.clone(remat="blocks")

@@ -1,9 +1,8 @@
-"""A neural field without view dependence [4, 7.4], and what cameras see of it; mathematics only.
+"""A neural field without view dependence [4, 7.4], and its rendering.
 
-Whatever is the same from all sides can be learned by it, and nothing else: how well it explains views that were set
-aside says how consistent the views are with each other. A hash grid (instant-NGP, Müller et al. 2022) encodes
-positions; two small networks make density and color of it. field_fit.py fits it to views. `FieldSettings` holds every
-choice, those of the paper and those that it leaves open; docs/consistency.md tells how the latter were made.
+It can only represent what looks the same from all sides, so how well it explains held-out views says how consistent the
+views are. A hash grid (instant-NGP, Müller et al. 2022) encodes positions; two small networks compute density and
+color. `FieldSettings` has all settings, also those that the paper leaves open (docs/consistency.md).
 
 Lengths are in world units outside, and in edges of the scene's box in `density_and_color`.
 """
@@ -33,7 +32,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class FieldSettings:
-    """Everything that decides a fit beside the views and the seed. The defaults are frozen: scores compare only then.
+    """Everything that a fit depends on besides views and seed. The defaults are frozen: only then do scores compare.
 
     Attributes:
       levels: of the hash grid.
@@ -99,7 +98,6 @@ class FieldSettings:
 
     def resolutions(self) -> list[int]:
         """Cells along the box, level by level."""
-        # The small term keeps whole numbers whole.
         return [int(self.base_resolution * self.growth**level + 1e-6) for level in range(self.levels)]
 
     def table_sizes(self) -> list[int]:
@@ -108,10 +106,10 @@ class FieldSettings:
 
 
 class Bounds(NamedTuple):
-    """Where a scene is, world units.
+    """Bounds of a scene, world units.
 
     Attributes:
-      near, far: distances from a camera between which a ray is followed.
+      near, far: ends of a ray, distances from the camera.
       half_width: density is zero outside of the cube around the origin of this half edge.
     """
 

@@ -62,11 +62,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_last: int, keep_every: int = 0, save_every: int = 1):
-        for name, value, low in (
-            ("keep_last", keep_last, 1),
-            ("keep_every", keep_every, 0),
-            ("save_every", save_every, 1),
-        ):
+        lowest = (("keep_last", keep_last, 1), ("keep_every", keep_every, 0), ("save_every", save_every, 1))
+        for name, value, low in lowest:
             if value < low:
                 raise UserError(f"{name} must be at least {low}, got {value}")
         _quiet_orbax()
@@ -130,13 +127,9 @@ class Checkpoints:
         self._call("saving", lambda: self._manager.save(step, args=items, force=True))
         return True
 
-    def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, ascending."""
-        return _finished_steps(self._folder)
-
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint, or None."""
-        return max(self.steps(), default=None)
+        return max(_finished_steps(self._folder), default=None)
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint.
@@ -398,14 +391,10 @@ class _EveryNSteps(checkpoint_managers.PreservationPolicy):
         ]
 
 
-class _QuietOrbax(logging.Filter):
-    """Drops Orbax's progress messages, several per save, from the log that absl prints."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or "/orbax/" not in record.pathname.replace("\\", "/")
+def _not_orbax_progress(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or "/orbax/" not in record.pathname
 
 
 def _quiet_orbax() -> None:
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _QuietOrbax) for f in logger.filters):
-        logger.addFilter(_QuietOrbax())
+    """Drops Orbax's progress messages, several per save, from absl's log."""
+    logging.getLogger("absl").addFilter(_not_orbax_progress)  # adding it twice changes nothing

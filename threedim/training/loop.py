@@ -51,8 +51,8 @@ class _Run:
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
     """Trains to ``config.train.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
 
-    On Ctrl-C or SIGTERM it saves and returns; called again, it resumes exactly: batches, noise and dropout depend on
-    the seed and the step alone.
+    On Ctrl-C or SIGTERM it saves and returns; called again, it resumes exactly, as everything random depends on the
+    seed and the step alone.
 
     Args:
       config: as in configs/base.py.
@@ -63,9 +63,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
       The last state.
 
     Raises:
-      NonFiniteError: if the loss or its gradient is not finite. Nothing after the last good step is saved.
-      UserError: if settings contradict each other, the devices, or the run in ``workdir``.
-      CheckpointError: if the newest checkpoint is damaged.
+      UserError: if settings contradict each other, the devices, or the run in ``workdir``; if its newest checkpoint is
+        damaged (`CheckpointError`); or if the loss is not finite (`NonFiniteError`), with nothing saved after that.
     """
     # --- Check the settings and the data, before anything is written ---
     run = _check(config, epath.Path(workdir))
@@ -73,9 +72,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every, save_every=t.checkpoint_every)
-        )
+        keep = {"keep_last": t.keep_last, "keep_every": t.keep_every, "save_every": t.checkpoint_every}
+        checkpoints = stack.enter_context(Checkpoints(workdir, **keep))
 
         # --- Restore the newest checkpoint, or begin ---
         state, start = _restore_or_begin(run, checkpoints, allow_change)
@@ -95,8 +93,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
         # --- Train ---
-        step, window = start, Window(run.mesh, run.recipe, cost)
-        stopped_by = None
+        step, window, stopped_by = start, Window(run.mesh, run.recipe, cost), None
         while step < t.num_steps and stopped_by is None:
             trace.before_step(step)
             state, window.metrics = step_fn(state, window.metrics, batch)
@@ -105,22 +102,21 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             stopped_by = stop.reached(step)
             last = step == t.num_steps or stopped_by is not None
             if not last:
-                # While the device computes, the host reads the next batch.
-                with window.waiting():
+                with window.waiting():  # the host reads the next batch while the device computes
                     batch = next_batch()
             saves = step % t.checkpoint_every == 0 or last
             logs = step % t.log_every == 0 or last
             if saves or logs:
                 _check_finite(run, checkpoints, window.metrics, step)
+            shown = {}
             if logs:
                 scalars = window.scalars(step)
                 writer.scalars(step, scalars)
-                bar.set(step, loss=scalars["loss"], examples_per_second=scalars["examples_per_second"])
+                shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
                 if step - start <= t.log_every and not last:
                     _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
                 window = Window(run.mesh, run.recipe, cost)
-            else:
-                bar.set(step)
+            bar.set(step, **shown)
             if saves:
                 checkpoints.save(step, state, force=last)
             if preview is not None and (step % t.sample_every == 0 or step == t.num_steps):
@@ -129,8 +125,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
         # --- End ---
         checkpoints.wait()
+        bar.close()
         if step < t.num_steps:
-            bar.close()
             _say(f"stopped by {stopped_by.name}: saved step {step} in {workdir}; the same command resumes from there")
         return state
 
