@@ -18,7 +18,8 @@ from threedim.training.step import abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "benchmarks/README")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "threedim" / "pretrained").glob("*.md"))]
 
 
 @pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
