@@ -114,6 +114,12 @@ def test_options_of_launch_scripts_exist(page):
                 assert re.search(rf"^# .*--{option}\b", source, re.MULTILINE), f"{page.name}: {script} --{option}"
 
 
+def test_extras_exist(page):
+    setup = (ROOT / "setup.py").read_text()
+    for extra in re.findall(r"'\.\[(\w+)\]'", page.read_text()):
+        assert f'"{extra}": [' in setup, f"{page.name}: .[{extra}]"
+
+
 def test_files_exist(page):
     for name in re.findall(
         r"\b((?:configs|launch|threedim|tests|scripts|benchmarks)/[\w./]+\.(?:py|sh))", page.read_text()
