@@ -50,6 +50,7 @@ setuptools.setup(
         ],
         "bench": ["matplotlib>=3.11"],
         "gpu": ["jax[cuda13]>=0.10.2"],
+        "gpu12": ["jax[cuda12]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },
 )

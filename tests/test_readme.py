@@ -18,7 +18,8 @@ from threedim.training.step import abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "benchmarks/README")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "threedim" / "pretrained").glob("*.md"))]
 
 
 @pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -111,6 +112,12 @@ def test_options_of_launch_scripts_exist(page):
             source = (ROOT / "launch" / script).read_text()
             for option in re.findall(r" --(\w+)", arguments.split(" -- ")[0]):
                 assert re.search(rf"^# .*--{option}\b", source, re.MULTILINE), f"{page.name}: {script} --{option}"
+
+
+def test_extras_exist(page):
+    setup = (ROOT / "setup.py").read_text()
+    for extra in re.findall(r"'\.\[(\w+)\]'", page.read_text()):
+        assert f'"{extra}": [' in setup, f"{page.name}: .[{extra}]"
 
 
 def test_files_exist(page):
