@@ -136,8 +136,8 @@ def get_config() -> ml_collections.ConfigDict:
     e.seed = 0  # of that choice, and of the patch distance
     e.views = ""  # a folder of views drawn before, by any method, to be scored instead: DIR/<object>/000000.png
     e.inception = ""  # file with the weights of the FID's network; "" leaves the FID out
-    e.lpips_backbone = ""  # file with the weights of LPIPS's network: torchvision's VGG16 (later papers') or AlexNet
-    e.lpips_lin = ""  # file with those that the package lpips has for that network; "" for both leaves LPIPS out
+    e.lpips_backbone = ""  # file with torchvision's weights of VGG16, vgg16-397923af.pth
+    e.lpips_lin = ""  # file with the weights of LPIPS 0.1 for VGG16, vgg.pth; "" for both leaves LPIPS out
     e.published = "none"  # rows of the paper beside the result: "cars", "chairs", "chairs_star" or "none"
     e.out = ""  # output folder; "" is evaluation/ in the workdir, and there as for sample.out or the ready-made views
     return c

@@ -223,7 +223,7 @@ def _score(
     lpips_files = None
     if e.lpips_backbone and dataset["lpips"] is not None:
         lpips_files = {name: provenance.file_identity(e[f"lpips_{name}"]) for name in ("backbone", "lin")}
-        warnings += lpips.not_as_published(compare.name, **lpips_files)
+        warnings += lpips.not_as_published(**lpips_files)
     settings = found.drawn.settings
     return {
         "dataset": dataset,

@@ -124,8 +124,8 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
         found.append(f"Pictures are of {protocol['image_size']} px; the paper's are of 128 px.")
     if results["published"] in ("cars", "chairs") and protocol["input_view"] != 64:
         found.append(f"The input view is number {protocol['input_view']}; the paper's is number 64.")
-    if results["lpips_network"] not in (None, lpips.VGG16.name) and results["published"] != "none":
-        found.append(f"LPIPS is by {results['lpips_network']}; the published ones are by {lpips.VGG16.name}.")
+    if results["lpips_network"] not in (None, lpips.NAME) and results["published"] != "none":
+        found.append(f"LPIPS is by {results['lpips_network']}; the published ones are by {lpips.NAME}.")
     if results["equal_views"]:
         found.append(
             f"{results['equal_views']:,} drawn views equal the truth in every pixel; each counts as "
