@@ -1,8 +1,10 @@
-"""Pictures in chunks of one size, sharded over this process's devices, so that one program is compiled."""
+"""Runs a function over pictures in chunks of one size, sharded over the local devices, so that it compiles once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,52 +14,53 @@ from jax.sharding import PartitionSpec as P
 from threedim.errors import UserError
 
 
-class Batches:
-    """Places pictures on devices.
-
-    Attributes:
-      everywhere: sharding of parameters, whole on every device.
+class Batched:
+    """A function of parameters and chunks of pictures, for any number of pictures.
 
     Args:
+      function: (params, *chunks) to an array (picture, ...) or a list of them. One chunk is passed for each set.
+      params: replicated on every device.
       chunk_size: pictures per device and call.
-      devices: all of this process if None.
+      devices: defaults to all local devices.
     """
 
-    def __init__(self, chunk_size: int, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, function: Callable[..., Any], params: Any, chunk_size: int, devices: Sequence | None = None):
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        devices = list(devices or jax.local_devices())
+        devices = devices or jax.local_devices()
         mesh = Mesh(np.array(devices), ("picture",), axis_types=(AxisType.Auto,))
+        self._split, self._everywhere = NamedSharding(mesh, P("picture")), NamedSharding(mesh, P())
+        self._function, self._params = function, jax.device_put(params, self._everywhere)
         self._size = chunk_size * len(devices)
-        self._split, self.everywhere = NamedSharding(mesh, P("picture")), NamedSharding(mesh, P())
 
-    def __call__(self, *sets: np.ndarray) -> Iterator[tuple[slice, list[jax.Array]]]:
-        """Chunks of sets of equally many pictures; a set of a single picture comes as it is with every chunk.
+    def __call__(self, *sets: np.ndarray) -> Any:
+        """Results for all pictures, as NumPy arrays.
 
-        Yields:
-          The rows of the chunk, and the chunk of each set, padded with zeros.
+        Args:
+          sets: (picture, height, width, 3), all of the same length; a set of one picture is passed with every chunk.
         """
-        count = max(map(len, sets))
-        for start in range(0, count, self._size):
-            rows = slice(start, min(start + self._size, count))
-            padding = ((0, self._size - (rows.stop - rows.start)), (0, 0), (0, 0), (0, 0))
-            yield (
-                rows,
-                [
-                    jax.device_put(each, self.everywhere)
-                    if len(each) == 1 < count
-                    else jax.device_put(np.pad(each[rows], padding), self._split)
-                    for each in sets
-                ],
-            )
+        count, results = max(map(len, sets)), []
+        # Without pictures, one chunk of padding gives the shape of the result.
+        for start in range(0, max(count, 1), self._size):
+            rows = min(self._size, count - start)
+            padding = ((0, self._size - rows), (0, 0), (0, 0), (0, 0))
+            chunks = [
+                jax.device_put(each, self._everywhere)
+                if len(each) == 1 < count
+                else jax.device_put(np.pad(each[start : start + rows], padding), self._split)
+                for each in sets
+            ]
+            found = self._function(self._params, *chunks)
+            results.append(jax.tree.map(lambda part, rows=rows: np.asarray(part)[:rows], found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
 def check_pictures(name: str, images: np.ndarray) -> None:
-    """Raises UserError unless ``images`` are (..., height, width, 3) uint8, and not empty."""
+    """Raises UserError unless ``images`` are uint8 (..., height, width, 3) of at least one pixel."""
     if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3 or 0 in images.shape[-3:]:
         raise UserError(f"{name} must be uint8 (..., height, width, 3), got {images.dtype} {images.shape}")
 
 
 def flat(images: np.ndarray) -> np.ndarray:
     """(..., height, width, 3) to (picture, height, width, 3)."""
-    return images.reshape(int(np.prod(images.shape[:-3])), *images.shape[-3:])
+    return images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])

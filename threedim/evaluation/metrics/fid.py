@@ -1,4 +1,4 @@
-"""Fréchet distance between the features of two sets of pictures, which are never held as a whole: the FID."""
+"""FID: the Fréchet distance between the features of two sets of pictures, which are never held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import scipy.linalg
 from threedim.errors import UserError
 from threedim.evaluation.metrics.batches import check_pictures, flat
 
-# Pictures whose features are held at once: merging costs a few passes over the matrix, whatever their number.
+# Pictures whose features are held at once. Merging costs a few passes over the matrix, whatever their number.
 _BLOCK_PICTURES = 1024
 
 # What the original code adds to the diagonals, and the imaginary part that it attributes to rounding.
@@ -33,9 +33,7 @@ class FeatureMoments:
     """
 
     def __init__(self, num_features: int):
-        self.count = 0
-        self.mean = np.zeros(num_features)
-        self.scatter = np.zeros((num_features, num_features))
+        self.count, self.mean, self.scatter = 0, np.zeros(num_features), np.zeros((num_features, num_features))
 
     def add(self, features: np.ndarray) -> None:
         """Adds vectors (vector, feature); UserError if they have another number of features or are not finite."""
@@ -68,7 +66,7 @@ class FrechetDistance:
 
     Attributes:
       value: squared distance of the two normal distributions, at least 0; the FID for Inception features.
-      warnings: a sentence for everything that makes it inexact; usually empty.
+      warnings: one sentence for everything that makes the value inexact; usually empty.
     """
 
     value: float
@@ -96,18 +94,14 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> FrechetDi
         for each in (first, second)
         if each.count <= len(each.mean)
     ]
+    no_root = "the product of the covariances has no finite real root"
     trace = _trace_of_root(*covariances)
     if trace is None:
-        notes.append(
-            f"the product of the covariances has no finite real root; {_DIAGONAL:g} was added to their diagonals"
-        )
+        notes.append(f"{no_root}; {_DIAGONAL:g} was added to their diagonals")
         offset = _DIAGONAL * np.eye(len(first.mean))
         trace = _trace_of_root(*(covariance + offset for covariance in covariances))
     if trace is None:
-        raise UserError(
-            "the product of the covariances has no finite real root, not even with 1e-6 on their diagonals; are "
-            "features constant, or pictures too few?"
-        )
+        raise UserError(f"{no_root}, even with {_DIAGONAL:g} on their diagonals; too few pictures, or constant ones?")
     shift = first.mean - second.mean
     value = float(shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * trace)
     if not math.isfinite(value):
@@ -118,7 +112,7 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> FrechetDi
 def _trace_of_root(first: np.ndarray, second: np.ndarray) -> float | None:
     """None if there is no root, or it is not finite or not real."""
     with warnings.catch_warnings():
-        # That the product is singular, which the result shows.
+        # SciPy warns about a singular product; the result shows whether that matters.
         warnings.simplefilter("ignore", scipy.linalg.LinAlgWarning)
         try:
             root = scipy.linalg.sqrtm(first @ second)

@@ -6,8 +6,7 @@ classifier ("backbone"), and a few hundred trained on human judgments ("lin").
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,22 +17,22 @@ from etils import epath
 
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import torch_files
-from threedim.evaluation.metrics.batches import Batches, check_pictures
+from threedim.evaluation.metrics.batches import Batched, check_pictures
 
 NAME = "VGG16"
-SMALLEST = 16  # pixels of a picture's side, for the last feature map to have one
+SMALLEST = 16  # shorter side of a picture in pixels that leaves one pixel in the last feature map
 HOW_TO_GET_WEIGHTS = (
     "download https://download.pytorch.org/models/vgg16-397923af.pth (about 528 MB), and take "
     "lpips/weights/v0.1/vgg.pth (7 kB) from the Python package lpips, whose wheel (pip download --no-deps lpips) is "
     "a zip; both are read without executing anything in them, and .npz or .safetensors files with the same names work"
 )
 
-# The backbone expects pictures normalized by the mean and deviation of ImageNet; these are those for [-1, 1].
+# Mean and standard deviation of ImageNet, which the backbone expects, converted to pictures in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
 
-# (index in torchvision's network, channels) of the convolutions. The feature map after each stage is compared, and all
-# stages but the first begin with a max pool.
+# (index in torchvision's network, channels) of the convolutions. LPIPS compares the feature map after each stage, and
+# every stage but the first begins with a max pool.
 _STAGES = (
     ((0, 64), (2, 64)),
     ((5, 128), (7, 128)),
@@ -41,7 +40,8 @@ _STAGES = (
     ((17, 512), (19, 512), (21, 512)),
     ((24, 512), (26, 512), (28, 512)),
 )
-_PUBLISHED = {"backbone": "397923af", "lin": "a78928a0"}  # how the sha256 of the published files begin
+Weights = dict[str, Any]  # "backbone": parameters of `Features`; "lin": (channel,) float32 for each compared map
+_PUBLISHED = {"backbone": "397923af", "lin": "a78928a0"}  # first digits of the published files' sha256
 
 
 class Features(nn.Module):
@@ -64,25 +64,12 @@ class Features(nn.Module):
         return tuple(maps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Parameters of LPIPS.
-
-    Attributes:
-      backbone: parameters of `Features`.
-      lin: (channel,) float32 for each compared map.
-    """
-
-    backbone: dict[str, Any]
-    lin: tuple[np.ndarray, ...]
-
-
 def backbone_shapes() -> dict[str, tuple[int, ...]]:
     """Name and shape of the backbone's entries without its classifier, convolutions as (out, in, height, width)."""
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = 3
     for index, channels in (conv for stage in _STAGES for conv in stage):
-        shapes[f"features.{index}.weight"], shapes[f"features.{index}.bias"] = (channels, inputs, 3, 3), (channels,)
+        shapes |= {f"features.{index}.weight": (channels, inputs, 3, 3), f"features.{index}.bias": (channels,)}
         inputs = channels
     return shapes
 
@@ -92,60 +79,52 @@ def lin_shapes() -> dict[str, tuple[int, ...]]:
     return {f"lin{i}.model.1.weight": (1, stage[-1][1], 1, 1) for i, stage in enumerate(_STAGES)}
 
 
-def make_weights(
-    backbone: Mapping[str, np.ndarray], lin: Mapping[str, np.ndarray], sources: tuple[str, str] = ("backbone", "lin")
-) -> Weights:
-    """Parameters from the entries of the published files; the backbone's classifier may be missing.
-
-    Raises:
-      UserError: if entries are missing, left over, of a wrong shape or not finite, or lin weights are negative.
-    """
-    features = {name: array for name, array in backbone.items() if not name.startswith("classifier.")}
-    torch_files.check_entries(features, backbone_shapes(), f"{sources[0]}, read as torchvision's VGG16")
-    torch_files.check_entries(lin, lin_shapes(), f"{sources[1]}, read as lin weights of VGG16")
-    for source, state in zip(sources, (features, lin), strict=True):
-        wrong = [name for name, array in state.items() if not np.isfinite(array).all()]
-        if wrong:
-            raise UserError(f"{source}: not finite: {', '.join(wrong)}")
-    wrong = [name for name, array in lin.items() if (array < 0).any()]
-    if wrong:
-        raise UserError(f"{sources[1]}: negative weights, which make negative distances: {', '.join(wrong)}")
-    params = {}
-    for index, _ in (conv for stage in _STAGES for conv in stage):
-        kernel, bias = (np.asarray(features[f"features.{index}.{part}"], np.float32) for part in ("weight", "bias"))
-        params[f"features_{index}"] = {"kernel": np.transpose(kernel, (2, 3, 1, 0)), "bias": bias}
-    return Weights(params, tuple(np.asarray(lin[name], np.float32).ravel() for name in lin_shapes()))
-
-
 def load_weights(backbone: epath.PathLike, lin: epath.PathLike) -> Weights:
-    """Parameters from two files: `.pth`, `.npz` or `.safetensors`.
+    """Parameters from the two published files, or `.npz` or `.safetensors` files with the same names.
 
     Raises:
       MissingError: if a file does not exist; the message says how to get it.
-      UserError: if a file is damaged or holds something else.
+      UserError: if a file is damaged, entries are missing, left over, of a wrong shape or not finite, or lin weights
+        are negative. The backbone's classifier is ignored and may be missing.
     """
     for path in (backbone, lin):
         if not epath.Path(path).is_file():
-            raise MissingError(f"{path}: no such file, which LPIPS needs; {HOW_TO_GET_WEIGHTS}")
-    states = (torch_files.read_state_dict(path) for path in (backbone, lin))
-    return make_weights(*states, sources=(str(backbone), str(lin)))
+            raise MissingError(f"{path}: no such file, so no LPIPS; {HOW_TO_GET_WEIGHTS}")
+    features = torch_files.read_state_dict(backbone)
+    features = {name: array for name, array in features.items() if not name.startswith("classifier.")}
+    heads = torch_files.read_state_dict(lin)
+    torch_files.check_entries(features, backbone_shapes(), f"{backbone}, read as torchvision's VGG16")
+    torch_files.check_entries(heads, lin_shapes(), f"{lin}, read as lin weights of VGG16")
+    for path, state in ((backbone, features), (lin, heads)):
+        if wrong := [name for name, array in state.items() if not np.isfinite(array).all()]:
+            raise UserError(f"{path}: not finite: {', '.join(wrong)}")
+    if wrong := [name for name, array in heads.items() if (array < 0).any()]:
+        raise UserError(f"{lin}: negative weights, which would make distances negative: {', '.join(wrong)}")
+    params = {
+        f"features_{index}": {
+            "kernel": np.transpose(features[f"features.{index}.weight"], (2, 3, 1, 0)).astype(np.float32),
+            "bias": features[f"features.{index}.bias"].astype(np.float32),
+        }
+        for index, _ in (conv for stage in _STAGES for conv in stage)
+    }
+    return {"backbone": params, "lin": [heads[name].astype(np.float32).ravel() for name in lin_shapes()]}
 
 
 def not_as_published(backbone: Mapping[str, str], lin: Mapping[str, str]) -> list[str]:
     """A warning for each file, given by "name" and "sha256", that is not the published one.
 
-    Names and shapes do not tell: other VGG16 have the same, and so have the lin weights of version 0.0.
+    Names and shapes cannot tell: other VGG16 networks share them, as do the lin weights of version 0.0.
     """
     return [
         f"LPIPS: {file['name']} is not the published file of weights ({_PUBLISHED[kind]}...) by its sha256; unless it "
-        "was converted from that, figures compare only with others by this file"
+        "was converted from that file, compare its results only with each other"
         for kind, file in (("backbone", backbone), ("lin", lin))
         if not file["sha256"].startswith(_PUBLISHED[kind])
     ]
 
 
 @jax.jit
-def _distances(params: Any, truth: jax.Array, others: Sequence[jax.Array]) -> list[jax.Array]:
+def _distances(params: Weights, truth: jax.Array, *others: jax.Array) -> list[jax.Array]:
     def maps(pictures: jax.Array) -> tuple[jax.Array, ...]:
         return Features().apply({"params": params["backbone"]}, pictures.astype(jnp.float32) / 127.5 - 1.0)
 
@@ -160,20 +139,17 @@ def _distances(params: Any, truth: jax.Array, others: Sequence[jax.Array]) -> li
 
 
 class PerceptualDistance:
-    """LPIPS of any number of pictures, in chunks, sharded over this process's devices.
+    """LPIPS of any number of pictures, in chunks sharded over the local devices.
 
     Args:
       weights: from `load_weights`.
       chunk_size: true pictures per device and call (about 50 MB each at 128 px).
-      devices: all of this process if None.
     """
 
     name, smallest = NAME, SMALLEST
 
-    def __init__(self, weights: Weights, *, chunk_size: int = 16, devices: Sequence[jax.Device] | None = None):
-        self._batches = Batches(chunk_size, devices)
-        params = {"backbone": weights.backbone, "lin": weights.lin}
-        self._params = jax.device_put(params, self._batches.everywhere)
+    def __init__(self, weights: Weights, *, chunk_size: int = 16):
+        self._distances = Batched(_distances, weights, chunk_size)
 
     def __call__(self, truth: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
         """Distances of sets of pictures from the true ones, whose features are computed once.
@@ -194,8 +170,4 @@ class PerceptualDistance:
                 raise UserError(f"lpips: pictures {images.shape} cannot be compared with true ones {truth.shape}")
         if min(truth.shape[1:3]) < SMALLEST:
             raise UserError(f"lpips: pictures {truth.shape} are smaller than the {SMALLEST} px that {NAME} needs")
-        found = [np.empty(len(truth)) for _ in others]
-        for rows, (true, *chunks) in self._batches(truth, *others):
-            for each, part in zip(found, _distances(self._params, true, chunks), strict=True):
-                each[rows] = np.asarray(part)[: rows.stop - rows.start]
-        return found
+        return [each.astype(np.float64) for each in self._distances(truth, *others)]

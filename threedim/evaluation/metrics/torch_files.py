@@ -1,13 +1,13 @@
-"""Published weights of other frameworks as NumPy arrays: PyTorch's own files, and the plain .npz and .safetensors.
+"""Reads published weights as NumPy arrays: PyTorch's own files, .npz and .safetensors.
 
-A PyTorch file holds a pickle, and unpickling runs what the file asks for. So no unpickler is used here, not even a
-restricted one: `pickletools` splits the bytes into instructions without acting on them, and `_interpret` below carries
-out the few that a dictionary of tensors consists of. Names of functions and classes in the file are compared with a
-list and never looked up; nothing is imported, called or constructed on the file's behalf.
+A PyTorch file contains a pickle, and unpickling runs whatever the file asks for. Nothing is unpickled here:
+`pickletools` splits the bytes into opcodes without acting on them, and `_interpret` handles the few that a dictionary
+of tensors needs. Names of functions and classes are compared with a list, and never looked up, imported or called.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import math
@@ -15,7 +15,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -26,72 +26,58 @@ from etils import epath
 
 from threedim.errors import MissingError, UserError
 
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-
 _ZIP_MAGIC, _LEGACY_MAGIC, _LEGACY_PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 
-# What zipfile, struct and NumPy raise about damaged bytes; RuntimeError is about passwords and unknown versions.
+# What zipfile, struct and NumPy raise on damaged bytes; RuntimeError is about passwords and unknown versions.
 _DAMAGED = (ValueError, OverflowError, EOFError, OSError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 
-_DTYPES = {
-    "torch FloatStorage": np.dtype("<f4"),
-    "torch DoubleStorage": np.dtype("<f8"),
-    "torch HalfStorage": np.dtype("<f2"),
-    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch LongStorage": np.dtype("<i8"),
-    "torch IntStorage": np.dtype("<i4"),
-    "torch ShortStorage": np.dtype("<i2"),
-    "torch CharStorage": np.dtype("i1"),
-    "torch ByteStorage": np.dtype("u1"),
-    "torch BoolStorage": np.dtype("?"),
-}
-# Written from a GPU, as files seldom are that somebody publishes; their bytes are the same.
-_DTYPES |= {name.replace("torch ", "torch.cuda "): dtype for name, dtype in _DTYPES.items()}
-_CALLABLES = (
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-    # Of 2017, as the published VGG networks are.
-    "torch.nn.parameter Parameter",
-    "torch Size",
-)
+_DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16, "Bool": "?"}
+_DTYPES |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1"}
+_STORAGES = {f"torch {kind}Storage": np.dtype(dtype) for kind, dtype in _DTYPES.items()}
+# Tensors saved from a GPU have the same bytes.
+_STORAGES |= {name.replace("torch ", "torch.cuda "): dtype for name, dtype in _STORAGES.items()}
+_DICT, _SIZE = "collections OrderedDict", "torch Size"
+_TENSOR = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
+# The second name dates from 2017; the published VGG networks use it.
+_PARAMETER = ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter")
+_ALLOWED = {_DICT, _SIZE, *_TENSOR, *_PARAMETER, *_STORAGES}
 
 
 def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Reads named arrays from a file of weights, executing nothing in it.
+    """Reads named arrays from a file of weights without executing anything in it.
 
     Args:
-      path: a `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)`` (both its formats: the zip
-        archive, and the one of before version 1.6 and after 0.1.9), a `.npz`, or a `.safetensors`. May be remote.
+      path: a `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)``, either the zip format or the
+        one that PyTorch 0.1.10 to 1.5 wrote; or a `.npz` or `.safetensors`. May be remote.
 
     Returns:
-      Arrays by name, in the file's order and dtype; torch's bfloat16 as that of ml_dtypes.
+      Arrays by name, in the file's order and dtype; bfloat16 is that of ml_dtypes.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is of another kind, damaged, or holds anything else than named arrays.
+      MissingError: if the file does not exist.
+      UserError: if the file is of another kind, damaged, or holds anything other than named arrays.
     """
     path = epath.Path(path)
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors} | dict.fromkeys(_TORCH_SUFFIXES, _read_torch)
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
     if path.suffix not in readers:
-        raise UserError(f"{path}: weights are read from files named {', '.join(readers)}")
+        raise UserError(f"{path}: weights must be in a file named {', '.join(readers)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file of weights")
     return readers[path.suffix](path.read_bytes(), str(path))
 
 
 def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raises ValueError, listing everything that is wrong, unless ``state`` has the names and shapes in ``shapes``."""
-    wrong = [f"missing: {name} {tuple(shape)}" for name, shape in shapes.items() if name not in state]
+    """Raises a UserError that lists every difference unless ``state`` has just the names and shapes in ``shapes``."""
+    wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in state]
     wrong += [f"not expected: {name} {array.shape}" for name, array in state.items() if name not in shapes]
     wrong += [
-        f"{name} is {state[name].shape}, must be {tuple(shape)}"
+        f"{name} is {state[name].shape}, must be {shape}"
         for name, shape in shapes.items()
-        if name in state and state[name].shape != tuple(shape)
+        if name in state and state[name].shape != shape
     ]
     if wrong:
-        raise UserError(f"{source}: not the weights expected, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
+        raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
 
 
 def _read_npz(data: bytes, source: str) -> dict[str, np.ndarray]:
@@ -111,20 +97,34 @@ def _read_safetensors(data: bytes, source: str) -> dict[str, np.ndarray]:
         raise UserError(f"{source}: NumPy has no dtype for entries of {error}; save them as float32") from error
 
 
+def _read_torch(data: bytes, source: str) -> dict[str, np.ndarray]:
+    if data.startswith(b"<"):
+        raise UserError(f"{source}: a page of text, not weights; did the download return an error page?")
+    try:
+        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
+    except _DAMAGED as error:
+        raise UserError(f"{source}: not readable as a PyTorch file of named tensors: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class _Global:
-    """Name of a function or class in a file, "module name": only ever compared."""
+    """The name of a function or class in a pickle, "module name". Only ever compared."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A flat array that lies elsewhere in the file."""
+    """A flat array stored elsewhere in the file."""
 
     key: str
     dtype: np.dtype
     count: int
+
+    def decode(self, data: bytes) -> np.ndarray:
+        if len(data) != self.count * self.dtype.itemsize:
+            raise UserError(f"storage {self.key} has {len(data)} bytes instead of {self.count} {self.dtype}")
+        return np.frombuffer(data, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +135,6 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-def _read_torch(data: bytes, source: str) -> dict[str, np.ndarray]:
-    if data[:1] == b"<":
-        raise UserError(f"{source}: a page of text, not weights; was the download answered by an error page?")
-    try:
-        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
-    except _DAMAGED as error:
-        raise UserError(f"{source}: not readable as a PyTorch file of named tensors: {error}") from error
 
 
 def _read_zip(data: bytes) -> dict[str, np.ndarray]:
@@ -157,47 +148,38 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
         def read(name: str) -> bytes:
             if name not in members:
                 raise UserError(f"its archive has no {name}")
-            # torch.save never compresses; without this a small file could fill the memory.
+            # torch.save never compresses, and a small compressed file could fill the memory.
             if members[name].compress_type != zipfile.ZIP_STORED or members[name].flag_bits & 1:
                 raise UserError(f"{name} in its archive is compressed or encrypted; torch.save does neither")
             return archive.read(name)
 
-        def flat(storage: _Storage) -> np.ndarray:
-            return _flat(read(f"{folder}data/{storage.key}"), storage)
-
         if f"{folder}byteorder" in members and read(f"{folder}byteorder") != b"little":
             raise UserError("it was written on a big-endian machine")
-        return _arrays(_interpret(io.BytesIO(read(pickles[0]))), flat)
+        tensors = _tensors(_interpret(io.BytesIO(read(pickles[0]))))
+        return _arrays(tensors, lambda storage: storage.decode(read(f"{folder}data/{storage.key}")))
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
-    """Five pickles (magic number, version, about the machine, the tensors, keys of storages), then the storages."""
+    """Five pickles (magic number, version, machine, tensors, keys of the storages), then the storages."""
     if data[257:262] == b"ustar":
         raise UserError("written before PyTorch 0.1.10; load it there and save it again")
     file = io.BytesIO(data)
-    magic, protocol = _interpret(file), _interpret(file)
-    if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+    if (_interpret(file), _interpret(file)) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
         raise UserError("it does not start with PyTorch's magic number and version")
     machine = _interpret(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UserError("it was written on a big-endian machine")
-    root, keys = _interpret(file), _interpret(file)
-    declared = {tensor.storage.key: tensor.storage for tensor in _tensors(root).values()}
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(declared):
+    tensors, keys = _tensors(_interpret(file)), _interpret(file)
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise UserError("its list of storages is not that of its tensors")
     flat = {}
-    for key in keys:
-        storage, count = declared[key], int.from_bytes(file.read(8), "little", signed=True)
+    for storage in (storages[key] for key in keys):
+        count = int.from_bytes(file.read(8), "little", signed=True)
         if count != storage.count:
-            raise UserError(f"storage {key} has {count} elements instead of {storage.count}")
-        flat[key] = _flat(file.read(min(count * storage.dtype.itemsize, len(data))), storage)
-    return _arrays(root, lambda storage: flat[storage.key])
-
-
-def _flat(data: bytes, storage: _Storage) -> np.ndarray:
-    if len(data) != storage.count * storage.dtype.itemsize:
-        raise UserError(f"storage {storage.key} has {len(data)} bytes for {storage.count} of {storage.dtype}")
-    return np.frombuffer(data, storage.dtype)
+            raise UserError(f"storage {storage.key} has {count} elements instead of {storage.count}")
+        flat[storage] = storage.decode(file.read(min(count * storage.dtype.itemsize, len(data))))
+    return _arrays(tensors, flat.__getitem__)
 
 
 def _tensors(root: Any) -> dict[str, _Tensor]:
@@ -212,37 +194,40 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
     return root
 
 
-def _arrays(root: Any, flat: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
-    """Copies of the tensors, so that none of them holds on to the whole file."""
+def _arrays(tensors: Mapping[str, _Tensor], load: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+    """Copies of the tensors, so that none of them keeps the whole file in memory."""
     arrays = {}
-    for name, tensor in _tensors(root).items():
-        shape, strides, storage = tensor.shape, tensor.strides, flat(tensor.storage)
-        if 0 in shape:
-            arrays[name] = np.empty(shape, storage.dtype)
+    for name, tensor in tensors.items():
+        storage = load(tensor.storage)
+        if 0 in tensor.shape:
+            arrays[name] = np.empty(tensor.shape, storage.dtype)
             continue
-        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-        # A view of more elements than its storage (stride 0) could fill the memory, and is nobody's weights.
-        if last >= storage.size or math.prod(shape) > storage.size:
+        # The stride of an axis of length 1 is meaningless and may be anything.
+        strides = [stride if side > 1 else 0 for side, stride in zip(tensor.shape, tensor.strides, strict=True)]
+        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(tensor.shape, strides, strict=True))
+        # With stride 0 a small storage could fill the memory; real weights have no more elements than their storage.
+        if last >= storage.size or math.prod(tensor.shape) > storage.size:
             raise UserError(f"entry {name!r} reaches beyond its storage")
-        # The stride of an axis of length 1 means nothing, and may be anything.
-        steps = tuple(stride * storage.itemsize if side > 1 else 0 for side, stride in zip(shape, strides, strict=True))
-        view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps)
+        steps = [stride * storage.itemsize for stride in strides]
+        view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, steps)
         arrays[name] = np.array(view, order="C")
     return arrays
 
 
 _MARK = object()
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-# Python 2 wrote text as SHORT_BINSTRING, and the LPIPS weights are from there.
-_LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_LITERALS.add("SHORT_BINSTRING")  # text of Python 2, which wrote the LPIPS weights
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_LIST": [], "EMPTY_DICT": {}}
+# Opcodes that take several items from the stack: how many, or None for all above the mark.
+_TAKES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+_TAKES |= {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None}
 
 
 def _interpret(file: BinaryIO) -> Any:
-    """The object that one pickle describes, made of numbers, text, tuples, lists, dictionaries and the stand-ins above.
+    """Reads one pickle and returns what it describes: numbers, text, tuples, lists, dictionaries, `_Global`, `_Tensor`.
 
-    Reads up to the end of that pickle. Any other instruction, or one that does not fit, is a ValueError.
+    Raises:
+      UserError: for every other opcode, or one that does not fit.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -255,57 +240,48 @@ def _interpret(file: BinaryIO) -> Any:
             if name in _LITERALS:
                 stack.append(argument)
             elif name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
+                stack.append(copy.copy(_CONSTANTS[name]))
             elif name == "MARK":
                 stack.append(_MARK)
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
                 stack.append(memo[argument])
-            elif name == "EMPTY_TUPLE":
-                stack.append(())
-            elif name in _TUPLES:
-                stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
-            elif name == "TUPLE":
-                stack.append(tuple(_pop_mark(stack)))
-            elif name == "EMPTY_LIST":
-                stack.append([])
-            elif name in ("APPEND", "APPENDS"):
-                items = [stack.pop()] if name == "APPEND" else _pop_mark(stack)
-                _expect(stack[-1], list).extend(items)
-            elif name == "EMPTY_DICT":
-                stack.append({})
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else _pop_mark(stack)
-                _set_items(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+            elif name in _TAKES:
+                items = _pop(stack, _TAKES[name])
+                if name.startswith("APPEND"):
+                    _expect(stack[-1], list).extend(items)
+                elif name.startswith("SETITEM"):
+                    _set_items(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+                else:
+                    stack.append(tuple(items))
             elif name == "GLOBAL":
-                if argument not in _CALLABLES and argument not in _DTYPES:
+                if argument not in _ALLOWED:
                     raise UserError(f"it asks for {argument!r}, which tensors do not need; nothing was executed")
                 stack.append(_Global(argument))
             elif name == "BINPERSID":
                 stack.append(_storage(stack.pop()))
             elif name == "REDUCE":
-                arguments = _expect(stack.pop(), tuple)
-                stack.append(_rebuilt(_expect(stack.pop(), _Global).name, arguments))
+                function, arguments = _pop(stack, 2)
+                stack.append(_rebuild(_expect(function, _Global).name, _expect(arguments, tuple)))
             elif name == "BUILD":
-                # The attributes of a state dict, its "_metadata": versions of layers, of no use here. Those of a
-                # parameter of 2017 are flags for training; there were others before, with the numbers among them.
+                # Attributes are ignored: a state dict's "_metadata" holds versions of layers, and the three of a
+                # parameter of 2017 are flags for training. Any others could hold the numbers themselves.
                 attributes = stack.pop()
                 if not (isinstance(stack[-1], _Tensor) and isinstance(attributes, tuple) and len(attributes) == 3):
                     _expect(attributes, dict)
                     _expect(stack[-1], dict)
             elif name != "PROTO":
-                raise UserError(f"it has the instruction {name}, which tensors do not need; nothing was executed")
+                raise UserError(f"it has the opcode {name}, which tensors do not need; nothing was executed")
     except (IndexError, KeyError, TypeError) as error:
         raise UserError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
     raise UserError("its pickle has no end")
 
 
-def _pop_mark(stack: list[Any]) -> list[Any]:
-    items = []
-    while (item := stack.pop()) is not _MARK:
-        items.append(item)
-    return items[::-1]
+def _pop(stack: list[Any], count: int | None) -> list[Any]:
+    """Removes and returns the last ``count`` items; with None those above the mark, which is removed too."""
+    items = iter(stack.pop, _MARK) if count is None else (stack.pop() for _ in range(count))
+    return list(items)[::-1]
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -314,42 +290,37 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-def _set_items(target: dict, pairs: Any) -> None:
+def _set_items(target: dict, pairs: Iterable[Any]) -> dict:
     for key, value in pairs:
-        # Hashing other things could run deep: a tuple in a tuple in a tuple ...
+        # Hashing deeply nested tuples could exhaust the stack.
         if not isinstance(key, str | int):
             raise UserError(f"its pickle has a dictionary with a {type(key).__name__} for a key")
         target[key] = value
+    return target
 
 
 def _storage(identity: Any) -> _Storage:
-    # ("storage", type, key, device, number of elements), and in the older format None, or a view that is not used.
-    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise UserError("its pickle refers to something else than a storage")
-    _, kind, key, _, count, *view = identity
-    if not isinstance(kind, _Global) or kind.name not in _DTYPES or view not in ([], [None]):
-        raise UserError("its pickle has a storage of an unknown type")
-    if not isinstance(key, str) or not isinstance(count, int) or count < 0:
-        raise UserError("its pickle has a storage without key or size")
-    return _Storage(key, _DTYPES[kind.name], count)
+    # ("storage", type, key, device, number of elements), in the legacy format with a sixth item that is always None.
+    match identity:
+        case ("storage", _Global(kind), str(key), _, int(count), *rest) if rest in ([], [None]):
+            if kind in _STORAGES and count >= 0:
+                return _Storage(key, _STORAGES[kind], count)
+    raise UserError("its pickle refers to something other than a storage of numbers")
 
 
-def _rebuilt(function: str, arguments: tuple[Any, ...]) -> Any:
+def _rebuild(function: str, arguments: tuple[Any, ...]) -> Any:
     """The stand-in for what ``function`` would have returned."""
-    if function == "collections OrderedDict":
-        ordered: dict = {}
-        _set_items(ordered, arguments[0] if arguments else ())
-        return ordered
-    if function in ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter"):
-        return _expect(arguments[0], _Tensor)
-    if function == "torch Size":
+    if function == _DICT:
+        return _set_items({}, arguments[0] if arguments else ())
+    if function == _SIZE:
         return _expect(arguments[0], tuple)
-    if not function.startswith("torch._utils _rebuild_tensor"):
+    if function in _PARAMETER:
+        return _expect(arguments[0], _Tensor)
+    if function not in _TENSOR:
         raise UserError(f"it calls {function!r}; nothing was executed")
     storage, offset, shape, strides = arguments[:4]
-    shape, strides = tuple(shape), tuple(strides)
     if not all(isinstance(number, int) and number >= 0 for number in (offset, *shape, *strides)):
         raise UserError("its pickle has a tensor whose shape, strides or offset are not natural numbers")
     if len(shape) != len(strides):
         raise UserError(f"its pickle has a tensor of {len(shape)} axes with {len(strides)} strides")
-    return _Tensor(_expect(storage, _Storage), offset, shape, strides)
+    return _Tensor(_expect(storage, _Storage), offset, tuple(shape), tuple(strides))
