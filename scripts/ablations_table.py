@@ -1,0 +1,254 @@
+"""The table of the ablations: figures with errors, which of the paper's orderings hold, and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from scripts.tables import number, table
+from threedim import config as config_lib
+from threedim import files, pixels, provenance
+from threedim.data import srn
+from threedim.errors import MissingError, UserError
+from threedim.evaluation import published
+from threedim.output import sheets
+from threedim.output.claim import read_json
+from threedim.training.step import abstract_params
+
+REAL_DATA = "real_data"  # the folder of the true views
+_DECIDES = 2.0  # standard errors by which a difference must exceed zero
+_OBJECTS, _VIEWS = 4, 3  # in the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    key: str  # names its folder
+    title: str
+    trained_as: str  # key of the row whose training run it uses; the name in --workdir
+    config: str  # in configs/ablations; "" for the config of the whole model
+    flags: tuple[str, ...]  # for sampling
+    published: str  # name in `published.TABLES`
+
+
+_INPUT_ONLY = ("--config.sample.conditioning=input",)
+ROWS = (
+    Row("3dim", "3DiM", "3dim", "", (), "3DiM, 471M"),
+    Row("image_to_image", "image-to-image", "3dim", "", _INPUT_ONLY, "3DiM, always from the input view"),
+    Row("regression", "regression", "regression", "regression", (), "Regression"),
+    Row("concat_unet", "Concat-UNet", "concat_unet", "concat_unet", (), "Concat-UNet"),
+)
+
+# Key: (title, unit, decimals, +1 if high is good else -1).
+MEASURES = {
+    "psnr": ("PSNR", " dB", 2, 1),
+    "ssim": ("SSIM", "", 3, 1),
+    "fid": ("FID", "", 2, -1),
+    "lpips": ("LPIPS", "", 3, -1),
+    "patch_distance": ("patch distance", "", 2, -1),
+    "consistency_psnr": ("3D consistency PSNR", " dB", 2, 1),
+    "consistency_ssim": ("3D consistency SSIM", "", 3, 1),
+    "consistency_fid": ("3D consistency FID", "", 2, -1),
+}
+
+# What the paper finds: (text, better row, worse row, measures). Of "a/b" the first one that both rows have counts.
+CLAIMS = (
+    ("stochastic conditioning is more consistent than image-to-image", "3dim", "image_to_image", ("consistency_psnr",)),
+    ("but its PSNR is lower", "image_to_image", "3dim", ("psnr",)),
+    ("X-UNet is better than Concat-UNet", "3dim", "concat_unet", ("psnr", "ssim", "fid/patch_distance")),
+    ("regression is blurrier than 3DiM", "3dim", "regression", ("fid/patch_distance",)),
+)
+
+
+def figure(values: Sequence[float]) -> dict[str, float | int | None] | None:
+    """Mean, standard error of the mean, and number of values; None without values."""
+    if not values:
+        return None
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "standard_error": error, "n": len(values)}
+
+
+def verdict(difference: float, error: float | None) -> str:
+    """Whether a difference is more than two standard errors from zero: "holds", "does not hold" or "undecided"."""
+    if error is None or abs(difference) <= _DECIDES * error:
+        return "undecided"
+    return "holds" if difference > 0 else "does not hold"
+
+
+def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """Which of `CLAIMS` hold.
+
+    Takes {row: {"figures": {measure: `figure`}}}; a part has the "difference" in favor of the claim. A claim holds if
+    all its parts hold, and fails if one fails.
+    """
+    found = []
+    for text, better, worse, measures in CLAIMS:
+        one, other = (rows.get(key, {}).get("figures", {}) for key in (better, worse))
+        parts = []
+        for choice in (names.split("/") for names in measures):
+            name = next((each for each in choice if one.get(each) and other.get(each)), None)
+            if name is None:
+                parts.append({"measure": choice[-1], "verdict": "not measured"})
+                continue
+            difference = MEASURES[name][3] * (one[name]["mean"] - other[name]["mean"]) + 0.0  # not -0.0
+            both = (one[name]["standard_error"], other[name]["standard_error"])
+            error = None if None in both else math.hypot(*both)
+            parts.append({"measure": name, "difference": difference, "standard_error": error})
+            parts[-1]["verdict"] = verdict(difference, error)
+        verdicts = [part["verdict"] for part in parts]
+        worst = ("does not hold", "not measured", "undecided", "holds")
+        overall = next(each for each in worst if each in verdicts)
+        found.append({"text": text, "better": better, "worse": worse, "verdict": overall, "parts": parts})
+    return found
+
+
+def collect(out: epath.Path) -> dict[str, Any]:
+    """The figures of a folder, the content of ``ablations.json``.
+
+    Raises `UserError` if there are no scores, if rows have different objects or protocols, or if scores of one training
+    run are of different checkpoints.
+    """
+    path = out / "consistency/results.json"
+    fields = read_json(path)["rows"] if path.exists() else {}
+    rows, first, steps = {}, None, {}
+    for row in ROWS:
+        seeds = {p.parent.name: read_json(p) for p in sorted((out / row.key).glob("seed_*/results.json"))}
+        for name, one in seeds.items():
+            first, step = first or one, one["checkpoint_step"]
+            if (one["protocol"], sorted(one["objects"])) != (first["protocol"], sorted(first["objects"])):
+                raise UserError(f"{out / row.key / name} has another protocol or other objects; move it away")
+            if steps.setdefault(row.trained_as, step) != step:
+                raise UserError(
+                    f"{out / row.key / name} is of step {step}, others of step {steps[row.trained_as]}; move one away"
+                )
+        if not seeds:
+            continue
+        values: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+        for name, one in seeds.items():
+            field = fields.get(f"{row.key}_{name.replace('_', '')}", {})
+            all_of_it = one["dataset"] | {f"consistency_{key}": field.get(key) for key in ("psnr", "ssim", "fid")}
+            for measure in MEASURES:
+                values[measure] += [all_of_it[measure]] if all_of_it.get(measure) is not None else []
+        config = ml_collections.ConfigDict(next(iter(seeds.values()))["config"])
+        params = jax.tree.leaves(abstract_params(config_lib.network(config)))
+        rows[row.key] = {
+            "title": row.title,
+            "parameters": sum(leaf.size for leaf in params),
+            "training_steps": steps[row.trained_as],
+            "batch_size": config.train.batch_size,
+            "seeds": len(seeds),
+            "figures": {measure: figure(each) for measure, each in values.items()},
+        }
+    if first is None:
+        raise MissingError(f"{out} has no scores yet, such as {out / ROWS[0].key}/seed_0/results.json")
+    real, log = fields.get(REAL_DATA), out / "commands.json"
+    return {
+        "protocol": first["protocol"],
+        "num_objects": first["num_objects"],
+        "num_views": first["num_views"],
+        "published": first["published"],
+        "rows": rows,
+        REAL_DATA: real and {f"consistency_{name}": real[name] for name in ("psnr", "ssim", "fid")},
+        "orderings": orderings(rows),
+        "seconds_by_command": read_json(log) if log.exists() else {},
+        "device": first["device"],
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The page with the table, the orderings, and the paper's differences."""
+    rows = results["rows"]
+    shown = [measure for measure in MEASURES if any(row["figures"][measure] for row in rows.values())]
+    head = [f"{MEASURES[m][0]}{MEASURES[m][1]} {'↑' if MEASURES[m][3] > 0 else '↓'}" for m in shown]
+    lines = [["", *head, "parameters", "training"]]
+    for row in rows.values():
+        cells = []
+        for measure in shown:
+            one = row["figures"][measure] or {"mean": None, "standard_error": None, "n": row["seeds"]}
+            text = number(one["mean"], MEASURES[measure][2], one["standard_error"])
+            cells.append(text if one["n"] == row["seeds"] else f"{text} ({one['n']} seeds)")
+        budget = f"{row['training_steps']:,} steps of {row['batch_size']} pairs"
+        lines.append([row["title"], *cells, f"{row['parameters']:,}", budget])
+    if real := results[REAL_DATA]:
+        lines.append(["real data", *(number(real.get(m), MEASURES[m][2]) for m in shown), "–", "–"])
+    protocol, commands = results["protocol"], "\n".join(results["seconds_by_command"])
+    return (
+        f"# Ablations\n\n{results['num_objects']} test objects, {results['num_views']:,} views of "
+        f"{protocol['image_size']} px sampled from view {protocol['input_view']}; mean ± standard error over the "
+        "sampling seeds, which says nothing about other objects or trainings.\n\n"
+        f"{table(lines)}\n\n## Which of the paper's orderings hold\n\n{_orderings(results)}\n\n"
+        "A positive difference favors the paper's finding. It holds if the difference is more than two standard errors "
+        "above zero, fails if it is as far below, and is undecided between; a single seed decides nothing.\n\n"
+        f"## Commands\n\n```\n{commands}\n```\n"
+    )
+
+
+def _orderings(results: dict[str, Any]) -> str:
+    paper = results["published"] if results["published"] in published.CONSISTENCY else "cars"
+    lines = [["the paper finds", "", "measure", "difference", f"in the paper, {published.TABLES[paper].title}"]]
+    for claim in results["orderings"]:
+        for place, part in enumerate(claim["parts"]):
+            title, unit, decimals, _ = MEASURES[part["measure"]]
+            error = part.get("standard_error")
+            text = f" ± {error:.{decimals}f}" if error is not None else ""
+            text = f"{part['difference']:+.{decimals}f}{text}{unit}" if "difference" in part else "–"
+            theirs = published_difference(paper, claim, part["measure"])
+            head = [claim["text"], f"**{claim['verdict']}**"] if place == 0 else ["", ""]
+            lines.append([*head, title, text, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
+    return table(lines)
+
+
+def published_difference(name: str, claim: dict[str, Any], measure: str) -> float | None:
+    """The difference of a claim in the paper's table; None if the paper does not have it."""
+    source = published.CONSISTENCY if measure.startswith("consistency_") else published.TABLES
+    rows = {row.name: row for row in source[name].rows} if name in source else {}
+    names = {row.key: row.published for row in ROWS}
+    pair = [rows.get(names[claim[side]]) for side in ("better", "worse")]
+    values = [row and getattr(row, measure.removeprefix("consistency_"), None) for row in pair]
+    return None if None in values else MEASURES[measure][3] * (values[0] - values[1])
+
+
+def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray:
+    """Input view, true view, and the sampled view of each row, for evenly spaced objects and views."""
+    folders = [out / key / "seed_0" for key in results["rows"]]
+    samples = read_json(folders[0] / "samples.json")["objects"]
+    names = sorted(samples)
+    names = [names[len(names) * i // min(_OBJECTS, len(names))] for i in range(min(_OBJECTS, len(names)))]
+    cells, labels = [], []
+    for name in names:
+        inputs, targets = samples[name]["input_views"], samples[name]["target_views"]
+        count = min(_VIEWS, len(targets))
+        places = [(2 * i + 1) * len(targets) // (2 * count) for i in range(count)]
+        views = [targets[place] for place in places]
+        truth, _ = srn.read_object(out / REAL_DATA / "views" / name).decode([inputs[0], *views])
+        # The files of a sampled object begin with its input views.
+        files_of = [len(inputs) + place for place in places]
+        sampled = [srn.read_object(folder / "views" / name).decode(files_of)[0] for folder in folders]
+        for i, view in enumerate(views):
+            cells.append(np.stack([truth[0], truth[1 + i], *(each[i] for each in sampled)]))
+            labels.append(f"{name[-12:]}, view {view}")
+    titles = ["input", "truth", *(row["title"] for row in results["rows"].values())]
+    return sheets.make_grid(np.stack(cells), row_labels=labels, col_labels=titles)
+
+
+def write(out: epath.Path) -> epath.Path:
+    """Writes ``ablations.json``, ``ablations.md`` and ``ablations.png``, prints the page, and returns its path."""
+    results = collect(out)
+    page, path = markdown(results), out / "ablations.md"
+    files.write_atomically(out / "ablations.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    files.write_atomically(path, page)
+    if results[REAL_DATA]:
+        pixels.save_png(out / "ablations.png", picture(out, results))
+    print(page.partition("\n## Commands")[0])
+    return path
