@@ -33,10 +33,9 @@ _1x1, _3x3, _5x5, _1x7, _7x1, _1x3, _3x1 = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1
 
 
 class InceptionV3(nn.Module):
-    """The network up to its features ("pool3"); `load_params` folds the normalizations into kernels and biases.
+    """The network up to its features ("pool3"). Layers have the names of the published weights.
 
-    Layers have the names of the published weights. With ``mutable="intermediates"`` it also returns, as block0 to
-    block3, the maps after the first and second max pool, the last block at 17 x 17 and the last one at 8 x 8.
+    There a batch normalization follows each convolution; `fold` merges it into kernel and bias.
     """
 
     @nn.compact
@@ -46,22 +45,18 @@ class InceptionV3(nn.Module):
         x = _conv(x, "Conv2d_2a_3x3", 32, _3x3, padding="VALID")
         x = _conv(x, "Conv2d_2b_3x3", 64, _3x3)
         x = _max_pool(x)
-        self.sow("intermediates", "block0", x)
         x = _conv(x, "Conv2d_3b_1x1", 80, _1x1)
         x = _conv(x, "Conv2d_4a_3x3", 192, _3x3, padding="VALID")
         x = _max_pool(x)
-        self.sow("intermediates", "block1", x)
         for letter, pool_features in zip("bcd", (32, 64, 64), strict=True):
             x = _mixed_35(x, f"Mixed_5{letter}", pool_features)
         x = _reduction_17(x, "Mixed_6a")
         for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
             x = _mixed_17(x, f"Mixed_6{letter}", width)
-        self.sow("intermediates", "block2", x)
         x = _reduction_8(x, "Mixed_7a")
         x = _mixed_8(x, "Mixed_7b", _mean_pool(x))
         # As published; the other blocks of this kind, and those of the paper, pool by the mean.
         x = _mixed_8(x, "Mixed_7c", _max_pool(x, stride=1, padding="SAME"))
-        self.sow("intermediates", "block3", x)
         return x.mean(axis=(1, 2))
 
 

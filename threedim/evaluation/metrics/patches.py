@@ -33,9 +33,9 @@ def sliced_wasserstein(
 ) -> float:
     """Sliced Wasserstein distance between the patches of two sets of pictures, times 1000 as in its paper.
 
-    Each picture becomes a Laplacian pyramid, halved while the smaller side stays at least 16 px, so that a 16 px picture has one
-    level. At each level the 7 x 7 px patches of 3 colors of a set form a point cloud. Both clouds are projected onto
-    random unit directions, and the Wasserstein-1 distances of the projections are averaged, then those of the levels.
+    Each picture becomes a Laplacian pyramid, halved while the smaller side stays at least 16 px. At each level the
+    7 x 7 px patches of 3 colors of a set form a point cloud. Both clouds are projected onto random unit directions, and
+    the Wasserstein-1 distances of the projections are averaged, then those of the levels.
     This compares distributions: the pairing and order of pictures do not matter. Three things differ from the original:
 
     - Patches are scaled by the **truth's** standard deviation of each color and level. The original normalizes each set
