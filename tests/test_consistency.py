@@ -10,11 +10,11 @@ import pytest
 
 from threedim import cameras
 from threedim.cameras import Camera
-from threedim.consistency import held_out, score
+from threedim.consistency import rows, score
 from threedim.consistency.field import FieldSettings
 from threedim.data import srn
 from threedim.evaluation.metrics import image as image_metrics
-from threedim.output import images as images_lib
+from threedim import pixels
 from threedim.procedural import shapes
 from threedim.rendering import raycast, render, viewpoints
 
@@ -95,21 +95,21 @@ def views(tmp_path):
 
 
 def test_held_out_views_are_those_that_they_have_always_been():
-    indices = held_out.held_out_indices(251, [64])
+    indices = rows.held_out_indices(251, [64])
     digests = {view: hashlib.sha256(f"251 {view}".encode()).hexdigest() for view in range(251) if view != 64}
     assert indices == sorted(sorted(digests, key=digests.get)[:25])
-    assert held_out.held_out_indices(100, [0]) == HELD_OUT_OF_100
-    assert [len(held_out.held_out_indices(views, [0])) for views in (3, 10, 19, 20, 100)] == [1, 1, 1, 2, 10]
+    assert rows.held_out_indices(100, [0]) == HELD_OUT_OF_100
+    assert [len(rows.held_out_indices(views, [0])) for views in (3, 10, 19, 20, 100)] == [1, 1, 1, 2, 10]
 
 
 def test_an_input_view_is_never_set_aside():
-    for view in held_out.held_out_indices(50, [0]):
-        again = held_out.held_out_indices(50, [view])
+    for view in rows.held_out_indices(50, [0]):
+        again = rows.held_out_indices(50, [view])
         assert view not in again
         assert len(again) == 5
     for count, inputs, match in ((2, [0], "too few"), (5, [5], "among the 5"), (5, [0, 1, 2, 3, 4], "too few")):
         with pytest.raises(ValueError, match=match):
-            held_out.held_out_indices(count, inputs)
+            rows.held_out_indices(count, inputs)
 
 
 def test_true_views_score_higher_than_disturbed_ones(car, tmp_path):
@@ -163,7 +163,7 @@ def test_fid_is_taken_of_held_out_views_and_renders_of_all_objects(views, tmp_pa
     # Without fitting again.
     row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
-    for folder, wanted in ((views, held_out.held_out_indices(10, [0])), (out / "views" / "renders", None)):
+    for folder, wanted in ((views, rows.held_out_indices(10, [0])), (out / "views" / "renders", None)):
         pictures = [srn.read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
         means.append(np.concatenate(pictures).mean(axis=(1, 2)))
     a, b = means
@@ -242,7 +242,7 @@ def test_views_are_numbered_as_in_the_data_set_where_samples_json_says_how(views
     objects = {name: {"input_views": [7], "target_views": targets} for name in ("car_0", "car_1")}
     (tmp_path / "samples.json").write_text(json.dumps({"objects": objects}))
     row = held_out.read_row("views", views, held_out.sampled_inputs(views), 0)
-    aside = held_out.held_out_indices(10, [7])
+    aside = rows.held_out_indices(10, [7])
     assert row.objects[0].held_out == tuple(aside)
     # The input is the first file, then come the others.
     place = 1 + targets.index(aside[0])

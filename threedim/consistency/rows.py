@@ -138,7 +138,10 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
             distances.append(np.linalg.norm(one.cameras.t, axis=-1))
             bar.advance()
     distances = np.concatenate(distances)
-    return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
+    try:
+        return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _sampled_numbers(
