@@ -129,15 +129,12 @@ def _training_views(config: ml_collections.ConfigDict) -> tuple[np.ndarray, str]
 
 def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], picture: np.ndarray) -> dict[str, Any]:
     """Scores of one picture in place of every view, like "dataset" in results.json, without FID and LPIPS."""
-    distances = scores.Distances(sum(len(task.target_views) for task in tasks), config.evaluate.seed, None)
-    scored = []
+    total = sum(len(task.target_views) for task in tasks)
+    scored = scores.Scores(total, config.model.image_size, config.evaluate.seed)
     for task in tasks:
         views = task.load()
-        pictures = np.ascontiguousarray(np.broadcast_to(picture, views.truth.shape))
-        scored.append(scores.score_object(task, views, pictures))
-        distances.add(views, pictures)
-    refused = scores.patch_refusal(config.model.image_size)
-    return scores.summary(scored)["dataset"] | {"patch_distance": None if refused else distances.patch_distances()[0]}
+        scored.add(task, views, np.ascontiguousarray(np.broadcast_to(picture, views.truth.shape)))
+    return scored.results()["dataset"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

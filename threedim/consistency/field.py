@@ -1,10 +1,11 @@
-"""A neural field without view dependence [4, 7.4], and its rendering.
+"""A neural field without view dependence [4, 7.4] and its volume rendering; mathematics only.
 
-It can only represent what looks the same from all sides, so how well it explains held-out views says how consistent the
-views are. A hash grid (instant-NGP, Müller et al. 2022) encodes positions; two small networks compute density and
-color. `FieldSettings` has all settings, also those that the paper leaves open (docs/consistency.md).
+It can learn only what looks the same from all sides, so how well it predicts held-out views measures how consistent the
+views are. A hash grid (instant-NGP, Müller et al. 2022) encodes positions, and two small networks turn the encoding
+into density and color. `fit` fits it to views. `FieldSettings` holds all choices; docs/consistency.md explains those
+that the paper leaves open.
 
-Lengths are in world units outside, and in edges of the scene's box in `density_and_color`.
+Lengths are in world units, but in edges of the scene's box inside `density_and_color`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from threedim.errors import UserError
-
 Params = dict[str, Any]
 
 # instant-NGP's spatial hash.
 _PRIMES = np.asarray([1, 2654435761, 805459861], np.uint32)
 _CORNERS = np.asarray([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.uint32)  # (corner, axis)
-# Beyond exp of this a ray is stopped within a thousandth of the box, and float32 overflows at 88.
+# exp(12) stops a ray within a thousandth of the box; float32 overflows at exp(88).
 _MAX_LOG_DENSITY = 12.0
 _PROPOSAL_LAG = 4
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -32,30 +31,30 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class FieldSettings:
-    """Everything that a fit depends on besides views and seed. The defaults are frozen: only then do scores compare.
+    """All choices of a fit besides the views and the seed. The defaults are frozen, so that scores compare.
 
     Attributes:
-      levels: of the hash grid.
-      base_resolution: cells along the box of the coarsest level.
-      growth: factor between the resolutions of one level and the next, which are rounded down.
-      table_size_log2: entries of a level's table, at most; a level with no more corners than that is stored densely.
+      levels: levels of the hash grid.
+      base_resolution: cells along the box at the coarsest level.
+      growth: factor between the resolutions of neighboring levels, which are rounded down.
+      table_size_log2: maximum entries of a level's table; a level with at most that many corners is stored densely.
       features: numbers per entry.
-      width: of both networks' hidden layers: 1 for density, 2 for color [7.4].
-      geometry_features: numbers that the first network hands to the second.
-      distortion_weight, orientation_weight: of these losses; the photometric loss has weight 1.
-      orientation_every: the orientation loss is taken on one ray of so many.
-      samples: intervals of a ray, in training; rendering takes twice as many.
-      proposal_bins, proposal_resolution, proposal_updates: see `propose_edges`; the last is how many cells
-        are looked at anew in a step.
-      num_steps: of the optimizer.
-      rays_per_step: rays drawn for a step, an unbiased estimate (`_draw_pixels`); 0 takes every pixel of every view in
-        each step, as the paper does.
-      rays_per_chunk: rays that are held at once, where a step takes all of them, and in rendering.
+      width: hidden layers of both networks: 1 for density, 2 for color [7.4].
+      geometry_features: outputs of the density network that the color network takes.
+      distortion_weight, orientation_weight: weights of these losses; the photometric loss has weight 1.
+      orientation_every: the orientation loss uses one ray in this many.
+      samples: intervals per ray in training; rendering uses twice as many.
+      proposal_bins, proposal_resolution: see `propose_edges`.
+      proposal_updates: cells of the proposal that are updated per step.
+      num_steps: optimizer steps.
+      rays_per_step: rays sampled per step, an unbiased estimate (`fit.sample_pixels`); 0 uses every pixel of every view
+        in each step, as the paper does.
+      rays_per_chunk: rays in memory at once, if a step uses all of them, and in rendering.
       learning_rate, final_learning_rate, decay_steps: linear from the first to the second, then constant.
-      weight_decay: of Adam, decoupled from the gradients.
-      beta2, epsilon: of Adam; instant-NGP's.
-      clip_norm: of the gradient of all parameters together.
-      average_decay: of the running average of the parameters that is rendered, below 1.
+      weight_decay: of AdamW, decoupled.
+      beta2, epsilon: of Adam, as in instant-NGP.
+      clip_norm: maximum norm of the gradient of all parameters.
+      average_decay: of the running average of the parameters, which is what is rendered; below 1.
     """
 
     levels: int = 6
@@ -90,18 +89,19 @@ class FieldSettings:
             value = getattr(self, field.name)
             if not np.isfinite(value) or value < 0 or (value == 0 and field.name not in allowed_zero):
                 least = "0 or more" if field.name in allowed_zero else "positive"
-                raise UserError(f"field setting {field.name} must be {least}, got {value}")
+                raise ValueError(f"{field.name} must be {least}, got {value}")
         if self.beta2 >= 1 or self.average_decay >= 1:
-            raise UserError("field settings: beta2 and average_decay must be below 1")
+            raise ValueError("beta2 and average_decay must be below 1")
         if self.growth < 1 or self.table_size_log2 > 24:
-            raise UserError("field settings: growth must be at least 1 and table_size_log2 at most 24")
+            raise ValueError("growth must be at least 1 and table_size_log2 at most 24")
 
     def resolutions(self) -> list[int]:
-        """Cells along the box, level by level."""
+        """Cells along the box, by level."""
+        # The small term protects whole numbers from rounding.
         return [int(self.base_resolution * self.growth**level + 1e-6) for level in range(self.levels)]
 
     def table_sizes(self) -> list[int]:
-        """Entries of each level's table."""
+        """Table entries, by level."""
         return [min((cells + 1) ** 3, 2**self.table_size_log2) for cells in self.resolutions()]
 
 
@@ -109,8 +109,8 @@ class Bounds(NamedTuple):
     """Bounds of a scene, world units.
 
     Attributes:
-      near, far: ends of a ray, distances from the camera.
-      half_width: density is zero outside of the cube around the origin of this half edge.
+      near, far: distances from a camera between which rays are sampled.
+      half_width: half the edge of the box around the origin; density is zero outside it.
     """
 
     near: float
@@ -123,7 +123,7 @@ class Field(NamedTuple):
 
     Attributes:
       params: see `init_params`.
-      proposal: (cell, cell, cell) coarse memory of its density in the box; see `propose_edges`.
+      proposal: (cell, cell, cell) coarse density, see `propose_edges`.
     """
 
     params: Params
@@ -131,11 +131,11 @@ class Field(NamedTuple):
 
 
 class Rendering(NamedTuple):
-    """Pixels of a field.
+    """A rendered field.
 
     Attributes:
       colors: (..., 3) in [0, 1], over white.
-      depth: (...,) mean distance from the camera of what is seen, world units; 0 where nothing is.
+      depth: (...,) mean distance from the camera, world units; 0 where nothing is visible.
       opacity: (...,) in [0, 1].
     """
 
@@ -145,32 +145,21 @@ class Rendering(NamedTuple):
 
 
 def scene_bounds(r_min: float, r_max: float) -> Bounds:
-    """Near 3/8 r_min and far 3/2 r_max of the cameras' distances r to the origin over the data set [7.4].
+    """Near 3/8 r_min and far 3/2 r_max, for cameras at distances r from the origin over the data set [7.4].
 
-    The scene's box reaches as far from the origin as the far bound of the farthest camera that looks at it: r_max / 2.
-
-    Raises:
-      ValueError: unless 0 < r_min <= r_max.
+    The box reaches as far beyond the origin as the farthest camera sees: r_max / 2. Raises ValueError unless
+    0 < r_min <= r_max.
     """
     if not 0 < r_min <= r_max < np.inf:
-        raise UserError(f"camera distances must be positive and in order, got {r_min} to {r_max}")
+        raise ValueError(f"camera distances must be positive and in order, got {r_min} to {r_max}")
     return Bounds(3 * r_min / 8, 3 * r_max / 2, r_max / 2)
 
 
-# --------------------------------------------------------------------------------------------------------- the field
-
-
 def init_params(key: jax.Array, settings: FieldSettings) -> Params:
-    """Fresh parameters: ``grid`` (entry of all levels, feature), ``density`` and ``color``, lists of (kernel, bias)."""
+    """Initial ``grid`` (entry of all levels, feature), and ``density`` and ``color``, lists of (kernel, bias)."""
     keys = jax.random.split(key, 6)
-    encoded = settings.levels * settings.features
-    layers = [
-        (encoded, settings.width),
-        (settings.width, 1 + settings.geometry_features),
-        (settings.geometry_features, settings.width),
-        (settings.width, settings.width),
-        (settings.width, 3),
-    ]
+    encoded, width, geometry = settings.levels * settings.features, settings.width, settings.geometry_features
+    layers = [(encoded, width), (width, 1 + geometry), (geometry, width), (width, width), (width, 3)]
     dense = [
         (jax.random.normal(k, shape) * np.sqrt(2 / shape[0]), jnp.zeros(shape[1]))
         for k, shape in zip(keys, layers, strict=False)
@@ -180,14 +169,15 @@ def init_params(key: jax.Array, settings: FieldSettings) -> Params:
 
 
 def locate(positions: jax.Array, settings: FieldSettings) -> tuple[jax.Array, jax.Array]:
-    """Corners around positions on every level.
+    """The corners around positions, at every level.
 
     Args:
       positions: (point, 3) in [0, 1].
+      settings: of the field.
 
     Returns:
-      Indices (point, level, corner) int32 into ``params["grid"]``, and positions inside the cell (point, level, 3) in
-      [0, 1], differentiable. Corner 4 i + 2 j + k lies at (i, j, k).
+      Indices (point, level, corner) int32 into ``params["grid"]``, and positions within the cell (point, level, 3) in
+      [0, 1], differentiable. Corner 4 i + 2 j + k is at (i, j, k).
     """
     indices, fractions, offset = [], [], 0
     for cells, size in zip(settings.resolutions(), settings.table_sizes(), strict=True):
@@ -209,7 +199,7 @@ def interpolate(corner_features: jax.Array, fractions: jax.Array) -> jax.Array:
     """Trilinear: (point, level, corner, feature) and (point, level, 3) to (point, level * feature)."""
     x, y, z = (fractions[..., axis, None] for axis in range(3))
     f = corner_features
-    # One axis after the other: half as many products as with eight weights.
+    # Axis by axis: half as many products as with eight weights.
     f = f[..., :4, :] * (1 - x[..., None]) + f[..., 4:, :] * x[..., None]
     f = f[..., :2, :] * (1 - y[..., None]) + f[..., 2:, :] * y[..., None]
     f = f[..., 0, :] * (1 - z) + f[..., 1, :] * z
@@ -221,7 +211,7 @@ def _dense(x: jax.Array, layer: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def _geometry(params: Params, corner_features: jax.Array, fractions: jax.Array) -> jax.Array:
-    """Logarithm of the density, then the features for the color, (point, 1 + geometry feature)."""
+    """Log density, and the inputs of the color network, (point, 1 + geometry feature)."""
     hidden = jax.nn.relu(_dense(interpolate(corner_features, fractions), params["density"][0]))
     return _dense(hidden, params["density"][1])
 
@@ -239,27 +229,27 @@ def density(params: Params, positions: jax.Array, settings: FieldSettings) -> ja
 def density_and_color(
     params: Params, positions: jax.Array, settings: FieldSettings, normals_of: slice = slice(0)
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The field, and which way surfaces face.
+    """The field, and the normals of its surfaces.
 
     Args:
-      params: as `init_params` makes them.
-      positions: (point, 3) in [0, 1], coordinates of the box.
+      params: as from `init_params`.
+      positions: (point, 3) in [0, 1], in the box.
       settings: of the field.
-      normals_of: points whose normals are wanted.
+      normals_of: points that need normals.
 
     Returns:
-      Densities (point,) per edge of the box, colors (point, 3) in [0, 1], and normals of those points, (chosen, 3):
-      the negative gradient of the density at unit length (Ref-NeRF, Verbin et al. 2022), shorter where there is none.
+      Densities (point,) per edge of the box, colors (point, 3) in [0, 1], and normals (chosen, 3): the negative
+      gradient of the density at unit length (Ref-NeRF, Verbin et al. 2022), shorter where the gradient vanishes.
     """
     indices, fractions = locate(positions, settings)
-    # The only look-up: the normals are derivatives of the interpolation between the same features, so that the gradient
-    # of everything goes back into the table by one scatter.
+    # The only lookup: normals differentiate the interpolation of the same features, so that all gradients go back into
+    # the table in one scatter.
     corner_features = params["grid"][indices]
     geometry = _geometry(params, corner_features, fractions)
     x = jax.nn.relu(_dense(geometry[:, 1:], params["color"][0]))
     x = jax.nn.relu(_dense(x, params["color"][1]))
     colors = jax.nn.sigmoid(_dense(x, params["color"][2]))
-    # The logarithm rises where the density rises, and its gradient neither overflows nor vanishes.
+    # The log density has the same direction, and its gradient neither overflows nor vanishes.
     slope = jax.grad(lambda f, c: jnp.sum(_geometry(params, c, f)[:, 0]))(
         fractions[normals_of], corner_features[normals_of]
     )
@@ -268,11 +258,8 @@ def density_and_color(
     return _density(geometry[:, 0]), colors, normals
 
 
-# --------------------------------------------------------------------------------------------------- along the rays
-
-
 def clip_to_box(origins: jax.Array, directions: jax.Array, bounds: Bounds) -> tuple[jax.Array, jax.Array]:
-    """Distances (ray,) at which rays (ray, 3) enter and leave the box between near and far; equal where they miss."""
+    """Distances (ray,) where rays (ray, 3) enter and leave the box, within near and far; equal if they miss it."""
     safe = jnp.where(jnp.abs(directions) < 1e-9, 1e-9, directions)
     to_low, to_high = (-bounds.half_width - origins) / safe, (bounds.half_width - origins) / safe
     enter = jnp.max(jnp.minimum(to_low, to_high), axis=-1)
@@ -282,7 +269,7 @@ def clip_to_box(origins: jax.Array, directions: jax.Array, bounds: Bounds) -> tu
 
 
 def volume_weights(densities: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Share of each interval in a ray's color, (ray, sample): transmittance up to it times its opacity.
+    """Weight of each interval in a ray's color, (ray, sample): transmittance up to it times its opacity.
 
     Args:
       densities: (ray, sample) per unit of length.
@@ -302,22 +289,22 @@ def propose_edges(
     num_bins: int,
     jitter: jax.Array | None,
 ) -> jax.Array:
-    """Intervals of rays, short where something is to be seen.
+    """Samples intervals along rays, short ones near surfaces.
 
-    ``proposal`` (cell, cell, cell) is a coarse memory of the field's density in the box. Its volume weights in equal
-    bins of a ray, widened by a bin to either side and raised by a constant, are the density of the edges. Edges beyond
-    the first and the last follow it at equal steps (or, with jitter, one anywhere in each step): stratified sampling.
+    ``proposal`` (cell, cell, cell) is a running maximum of the field's density in the box. Its volume weights in equal
+    bins of a ray, dilated by one bin on either side plus a constant, are the density of the interval edges. The inner
+    edges are at equal quantiles (with jitter, at a random place in each stratum).
 
     Args:
       proposal: as above, per edge of the box.
       origins, directions: (ray, 3).
       bounds: of the scene.
       num_samples: intervals.
-      num_bins: of the ray's way through the box.
-      jitter: (ray, num_samples - 1) in [0, 1), or None for the middles.
+      num_bins: bins of the ray's path through the box.
+      jitter: (ray, num_samples - 1) in [0, 1), or None for the middle of each stratum.
 
     Returns:
-      (ray, num_samples + 1) distances, ascending, from where the ray enters the box to where it leaves it.
+      (ray, num_samples + 1) distances, ascending, from where the ray enters the box to where it leaves.
     """
     cells = proposal.shape[0]
     enter, leave = clip_to_box(origins, directions, bounds)
@@ -346,47 +333,39 @@ def propose_edges(
 
 
 def to_box(points: jax.Array, bounds: Bounds) -> jax.Array:
-    """World points (..., 3) to coordinates of the box, [0, 1]; clipped."""
+    """World points (..., 3) to box coordinates in [0, 1], clipped."""
     return jnp.clip(points / (2 * bounds.half_width) + 0.5, 0.0, 1.0)
 
 
-# ----------------------------------------------------------------------------------------------------------- rendering
+def trace(
+    params: Params,
+    origins: jax.Array,
+    directions: jax.Array,
+    edges: jax.Array,
+    bounds: Bounds,
+    settings: FieldSettings,
+    oriented: int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Volume rendering over white of rays (ray, 3) with intervals between ``edges`` (ray, sample + 1).
+
+    Returns:
+      Colors (ray, 3), weights (ray, sample), and normals (oriented, sample, 3) of the first ``oriented`` rays.
+    """
+    rays, samples = len(edges), edges.shape[1] - 1
+    middles = (edges[:, 1:] + edges[:, :-1]) / 2
+    positions = to_box(origins[:, None] + directions[:, None] * middles[..., None], bounds).reshape(-1, 3)
+    densities, rgb, normals = density_and_color(params, positions, settings, slice(oriented * samples))
+    weights = volume_weights(densities.reshape(rays, samples), jnp.diff(edges, axis=-1) / (2 * bounds.half_width))
+    colors = jnp.sum(weights[..., None] * rgb.reshape(rays, samples, 3), axis=1)
+    colors = colors + 1 - jnp.sum(weights, axis=-1, keepdims=True)
+    return colors, weights, normals.reshape(oriented, samples, 3)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _render(field, origins, directions, bounds, *, settings):
-    samples = 2 * settings.samples
-
-    def chunk(batch):
-        origins, directions = batch
-        edges = propose_edges(field.proposal, origins, directions, bounds, samples, settings.proposal_bins, None)
-        middles = (edges[:, 1:] + edges[:, :-1]) / 2
-        positions = to_box(origins[:, None] + directions[:, None] * middles[..., None], bounds).reshape(-1, 3)
-        densities, rgb, _ = density_and_color(field.params, positions, settings)
-        lengths = jnp.diff(edges, axis=-1) / (2 * bounds.half_width)
-        weights = volume_weights(densities.reshape(-1, samples), lengths)
-        opacity = jnp.sum(weights, axis=-1)
-        colors = jnp.sum(weights[..., None] * rgb.reshape(*weights.shape, 3), axis=1) + 1 - opacity[:, None]
-        depth = jnp.sum(weights * middles, axis=-1) / jnp.maximum(opacity, 1e-6)
-        return Rendering(colors, depth, opacity)
-
-    shape = directions.shape[:-1]
-    origins = jnp.broadcast_to(origins[:, None], directions.shape).reshape(-1, 3)
-    directions = directions.reshape(-1, 3)
-    total = len(directions)
-    size = min(settings.rays_per_chunk, total)
-    # The last chunk is filled up with rays that nobody sees.
-    indices = jnp.minimum(jnp.arange(-(-total // size) * size), total - 1).reshape(-1, size)
-    rendered = jax.lax.map(lambda chosen: chunk((origins[chosen], directions[chosen])), indices)
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:total].reshape(*shape, *leaf.shape[2:]), rendered
-    )
-
-
 def render(
     field: Field, origins: jax.Array, directions: jax.Array, bounds: Bounds, settings: FieldSettings
 ) -> Rendering:
-    """What cameras see of one field.
+    """Renders a field.
 
     Args:
       field: one object's, without object axis.
@@ -397,4 +376,24 @@ def render(
     Returns:
       Pixels (view, pixel), over white.
     """
-    return _render(field, origins, directions, bounds, settings=settings)
+
+    def chunk(indices: jax.Array) -> Rendering:
+        chosen = flat_origins[indices], flat_directions[indices]
+        samples = 2 * settings.samples
+        edges = propose_edges(field.proposal, *chosen, bounds, samples, settings.proposal_bins, None)
+        colors, weights, _ = trace(field.params, *chosen, edges, bounds, settings)
+        opacity = jnp.sum(weights, axis=-1)
+        depth = jnp.sum(weights * ((edges[:, 1:] + edges[:, :-1]) / 2), axis=-1) / jnp.maximum(opacity, 1e-6)
+        return Rendering(colors, depth, opacity)
+
+    shape = directions.shape[:-1]
+    flat_origins = jnp.broadcast_to(origins[:, None], directions.shape).reshape(-1, 3)
+    flat_directions = directions.reshape(-1, 3)
+    total = len(flat_directions)
+    size = min(settings.rays_per_chunk, total)
+    # The last chunk is padded with copies of the last ray.
+    indices = jnp.minimum(jnp.arange(-(-total // size) * size), total - 1).reshape(-1, size)
+    rendered = jax.lax.map(chunk, indices)
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:total].reshape(*shape, *leaf.shape[2:]), rendered
+    )

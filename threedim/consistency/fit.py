@@ -17,13 +17,10 @@ from threedim.consistency.field import (
     FieldSettings,
     Params,
     density,
-    density_and_color,
     init_params,
     propose_edges,
-    to_box,
-    volume_weights,
+    trace,
 )
-from threedim.errors import UserError
 
 
 class Rays(NamedTuple):
@@ -41,14 +38,14 @@ class Rays(NamedTuple):
 
 
 class FitState(NamedTuple):
-    """What a fit carries from step to step.
+    """State of a fit.
 
     Attributes:
       params: of the field.
-      average: their running average, which is what is rendered: steps of few rays leave noise in the last ones.
+      average: their running average, which is rendered: the last steps are noisy.
       opt_state: of the optimizer.
-      proposal: (cell, cell, cell) see `propose_edges`.
-      key: of the next step's draws.
+      proposal: (cell, cell, cell), see `propose_edges`.
+      key: random key of the next step.
       step: steps done.
     """
 
@@ -60,11 +57,12 @@ class FitState(NamedTuple):
     step: jax.Array
 
 
-# -------------------------------------------------------------------------------------------------------------- losses
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
 
 
 def distortion_loss(weights: jax.Array, edges: jax.Array) -> jax.Array:
-    """mip-NeRF 360's (Barron et al. 2022, eq. 15) of each ray, (ray,), in one pass instead of over all pairs.
+    """Distortion loss of mip-NeRF 360 (Barron et al. 2022, eq. 15), (ray,), in linear instead of quadratic time.
 
     Args:
       weights: (ray, sample).
@@ -78,7 +76,7 @@ def distortion_loss(weights: jax.Array, edges: jax.Array) -> jax.Array:
 
 
 def orientation_loss(weights: jax.Array, normals: jax.Array, directions: jax.Array) -> jax.Array:
-    """Ref-NeRF's (eq. 11) of each ray, (ray,): visible surfaces must not face away from the camera.
+    """Orientation loss of Ref-NeRF (eq. 11), (ray,): visible surfaces must not face away from the camera.
 
     Args:
       weights: (ray, sample).
@@ -89,32 +87,41 @@ def orientation_loss(weights: jax.Array, normals: jax.Array, directions: jax.Arr
     return jnp.sum(weights * away**2, axis=-1)
 
 
-def _update_proposal(proposal: jax.Array, params: Params, key: jax.Array, settings: FieldSettings) -> jax.Array:
-    """Looks at one place in some cells: what is remembered there fades, and is at least what is seen."""
-    cells = settings.proposal_resolution
-    where, inside = jax.random.split(key)
-    chosen = jax.random.randint(where, (settings.proposal_updates,), 0, cells**3)
-    cell = jnp.stack(jnp.unravel_index(chosen, (cells,) * 3), axis=-1)
-    positions = (cell + jax.random.uniform(inside, cell.shape)) / cells
-    flat = proposal.reshape(-1)
-    seen = jnp.maximum(flat[chosen] * 0.9, density(params, positions, settings))
-    return flat.at[chosen].set(seen).reshape(proposal.shape)
+def _losses(params, proposal, origins, directions, colors, weight, key, bounds, settings):
+    """The weighted sums over rays of the total loss and of the squared error."""
+    num_rays = len(origins)
+    jitter = jax.random.uniform(key, (num_rays, settings.samples - 1))
+    edges = propose_edges(proposal, origins, directions, bounds, settings.samples, settings.proposal_bins, jitter)
+    # The first rays are as random as the others.
+    oriented = -(-num_rays // settings.orientation_every) if settings.orientation_weight else 0
+    rendered, weights, normals = trace(params, origins, directions, edges, bounds, settings, oriented)
+    error = jnp.mean((rendered - colors) ** 2, axis=-1)
+    loss = error
+    if settings.distortion_weight:
+        normalized = (edges - bounds.near) / (bounds.far - bounds.near)
+        loss = loss + settings.distortion_weight * distortion_loss(weights, normalized)
+    total = jnp.sum(loss * weight)
+    if oriented:
+        facing = orientation_loss(weights[:oriented], normals, directions[:oriented])
+        total += settings.orientation_weight * (num_rays / oriented) * jnp.sum(facing * weight[:oriented])
+    return total, jnp.sum(error * weight)
 
 
-# ------------------------------------------------------------------------------------------------------------- fitting
+# ---------------------------------------------------------------------------------------------------------------------
+# Fitting
 
 
 def learning_rate(settings: FieldSettings) -> optax.Schedule:
-    """Of step 0, 1, …: linear, then constant [7.4]."""
+    """Learning rate by step: linear, then constant [7.4]."""
     return optax.linear_schedule(settings.learning_rate, settings.final_learning_rate, settings.decay_steps)
 
 
 def make_optimizer(settings: FieldSettings) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay after clipping [7.4].
+    """AdamW after gradient clipping [7.4].
 
-    The decay is decoupled (AdamW): 0.1 as an L2 term would outweigh the photometric gradient of every table entry by
-    orders of magnitude. β₂ and ε, which the paper does not give, are instant-NGP's: entries of a table see a few, tiny
-    gradients, to which Adam's usual ε of 1e-8 is not small.
+    Weight decay is decoupled: as an L2 term, 0.1 would outweigh the photometric gradient of every table entry by orders
+    of magnitude. The paper gives no β₂ and ε; these are instant-NGP's, since table entries get few and tiny gradients,
+    which Adam's usual ε of 1e-8 would suppress.
     """
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
@@ -124,47 +131,27 @@ def make_optimizer(settings: FieldSettings) -> optax.GradientTransformation:
     )
 
 
-def _losses(params, proposal, origins, directions, colors, weight, key, bounds, settings):
-    """Sum over rays, each times its weight, of the whole loss, and of the squared error."""
-    num_rays, samples = len(origins), settings.samples
-    jitter = jax.random.uniform(key, (num_rays, samples - 1))
-    edges = propose_edges(proposal, origins, directions, bounds, samples, settings.proposal_bins, jitter)
-    middles = (edges[:, 1:] + edges[:, :-1]) / 2
-    positions = to_box(origins[:, None] + directions[:, None] * middles[..., None], bounds).reshape(-1, 3)
-    # Of the first rays, as random as all others where rays are drawn.
-    oriented = -(-num_rays // settings.orientation_every) if settings.orientation_weight else 0
-    densities, rgb, normals = density_and_color(params, positions, settings, slice(oriented * samples))
-    weights = volume_weights(densities.reshape(num_rays, samples), jnp.diff(edges, axis=-1) / (2 * bounds.half_width))
-    rendered = jnp.sum(weights[..., None] * rgb.reshape(num_rays, samples, 3), axis=1)
-    rendered = rendered + 1 - jnp.sum(weights, axis=-1, keepdims=True)
-    error = jnp.mean((rendered - colors) ** 2, axis=-1)
-    loss = error
-    if settings.distortion_weight:
-        normalized = (edges - bounds.near) / (bounds.far - bounds.near)
-        loss = loss + settings.distortion_weight * distortion_loss(weights, normalized)
-    total = jnp.sum(loss * weight)
-    if oriented:
-        facing = orientation_loss(weights[:oriented], normals.reshape(oriented, samples, 3), directions[:oriented])
-        total += settings.orientation_weight * (num_rays / oriented) * jnp.sum(facing * weight[:oriented])
-    return total, jnp.sum(error * weight)
-
-
 def init_state(key: jax.Array, settings: FieldSettings) -> FitState:
-    """A fit before its first step."""
+    """Initial state of a fit."""
     for_params, key = jax.random.split(key)
     params = init_params(for_params, settings)
     proposal = jnp.ones((settings.proposal_resolution,) * 3)
     return FitState(params, params, make_optimizer(settings).init(params), proposal, key, jnp.zeros((), jnp.int32))
 
 
-def _draw_pixels(key: jax.Array, colors: jax.Array, seen: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Pixels for a step that takes only some, and their weights, (count,): a sum of these times a loss is its mean.
+def sample_pixels(key: jax.Array, colors: jax.Array, seen: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Samples pixels of a step with weights, such that the weighted sum of a loss estimates its mean over all pixels.
 
-    Half of them are drawn from those that are not white, which are few and say most, half from all.
+    Half of them are sampled from the pixels that are not white, which are few and informative, half from all.
 
     Args:
+      key: random key.
       colors: (pixel of all views, 3).
-      seen: (pixel of all views,) int32: how many up to and with it are not white.
+      seen: (pixel of all views,) int32, the cumulative number of pixels that are not white.
+      count: number of pixels.
+
+    Returns:
+      Indices and weights, (count,).
     """
     one, two = jax.random.split(key)
     total, half = len(seen), count // 2
@@ -173,7 +160,7 @@ def _draw_pixels(key: jax.Array, colors: jax.Array, seen: jax.Array, count: int)
     share = jnp.where(seen[-1] > 0, half / count, 0.0)
     indices = jnp.concatenate([jnp.where(share > 0, chosen, anywhere[:half]), anywhere[half:]])
     odds = 1 - share + share * _is_seen(colors[indices]) * total / jnp.maximum(seen[-1], 1)
-    # Mixed, so that the first ones are as random as the rest.
+    # Shuffled, so that the first ones are as random as the rest.
     order = np.random.default_rng(0).permutation(count)
     return indices[order], 1 / (count * odds[order])
 
@@ -183,34 +170,26 @@ def _is_seen(colors: jax.Array) -> jax.Array:
 
 
 def _gradient(state: FitState, rays: Rays, seen: jax.Array, key: jax.Array, bounds: Bounds, settings: FieldSettings):
-    """Mean squared error and gradient of the mean loss over this step's rays."""
+    """Mean squared error, and gradient of the mean loss, over the rays of a step."""
     views, pixels = rays.directions.shape[:2]
     directions, colors = rays.directions.reshape(-1, 3), rays.colors.reshape(-1, 3)
     total = views * pixels
     evaluate = jax.value_and_grad(_losses, has_aux=True)
 
     def at(indices, valid, key):
-        return evaluate(
-            state.params,
-            state.proposal,
-            rays.origins[indices // pixels],
-            directions[indices],
-            colors[indices],
-            valid,
-            key,
-            bounds,
-            settings,
-        )
+        origins = rays.origins[indices // pixels]
+        chosen = origins, directions[indices], colors[indices], valid
+        return evaluate(state.params, state.proposal, *chosen, key, bounds, settings)
 
     for_rays, for_samples = jax.random.split(key)
     if settings.rays_per_step:
-        indices, weights = _draw_pixels(for_rays, colors, seen, settings.rays_per_step)
+        indices, weights = sample_pixels(for_rays, colors, seen, settings.rays_per_step)
         (_, error), gradient = at(indices, weights, for_samples)
     else:
         chunk = min(settings.rays_per_chunk, total)
         num_chunks = -(-total // chunk)
         shift = jax.random.randint(for_rays, (), 0, total)
-        # A chunk's rays lie all over the views, and so do its first ones.
+        # Rays of a chunk, also its first ones, are spread over all views.
         places = np.random.default_rng(0).permutation(chunk) * num_chunks
 
         def add(carry, number):
@@ -224,6 +203,18 @@ def _gradient(state: FitState, rays: Rays, seen: jax.Array, key: jax.Array, boun
     return error, gradient
 
 
+def _update_proposal(proposal: jax.Array, params: Params, key: jax.Array, settings: FieldSettings) -> jax.Array:
+    """Decays some random cells, to no less than the density at a random point in them."""
+    cells = settings.proposal_resolution
+    where, inside = jax.random.split(key)
+    chosen = jax.random.randint(where, (settings.proposal_updates,), 0, cells**3)
+    cell = jnp.stack(jnp.unravel_index(chosen, (cells,) * 3), axis=-1)
+    positions = (cell + jax.random.uniform(inside, cell.shape)) / cells
+    flat = proposal.reshape(-1)
+    seen = jnp.maximum(flat[chosen] * 0.9, density(params, positions, settings))
+    return flat.at[chosen].set(seen).reshape(proposal.shape)
+
+
 def _step(
     state: FitState, rays: Rays, seen: jax.Array, bounds: Bounds, settings: FieldSettings
 ) -> tuple[FitState, jax.Array]:
@@ -231,11 +222,16 @@ def _step(
     error, gradient = _gradient(state, rays, seen, for_gradient, bounds, settings)
     updates, opt_state = make_optimizer(settings).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # Shorter at first, so that the beginning is forgotten.
+    # Shorter at first, to forget the initial parameters.
     decay = jnp.minimum(settings.average_decay, (1 + state.step) / (10 + state.step))
     average = optax.incremental_update(params, state.average, 1 - decay)
     proposal = _update_proposal(state.proposal, params, for_proposal, settings)
     return FitState(params, average, opt_state, proposal, key, state.step + 1), error
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _init_states(key: jax.Array, settings: FieldSettings) -> FitState:
+    return jax.vmap(lambda one: init_state(one, settings))(key)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "num_steps"), donate_argnums=0)
@@ -255,30 +251,30 @@ def fit(
     on_steps: Callable[[int, np.ndarray], None] | None = None,
     steps_per_call: int = 50,
 ) -> Field:
-    """Fits one field to each of some objects, side by side.
+    """Fits one field to each of several objects, side by side.
 
-    Compiled once for a number of objects, views and pixels.
+    Compiled once per number of objects, views and pixels.
 
     Args:
-      key: (object,) random keys; an object's field depends on its own key and rays only.
+      key: (object,) random keys; a field depends only on its own key and rays.
       rays: with a leading object axis: origins (object, view, 3), directions and colors (object, view, pixel, 3).
       bounds: of the scenes.
       settings: of the fit.
-      on_steps: called with the number of steps done and the mean squared error (object,) of the last of them.
-      steps_per_call: steps between such calls.
+      on_steps: called with the number of finished steps, and the mean squared error (object,) of the last one.
+      steps_per_call: steps between these calls.
 
     Returns:
       The fields, with a leading object axis.
 
     Raises:
-      ValueError: if the rays are not as above.
+      ValueError: if the shapes of the rays do not agree.
       FloatingPointError: if an error is not finite.
     """
     objects, views = rays.origins.shape[:2]
     if rays.directions.shape[:2] != (objects, views) or rays.colors.shape != rays.directions.shape:
         shapes = ", ".join(str(leaf.shape) for leaf in rays)
-        raise UserError(f"origins, directions, colors must be (object, view, [pixel,] 3) alike, got {shapes}")
-    state = jax.jit(jax.vmap(lambda k: init_state(k, settings)))(key)
+        raise ValueError(f"origins, directions, colors must be (object, view, [pixel,] 3) alike, got {shapes}")
+    state = _init_states(key, settings)
     done = 0
     while done < settings.num_steps:
         count = min(steps_per_call, settings.num_steps - done)

@@ -13,7 +13,7 @@ from threedim.cameras import Camera
 from threedim.consistency.field import Bounds, scene_bounds
 from threedim.data import srn
 from threedim.errors import UserError
-from threedim.output.claim import read_json
+from threedim.evaluation.sampled import read_samples
 from threedim.progress import progress
 
 # The paper's input view; the first one if there are fewer views.
@@ -99,13 +99,7 @@ def named_folders(views: Sequence[str]) -> list[tuple[str, epath.Path]]:
 
 def sampled_objects(folder: epath.Path) -> dict[str, tuple[list[int], list[int]]]:
     """Input and target views of each object by the samples.json beside a folder; empty without one."""
-    path = folder.parent / "samples.json"
-    if folder.name != "views" or not path.exists():
-        return {}
-    try:
-        return {name: (one["input_views"], one["target_views"]) for name, one in read_json(path)["objects"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not list the views of each object ({error}); move it away") from error
+    return read_samples(folder)[1] if folder.name == "views" else {}
 
 
 def default_inputs(num_views: int) -> tuple[int, ...]:
@@ -144,7 +138,10 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
             distances.append(np.linalg.norm(one.cameras.t, axis=-1))
             bar.advance()
     distances = np.concatenate(distances)
-    return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
+    try:
+        return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _sampled_numbers(

@@ -271,7 +271,10 @@ def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldS
     if rays_per_step is None:
         rays_per_step = CPU_RAYS_PER_STEP if jax.default_backend() == "cpu" else FieldSettings().rays_per_step
     given.setdefault("rays_per_step", rays_per_step)
-    return dataclasses.replace(FieldSettings(), **given)
+    try:
+        return dataclasses.replace(FieldSettings(), **given)
+    except ValueError as error:
+        raise UserError(f"--set: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ Both are rewritten each time. With several processes, each samples its objects; 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from typing import Any
 
@@ -37,30 +36,6 @@ from threedim.tasks import Task, make_tasks
 _ENDS, _STRIP_VIEWS = 4, 6
 
 _SAMPLED_HERE = "sampled here"
-_NO_LPIPS = (
-    "the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE "
-    f"--config.evaluate.lpips_lin=FILE; {lpips.HOW_TO_GET_WEIGHTS}"
-)
-_NO_FID = f"no weights are given with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What is scored, and by which networks.
-
-    Attributes:
-      views: the folder of sampled views.
-      tasks: the test objects, with their true views.
-      paths: of each object's sampled views.
-      extract: features for the FID, or None.
-      compare: LPIPS, or None.
-    """
-
-    views: SampledViews
-    tasks: list[Task]
-    paths: dict[str, list[epath.Path]]
-    extract: scores.Extractor | None
-    compare: scores.Comparer | None
 
 
 def evaluate(
@@ -110,17 +85,51 @@ def evaluate(
     if not distributed.is_lead():
         return out
 
-    # Score and report.
+    # Score.
     if inception_params is not None:
         extract = inception.FeatureExtractor(inception_params)
     if lpips_weights is not None:
         compare = lpips.PerceptualDistance(lpips_weights)
-    found = _Found(views, tasks, views.find(tasks), extract, compare)
-    results = _score(config, found)
+    paths = views.find(tasks)
+    size, total = config.model.image_size, sum(len(task.target_views) for task in tasks)
+    scored = scores.Scores(total, size, e.seed, extract, compare)
+    with progress(total, desc="scores") as bar:
+        for task in tasks:
+            known = task.load()
+            scored.add(task, known, read_views(paths[task.name], known.targets, size))
+            bar.advance(len(task.target_views))
+    results = scored.results() | _provenance(config, views.settings)
+    results["inception"] = provenance.file_identity(e.inception) if e.inception and extract else None
+    results |= {"lpips_network": None, "lpips_weights": None}
+    if "lpips" not in scored.not_computed:
+        results["lpips_network"] = compare.name
+        if e.lpips_backbone:
+            identities = {name: provenance.file_identity(e[f"lpips_{name}"]) for name in ("backbone", "lin")}
+            results["lpips_weights"] = identities
+            results["warnings"] += lpips.not_as_published(**identities)
+    results["objects"] = {name: one.to_json() for name, one in scored.objects.items()}
+
+    # Report.
     files.write_atomically(out / "results.json", to_json(results))
-    files.write_atomically(out / "report.html", report.render(results, _strips(config, found, results["objects"])))
+    strips = _strips(tasks, paths, size, results["objects"])
+    files.write_atomically(out / "report.html", report.render(results, strips))
     _say(results, out)
     return out
+
+
+def _provenance(config: ml_collections.ConfigDict, sampler: dict[str, Any] | None) -> dict[str, Any]:
+    """The entries of ``results.json`` about what was scored, and where."""
+    e = config.evaluate
+    return {
+        "protocol": _protocol(config) | {"max_objects": e.max_objects, "seed": e.seed},
+        "published": e.published,
+        "checkpoint_step": sampler and sampler.get("checkpoint_step"),
+        "sampling": sampler,
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+        "config": config_lib.plain(config),
+    }
 
 
 def to_json(results: dict[str, Any]) -> str:
@@ -192,124 +201,27 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
         )
 
 
-def _score(config: ml_collections.ConfigDict, found: _Found) -> dict[str, Any]:
-    """The content of ``results.json``."""
-    e, size = config.evaluate, config.model.image_size
-    total = sum(len(task.target_views) for task in found.tasks)
-    distances = scores.Distances(total, e.seed, found.extract)
-    scored = []
-    with progress(total, desc="scores") as bar:
-        for task in found.tasks:
-            views = task.load()
-            pictures = read_views(found.paths[task.name], views.targets, size)
-            scored.append(scores.score_object(task, views, pictures, found.compare))
-            distances.add(views, pictures)
-            bar.advance(len(pictures))
-    summary = scores.summary(scored)
-    dataset = summary["dataset"] | {"fid": None, "patch_distance": None}
-    repeated = summary["repeated"] | {"patch_distance": None}
-    not_computed = _not_computed(found, size, total)
-    if "patch_distance" not in not_computed:
-        dataset["patch_distance"], repeated["patch_distance"] = distances.patch_distances()
-    warnings = []
-    if "fid" not in not_computed:
-        distance = distances.fid()
-        dataset["fid"], warnings = distance.value, [f"FID: {warning}" for warning in distance.warnings]
-    lpips_files = None
-    if e.lpips_backbone and dataset["lpips"] is not None:
-        lpips_files = {name: provenance.file_identity(e[f"lpips_{name}"]) for name in ("backbone", "lin")}
-        warnings += lpips.not_as_published(**lpips_files)
-    settings = found.views.settings
-    return {
-        "dataset": dataset,
-        "baselines": {"input view repeated": repeated},
-        "num_objects": len(scored),
-        "num_views": total,
-        "equal_views": sum(each.equal for each in scored),
-        "psnr_of_equal_views": scores.psnr_limit(size, size),
-        "patch_distance_views": min(total, scores.PATCH_VIEWS),
-        "not_computed": not_computed,
-        "warnings": warnings,
-        "psnr_by_angle": summary["psnr_by_angle"],
-        "protocol": _protocol(config) | {"max_objects": e.max_objects, "seed": e.seed},
-        "published": e.published,
-        "checkpoint_step": settings and settings.get("checkpoint_step"),
-        "sampling": settings,
-        "inception": provenance.file_identity(e.inception) if e.inception and found.extract else None,
-        "lpips_network": None if dataset["lpips"] is None else found.compare.name,
-        "lpips_weights": lpips_files,
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "device": provenance.device(),
-        "config": config_lib.plain(config),
-        "objects": {each.name: _object(each) for each in scored},
-    }
-
-
-def _not_computed(found: _Found, size: int, total: int) -> dict[str, str]:
-    """Why measures are left out, by their names in ``results.json``."""
-    reasons = {
-        "ssim": scores.ssim_refusal(size),
-        "lpips": scores.lpips_refusal(size, found.compare) if found.compare else _NO_LPIPS,
-        "patch_distance": scores.patch_refusal(size),
-        "fid": _NO_FID if not found.extract else "a covariance needs at least 2 views" if total < 2 else None,
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _object(each: scores.ObjectScores) -> dict[str, Any]:
-    def mean(values: np.ndarray | None) -> float | None:
-        return None if values is None else round(float(values.mean()), 5)
-
-    def rounded(values: np.ndarray | None) -> list[float] | None:
-        # More digits than single precision has.
-        return None if values is None else np.round(values, 5).tolist()
-
-    return {
-        "psnr": mean(each.psnr),
-        "ssim": mean(each.ssim),
-        "lpips": mean(each.lpips),
-        "repeated_psnr": mean(each.repeated_psnr),
-        "repeated_ssim": mean(each.repeated_ssim),
-        "repeated_lpips": mean(each.repeated_lpips),
-        "input_views": each.input_views,
-        "views": {
-            "number": each.views,
-            "angle_degrees": rounded(each.angle),
-            "psnr": rounded(each.psnr),
-            "ssim": rounded(each.ssim),
-            "lpips": rounded(each.lpips),
-        },
-    }
-
-
-def _strips(config: ml_collections.ConfigDict, found: _Found, objects: dict[str, Any]) -> dict[str, list[report.Strip]]:
+def _strips(
+    tasks: list[Task], paths: dict[str, list[epath.Path]], size: int, objects: dict[str, Any]
+) -> dict[str, list[report.Strip]]:
     """Pictures of the objects with the highest and the lowest PSNR, or of all if there are few."""
     order = sorted(objects, key=lambda name: -objects[name]["psnr"])
-    by_name = {task.name: task for task in found.tasks}
+    by_name = {task.name: task for task in tasks}
     groups = {"Best objects": order[:_ENDS], "Worst objects": order[-_ENDS:][::-1]}
     if len(order) <= 2 * _ENDS:
         groups = {"Objects, best first": order}
 
     def strip(name: str) -> report.Strip:
-        task, views = by_name[name], objects[name]["views"]
-        loaded = task.load()
+        task, scored = by_name[name], objects[name]
+        loaded, views = task.load(), scored["views"]
         chosen = np.unique(np.linspace(0, len(task.target_views) - 1, _STRIP_VIEWS).round().astype(int)).tolist()
-        pictures = read_views(
-            [found.paths[name][i] for i in chosen], loaded.targets[np.array(chosen)], config.model.image_size
-        )
-        return report.Strip(
-            name=name,
-            psnr=objects[name]["psnr"],
-            ssim=objects[name]["ssim"],
-            inputs=dict(zip(task.input_views, loaded.inputs, strict=True)),
-            views=[
-                report.StripView(
-                    views["number"][i], views["angle_degrees"][i], views["psnr"][i], picture, loaded.truth[i]
-                )
-                for i, picture in zip(chosen, pictures, strict=True)
-            ],
-        )
+        pictures = read_views([paths[name][i] for i in chosen], loaded.targets[np.array(chosen)], size)
+        shown = [
+            report.StripView(views["number"][i], views["angle_degrees"][i], views["psnr"][i], picture, loaded.truth[i])
+            for i, picture in zip(chosen, pictures, strict=True)
+        ]
+        inputs = dict(zip(task.input_views, loaded.inputs, strict=True))
+        return report.Strip(name, scored["psnr"], scored["ssim"], inputs, shown)
 
     return {title: [strip(name) for name in names] for title, names in groups.items()}
 

@@ -1,84 +1,92 @@
-"""Sampled views in a folder, of this project or any other method, matched with a test set."""
+"""Folders of sampled views, by this project or any other method, and which view of the test set each file is."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import png
 from threedim.errors import MissingError, UserError
+from threedim.output.claim import read_json
 from threedim.tasks import Task
 
-# Small files, possibly remote: threads wait for them.
+# Files are small and may be remote: most of the time is spent waiting.
 _THREADS = 16
-_LISTED = 20
 _POSE_TOLERANCE = 1e-3
 
 
-class SampledViews:
-    """A folder with files ``<object>/000000.png`` or ``<object>/rgb/000000.png``, named by view number.
+def read_samples(folder: epath.PathLike) -> tuple[dict[str, Any] | None, dict[str, tuple[list[int], list[int]]]]:
+    """Reads the ``samples.json`` that ``--mode=sample`` writes beside its folder of views.
 
-    Folders that `sample.sample` wrote begin with the input views; ``samples.json`` beside them has the view numbers.
-
-    Attributes:
-      settings: the sampler settings in ``samples.json``; None without that file.
+    Returns:
+      The settings of the sampler, and by object the numbers of its input views and of its target views, in the order
+      of the files; None and {} if there is no such file.
 
     Raises:
-      MissingError: if the folder does not exist.
-      UserError: if ``samples.json`` is damaged, or its views are an orbit, which has no true views.
+      UserError: if it is damaged.
+    """
+    path = epath.Path(folder).parent / "samples.json"
+    if not path.exists():
+        return None, {}
+    content = read_json(path)
+    try:
+        objects = {name: (one["input_views"], one["target_views"]) for name, one in content["objects"].items()}
+        return content["settings"], objects
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged (no {error}); it records which view each file is") from error
+
+
+class SampledViews:
+    """A folder ``<folder>/<object>/000000.png`` or ``<folder>/<object>/rgb/000000.png``, named by view number.
+
+    Views that ``--mode=sample`` wrote are numbered from 0, input views first; the numbers are in ``samples.json``.
+
+    Attributes:
+      settings: those of the sampler, from ``samples.json``; None without it.
     """
 
     def __init__(self, folder: epath.PathLike):
+        """Finds the folder.
+
+        Raises:
+          MissingError: if it does not exist.
+          UserError: if its ``samples.json`` is damaged, or its views are those of an orbit, which have no truth.
+        """
         folder = epath.Path(folder)
         if (folder / "samples.json").exists():
             folder = folder / "views"
         if not folder.is_dir():
             raise MissingError(f"{folder}: no such folder of views; expected {folder}/<object>/000000.png")
         self._folder = folder
-        self.settings: dict[str, Any] | None = None
-        self._order: dict[str, dict[str, list[int]]] | None = None
-        path = folder.parent / "samples.json"
-        if path.exists():
-            try:
-                content = json.loads(path.read_text())
-                self.settings, self._order = content["settings"], content["objects"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is damaged ({error}); it has the numbers of the views") from error
-            if self.settings.get("cameras") == "orbit":
-                raise UserError(f"{folder} holds an orbit, which has no true views; sample the object's cameras")
+        self.settings, self._order = read_samples(folder)
+        if self.settings and self.settings.get("cameras") == "orbit":
+            raise UserError(f"{folder} holds an orbit, whose true views are unknown; set sample.cameras to 'object'")
 
     def find(self, tasks: Sequence[Task]) -> dict[str, list[epath.Path]]:
-        """The files of every object's ``target_views``, in that order.
+        """The files of the ``target_views`` of each object, in that order.
 
         Raises:
-          MissingError: if views are missing; lists them.
+          MissingError: listing the objects and views that are missing.
           UserError: if two files have the same number, or the views were sampled from another input view.
         """
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             numbered = dict(zip([task.name for task in tasks], pool.map(self._numbered, tasks), strict=True))
-        missing, found = [], {}
+        missing = []
         for task in tasks:
-            files = numbered[task.name]
-            if not files:
-                missing.append(f"{task.name}: no views")
-            elif absent := [view for view in task.target_views if view not in files]:
-                missing.append(f"{task.name}: view {_ranges(absent)}")
-            else:
-                found[task.name] = [files[view] for view in task.target_views]
+            if absent := [view for view in task.target_views if view not in numbered[task.name]]:
+                missing.append(f"{task.name}: " + (f"view {_ranges(absent)}" if numbered[task.name] else "no views"))
         if missing:
-            more = [f"... and {len(missing) - _LISTED} more objects"] if len(missing) > _LISTED else []
             raise MissingError(
-                f"{self._folder} has no views for {len(missing)} of {len(tasks)} objects:\n  "
-                + "\n  ".join(missing[:_LISTED] + more)
-                + "\nFiles are <object>/000000.png or <object>/rgb/000000.png, numbered as in the test set."
+                f"{self._folder} has no views for {len(missing)} of {len(tasks)} objects:\n  {arrays.listed(missing)}\n"
+                "Files are <object>/000000.png or <object>/rgb/000000.png, numbered as in the test set."
             )
-        return found
+        return {task.name: [numbered[task.name][view] for view in task.target_views] for task in tasks}
 
     def _numbered(self, task: Task) -> dict[int, epath.Path]:
         """Files of an object by view number."""
@@ -89,67 +97,66 @@ class SampledViews:
             return {}
         files: dict[int, epath.Path] = {}
         for path in folder.iterdir():
-            # Other files, such as 000003_compare.png, are ignored.
+            # Other files may lie there, such as 000003_compare.png.
             if path.suffix.lower() == ".png" and path.stem.isdecimal():
                 if int(path.stem) in files:
                     raise UserError(f"{path} and {files[int(path.stem)].name} are both of view {int(path.stem)}")
                 files[int(path.stem)] = path
-        order = (self._order or {}).get(task.name)
-        if order is None:
+        if task.name not in self._order:
             return files
-        if order["input_views"] != task.input_views:
+        inputs, targets = self._order[task.name]
+        if inputs != task.input_views:
             raise UserError(
-                f"{folder} was sampled from view {_ranges(order['input_views'])}, not {_ranges(task.input_views)}; set "
+                f"{folder} was sampled from view {_ranges(inputs)}, not {_ranges(task.input_views)}; set "
                 "--config.evaluate.input_view"
             )
-        numbers = order["input_views"] + order["target_views"]
-        return {number: files[place] for place, number in enumerate(numbers) if place in files}
+        return {number: files[place] for place, number in enumerate(inputs + targets) if place in files}
 
 
 def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.ndarray:
-    """Reads the pictures of an object, (view, size, size, 3) uint8, transparency over white.
+    """Reads views of an object, transparency over white.
 
-    Poses in ``pose/`` beside ``rgb/`` are compared with the cameras.
+    If poses lie beside them (``pose/`` beside ``rgb/``), they are compared with the cameras.
 
     Args:
-      paths: from `SampledViews.find`.
-      cameras: those of the true views, axes (view,).
+      paths: files from `SampledViews.find`.
+      cameras: cameras of the true views, axes (view,).
       size: height and width of the true views; sampled views are never resized.
 
+    Returns:
+      (view, size, size, 3) uint8.
+
     Raises:
-      UserError: if a file is not a PNG, has another size, or its pose is that of another camera; names the file.
+      UserError: naming a file that is no PNG, has another size, or whose pose is that of another camera.
     """
     has_poses = paths[0].parent.name == "rgb" and (paths[0].parent.parent / "pose").is_dir()
-    matrices = cameras.to_matrix()
 
-    def read_one(index: int) -> np.ndarray:
-        path = paths[index]
+    def read_one(path: epath.Path, matrix: np.ndarray) -> np.ndarray:
         try:
-            picture = png.decode_png(path.read_bytes())
+            image = png.decode_png(path.read_bytes())
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path} is not a readable square PNG: {error}") from error
-        if len(picture) != size:
+        if len(image) != size:
             raise UserError(
-                f"{path} is {len(picture)} px wide, but views are compared at {size} px and never resized; set "
+                f"{path} is {len(image)} px wide, but views are compared at {size} px and never resized; set "
                 "--config.model.image_size"
             )
         if has_poses:
-            _check_pose(path.parent.parent / "pose" / f"{path.stem}.txt", path, matrices[index])
-        return picture
+            _check_pose(path.parent.parent / "pose" / f"{path.stem}.txt", matrix)
+        return image
 
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        return np.stack(list(pool.map(read_one, range(len(paths)))))
+        return np.stack(list(pool.map(read_one, paths, cameras.to_matrix())))
 
 
-def _check_pose(path: epath.Path, picture: epath.Path, expected: np.ndarray) -> None:
+def _check_pose(path: epath.Path, expected: np.ndarray) -> None:
     try:
         found = np.array(path.read_text().split(), float).reshape(4, 4)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable pose of 16 numbers: {error}") from error
     if not np.allclose(found, expected, rtol=_POSE_TOLERANCE, atol=_POSE_TOLERANCE):
         raise UserError(
-            f"{path} is not the pose of the test set's view with the number of {picture.name}; files must be numbered "
-            "as in the test set"
+            f"{path} is not the pose of the test set's view of that number; files are numbered as in the test set"
         )
 
 

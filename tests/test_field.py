@@ -1,4 +1,7 @@
+"""The neural field and its fit against slow, obvious computations."""
+
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,27 +71,35 @@ def test_encoding_agrees_with_loops_over_corners():
                     index = (x ^ (y * 2654435761) % 2**32 ^ (z * 805459861) % 2**32) % 256
                 weight = np.prod(np.where(corner, inside, 1 - inside))
                 expected[point, 2 * level : 2 * level + 2] += weight * grid[offset + index]
-    indices, fractions = nf.locate(jnp.asarray(positions), TINY)
-    encoded = nf.interpolate(params["grid"][indices], fractions)
-    np.testing.assert_allclose(encoded, expected, atol=2e-5)
+
+    @jax.jit
+    def encode(positions):
+        indices, fractions = nf.locate(positions, TINY)
+        return nf.interpolate(params["grid"][indices], fractions)
+
+    np.testing.assert_allclose(encode(positions), expected, atol=2e-5)
 
 
 def test_networks_have_the_papers_layers():
-    params = nf.init_params(jax.random.key(0), nf.FieldSettings())
+    params = jax.eval_shape(lambda key: nf.init_params(key, nf.FieldSettings()), jax.random.key(0))
     assert [kernel.shape[1] for kernel, _ in params["density"]] == [64, 16]
     assert [kernel.shape[1] for kernel, _ in params["color"]] == [64, 64, 3]
 
 
-def test_normals_are_the_negative_direction_in_which_density_grows():
+def test_normals_are_the_negative_gradient_of_the_density():
     params = loud_params(3)
     # In one cell of the finest level, so that differences do not cross a kink of the interpolation.
     positions = (np.asarray([[3.4, 7.6, 5.5], [8.3, 2.4, 10.5], [6.5, 6.6, 6.4]]) / 12).astype(np.float32)
-    _, _, normals = nf.density_and_color(params, jnp.asarray(positions), TINY, slice(1, 3))
+    evaluate = jax.jit(functools.partial(nf.density_and_color, settings=TINY, normals_of=slice(1, 3)))
+    densities, colors, normals = evaluate(params, positions)
     step = 1e-3
-    for position, normal in zip(positions[1:], np.asarray(normals), strict=True):
-        moved = [position + sign * step * axis for axis in np.eye(3) for sign in (1, -1)]
-        values = np.log(np.asarray(nf.density(params, jnp.asarray(moved, jnp.float32), TINY), np.float64))
-        slope = (values[0::2] - values[1::2]) / (2 * step)
+    moves = np.concatenate([np.zeros((1, 3)), *([step * axis, -step * axis] for axis in np.eye(3))])
+    moved = jnp.asarray(positions[:, None] + moves, jnp.float32).reshape(-1, 3)
+    values = np.asarray(jax.jit(nf.density, static_argnums=2)(params, moved, TINY), np.float64).reshape(3, 7)
+    np.testing.assert_allclose(densities, values[:, 0], rtol=1e-5)
+    assert np.all((colors > 0) & (colors < 1))
+    for value, normal in zip(np.log(values[1:, 1:]), np.asarray(normals), strict=True):
+        slope = (value[0::2] - value[1::2]) / (2 * step)
         np.testing.assert_allclose(normal, -slope / np.linalg.norm(slope), atol=0.02)
 
 
@@ -102,7 +113,7 @@ def test_volume_weights_agree_with_a_loop():
             opacity = 1 - np.exp(-densities[ray, sample] * lengths[ray, sample])
             expected[ray, sample] = transmittance * opacity
             transmittance *= 1 - opacity
-    np.testing.assert_allclose(nf.volume_weights(jnp.asarray(densities), jnp.asarray(lengths)), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(nf.volume_weights)(densities, lengths), expected, atol=1e-6)
 
 
 def test_distortion_agrees_with_the_double_sum():
@@ -114,17 +125,16 @@ def test_distortion_agrees_with_the_double_sum():
         + sum(w[i] ** 2 * (e[i + 1] - e[i]) for i in range(6)) / 3
         for w, m, e in zip(weights, middles, edges, strict=True)
     ]
-    np.testing.assert_allclose(ff.distortion_loss(jnp.asarray(weights), jnp.asarray(edges)), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(ff.distortion_loss)(weights, edges), expected, rtol=1e-5)
 
 
 def test_orientation_punishes_only_surfaces_that_face_away():
     directions = jnp.asarray([[0.0, 0.0, 1.0]])
     weights = jnp.asarray([[0.5, 0.25]])
     towards, away = [0.0, 0.6, -0.8], [0.6, 0.0, 0.8]
-    np.testing.assert_allclose(ff.orientation_loss(weights, jnp.asarray([[towards, towards]]), directions), [0.0])
-    np.testing.assert_allclose(
-        ff.orientation_loss(weights, jnp.asarray([[towards, away]]), directions), [0.25 * 0.64], rtol=1e-6
-    )
+    loss = jax.jit(ff.orientation_loss)
+    np.testing.assert_allclose(loss(weights, jnp.asarray([[towards, towards]]), directions), [0.0])
+    np.testing.assert_allclose(loss(weights, jnp.asarray([[towards, away]]), directions), [0.25 * 0.64], rtol=1e-6)
 
 
 def test_bounds_are_the_papers():
@@ -138,7 +148,7 @@ def test_bounds_are_the_papers():
 def test_rays_are_clipped_to_the_box_and_the_bounds():
     bounds = nf.Bounds(1.0, 3.0, 1.0)
     origins = jnp.asarray([[0, 0, -2.5], [0, 0, -1.5], [0, 5.0, -2.5], [0.0, 0, -0.5]])
-    enter, leave = nf.clip_to_box(origins, jnp.tile(jnp.asarray([[0.0, 0, 1]]), (4, 1)), bounds)
+    enter, leave = jax.jit(nf.clip_to_box)(origins, jnp.tile(jnp.asarray([[0.0, 0, 1]]), (4, 1)), bounds)
     np.testing.assert_allclose(enter[jnp.asarray([0, 1, 3])], [1.5, 1.0, 1.0])
     np.testing.assert_allclose(leave[jnp.asarray([0, 1, 3])], [3.0, 2.5, 1.5])
     assert enter[2] == leave[2]
@@ -148,11 +158,12 @@ def test_intervals_are_short_where_something_is_seen():
     proposal = np.zeros((8, 8, 8), np.float32)
     proposal[:, :, 5] = 1000.0  # a wall, z in [0.25, 0.5] of [-1, 1]
     origins, directions = jnp.asarray([[0.1, 0.1, -2.0]]), jnp.asarray([[0.0, 0, 1]])
-    edges = np.asarray(nf.propose_edges(jnp.asarray(proposal), origins, directions, BOUNDS, 16, 64, None))[0]
+    propose = jax.jit(lambda proposal: nf.propose_edges(proposal, origins, directions, BOUNDS, 16, 64, None)[0])
+    edges = np.asarray(propose(proposal))
     assert np.all(np.diff(edges) >= 0)
     np.testing.assert_allclose(edges[[0, -1]], [1.0, 3.0], atol=1e-6)
     assert np.sum((edges > 2.2) & (edges < 2.55)) >= 10
-    empty = np.asarray(nf.propose_edges(jnp.zeros((8, 8, 8)), origins, directions, BOUNDS, 16, 64, None))[0]
+    empty = np.asarray(propose(np.zeros_like(proposal)))
     np.testing.assert_allclose(np.diff(empty[1:-1]), np.diff(empty[1:-1])[0], rtol=1e-3)
 
 
@@ -173,14 +184,38 @@ def test_weight_decay_is_decoupled_and_gradients_are_clipped():
     np.testing.assert_allclose(moments["a"], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-5)
 
 
+def test_penalties_raise_the_loss():
+    params, rays, key = loud_params(), make_rays(), jax.random.key(1)
+    origins = jnp.repeat(rays.origins, 36, axis=0)
+    flat = origins, rays.directions.reshape(-1, 3), rays.colors.reshape(-1, 3), jnp.full(180, 1 / 180)
+
+    def loss(**weights):
+        settings = dataclasses.replace(TINY, orientation_every=1, **weights)
+        return ff._losses(params, jnp.ones((8, 8, 8)), *flat, key, BOUNDS, settings)
+
+    without, distorted, oriented = jax.jit(
+        lambda: (
+            loss(distortion_weight=0.0, orientation_weight=0.0),
+            loss(distortion_weight=0.5, orientation_weight=0.0),
+            loss(distortion_weight=0.0, orientation_weight=0.5),
+        )
+    )()
+    assert without[0] == without[1] > 0
+    # Half of at most 1, the largest distance; and of at most 1, a normal along the ray.
+    assert without[0] + 1e-4 < distorted[0] < without[0] + 0.5
+    assert without[0] + 1e-4 < oriented[0] < without[0] + 0.5
+    np.testing.assert_allclose([distorted[1], oriented[1]], without[1], rtol=1e-6)
+
+
 def test_all_pixels_count_once_whatever_the_chunks():
     # With a single interval per ray nothing is drawn at random, and 5 views of 36 pixels fill no chunk evenly.
     base = dataclasses.replace(TINY, samples=1, rays_per_step=0, orientation_every=1)
     state = ff.init_state(jax.random.key(0), base)._replace(params=loud_params())
     results = []
-    for chunk in (180, 64, 7):
+    for chunk in (180, 7):
         settings = dataclasses.replace(base, rays_per_chunk=chunk)
-        results.append(ff._gradient(state, make_rays(), jnp.arange(1, 181), jax.random.key(1), BOUNDS, settings))
+        gradient = jax.jit(functools.partial(ff._gradient, bounds=BOUNDS, settings=settings))
+        results.append(gradient(state, make_rays(), jnp.arange(1, 181), jax.random.key(1)))
     rendering = nf.render(nf.Field(state.params, state.proposal), *make_rays()[:2], BOUNDS, base)
     assert rendering.colors.shape == (5, 36, 3)
     for error, gradient in results[1:]:
@@ -188,19 +223,19 @@ def test_all_pixels_count_once_whatever_the_chunks():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, results[0][1])
 
 
-def test_drawn_pixels_estimate_the_mean_over_all():
+def test_sampled_pixels_estimate_the_mean_over_all():
     rng = np.random.default_rng(0)
     colors = np.ones((400, 3), np.float32)
     colors[rng.permutation(400)[:40], 1] = 0.5
     seen = jnp.cumsum(jnp.asarray(colors[:, 1] < 1))
     loss = rng.uniform(1, 2, 400)
-    draw = jax.jit(jax.vmap(lambda key: ff._draw_pixels(key, jnp.asarray(colors), seen, 100)))
+    draw = jax.jit(jax.vmap(lambda key: ff.sample_pixels(key, jnp.asarray(colors), seen, 100)))
     indices, weights = map(np.asarray, draw(jax.random.split(jax.random.key(0), 400)))
     estimates = np.sum(weights * loss[indices], axis=1)
     assert abs(estimates.mean() - loss.mean()) < 4 * estimates.std() / 20
     assert 0.5 < np.mean(colors[indices, 1] < 1) < 0.6  # half of the draws, and a tenth of the other half
     white, none = jnp.ones((400, 3)), jnp.zeros(400, jnp.int32)
-    indices, weights = ff._draw_pixels(jax.random.key(0), white, none, 100)
+    indices, weights = jax.jit(ff.sample_pixels, static_argnums=3)(jax.random.key(0), white, none, 100)
     np.testing.assert_allclose(weights, 0.01, rtol=1e-6)
     assert len(set(np.asarray(indices).tolist())) > 60
 
