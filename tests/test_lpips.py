@@ -27,9 +27,10 @@ def distance(states, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     backbone, lin = states
     backbone = backbone | {"classifier.1.weight": np.full((4, 3), np.nan, np.float32)}
-    (folder / "vgg16.pth").write_bytes(torch_files.write(backbone, legacy=True))
-    (folder / "vgg.pth").write_bytes(torch_files.write(lin, legacy=True))
-    return lpips.PerceptualDistance(lpips.load_weights(folder / "vgg16.pth", folder / "vgg.pth"), chunk_size=2)
+    paths = [folder / "vgg16.pth", folder / "vgg.pth"]
+    for path, state in zip(paths, (backbone, lin), strict=True):
+        path.write_bytes(torch_files.write(state, legacy=True))
+    return lpips.PerceptualDistance(lpips.load_weights(*paths), chunk_size=2)
 
 
 def pictures(count, height, width):
@@ -66,26 +67,26 @@ def vgg_maps(x, state):
             x, place = np.maximum(x, 0), place + 2
 
 
-def reference(states, a, b):
-    """LPIPS of two pictures (height, width, 3) uint8 in float64, by its definition."""
-    backbone, lin = ({name: array.astype(np.float64) for name, array in each.items()} for each in states)
-    scaled = ((each / 255 * 2 - 1 - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450] for each in (a, b))
-    maps = zip(*(vgg_maps(each, backbone) for each in scaled), strict=True)
-    weights = (array.ravel() for array in lin.values())
-    return sum(((x - y) ** 2 @ weight).mean() for (x, y), weight in zip(maps, weights, strict=True))
-
-
 def test_agrees_with_the_definition(states, distance):
+    backbone, lin = ({name: array.astype(np.float64) for name, array in each.items()} for each in states)
+
+    def maps(pictures):
+        scaled = (pictures / 255 * 2 - 1 - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+        return [list(vgg_maps(each, backbone)) for each in scaled]
+
+    def expected(ours, true):
+        pairs = zip(ours, true, lin.values(), strict=True)
+        return sum(((x - y) ** 2 @ weight.ravel()).mean() for x, y, weight in pairs)
+
     truth, noisy = pictures(3, 19, 34)
     # A single color makes many features 0 everywhere.
     noisy[1], noisy[2] = 0, truth[2]
-    expected = [reference(states, *pair) for pair in zip(noisy, truth, strict=True)]
-    repeated = [reference(states, noisy[0], each) for each in truth]
+    true, ours = maps(truth), maps(noisy)
     found = distance(truth, noisy, noisy[:1])
     assert [each.dtype for each in found] == [np.float64] * 2
-    np.testing.assert_allclose(found, [expected, repeated], rtol=2e-5)
-    assert min(expected[:2]) > 0.01
-    assert expected[2] == 0
+    np.testing.assert_allclose(found[0], [*map(expected, ours, true)], rtol=2e-5)
+    np.testing.assert_allclose(found[1], [expected(ours[0], each) for each in true], rtol=2e-5)
+    assert found[0].min() == 0 < 0.01 < found[1].min()
 
 
 def test_other_pictures(distance):

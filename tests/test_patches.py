@@ -1,17 +1,16 @@
 import numpy as np
 import pytest
-import scipy.ndimage
 import scipy.stats
 
 from threedim.evaluation.metrics import patches as patches_lib
 from threedim.evaluation.metrics.patches import sliced_wasserstein
 
 
-def make_pictures(seed, count, size, brightest=210):
+def make_pictures(seed, count, size):
     """Two ellipses of random color, place and shape on a light ground, (count, size, size, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
-    pictures = np.full((count, size, size, 3), brightest, np.uint8)
+    pictures = np.full((count, size, size, 3), 210, np.uint8)
     for picture in pictures:
         for _ in range(2):
             (top, left), (high, wide) = rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.3, 2)
@@ -24,21 +23,8 @@ def noisy(images, sigma):
     return np.clip(np.round(images + noise), 0, 255).astype(np.uint8)
 
 
-def blurred(images, sigma):
-    return scipy.ndimage.gaussian_filter(images.astype(float), (0, sigma, sigma, 0)).round().astype(np.uint8)
-
-
-def tinted(images, by):
-    return (images + np.array([0, by, 0])).astype(np.uint8)
-
-
-def with_contrast(images, by):
-    return np.clip(np.round(130 + (images - 130.0) * by), 0, 255).astype(np.uint8)
-
-
 def test_order_and_shape_of_a_set_mean_nothing():
-    size = 40
-    truth = make_pictures(0, 24, size)
+    truth = make_pictures(0, 24, 40)
     images = noisy(truth, 10)
     order = np.random.default_rng(1).permutation(24)
     assert sliced_wasserstein(truth, truth) == 0
@@ -47,27 +33,7 @@ def test_order_and_shape_of_a_set_mean_nothing():
     distance = sliced_wasserstein(images, truth)
     assert distance > 20
     assert sliced_wasserstein(images[order], truth) == pytest.approx(distance, rel=1e-4)
-    assert sliced_wasserstein(images.reshape(4, 6, size, size, 3), truth) == distance
-
-
-@pytest.mark.parametrize(
-    ("spoil", "amounts"),
-    [(blurred, (0.5, 1, 2)), (noisy, (4, 12, 36)), (tinted, (5, 15, 45)), (with_contrast, (0.9, 0.7, 0.4))],
-)
-def test_grows_with_what_is_wrong(spoil, amounts):
-    truth = make_pictures(0, 20, 32)
-    distances = [sliced_wasserstein(spoil(truth, amount), truth) for amount in amounts]
-    assert distances[0] > 2
-    assert (np.diff(distances) > 0.4 * np.array(distances[:-1])).all()
-
-
-def test_size_of_a_shift():
-    """A shift of all pixels moves a projection by shift / deviation times the sum of the direction: |N(0, 1)|."""
-    shift, truth = -20, np.repeat(make_pictures(0, 40, 16)[..., :1], 3, axis=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(truth[..., 0], (7, 7), axis=(1, 2))
-    expected = 1e3 * abs(shift) / windows.std() * np.sqrt(2 / np.pi)
-    shifted = (truth.astype(int) + shift).astype(np.uint8)
-    assert sliced_wasserstein(shifted, truth, num_directions=4096) == pytest.approx(expected, rel=0.04)
+    assert sliced_wasserstein(images.reshape(4, 6, 40, 40, 3), truth) == distance
 
 
 def test_distance_of_noise_from_a_constant():
@@ -79,12 +45,12 @@ def test_distance_of_noise_from_a_constant():
     assert sliced_wasserstein(noise, even) == pytest.approx(1e3 * np.sqrt(2 / np.pi) * 20 * np.sqrt(12), rel=0.04)
 
 
-@pytest.mark.parametrize(("first", "second"), [(7, 7), (5, 8), (12, 4)])
-def test_quantile_distance_is_the_wasserstein_distance(first, second):
-    rng = np.random.default_rng(first)
-    ours, true = np.sort(rng.normal(size=(3, first))), np.sort(rng.normal(1, 2, size=(3, second)))
-    expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(ours, true, strict=True)]
-    np.testing.assert_allclose(patches_lib._quantile_distance(ours, true), expected, rtol=1e-12)
+def test_quantile_distance_is_the_wasserstein_distance():
+    rng = np.random.default_rng(0)
+    for first, second in ((7, 7), (5, 8), (12, 4)):
+        ours, true = np.sort(rng.normal(size=(3, first))), np.sort(rng.normal(1, 2, size=(3, second)))
+        expected = [scipy.stats.wasserstein_distance(a, b) for a, b in zip(ours, true, strict=True)]
+        np.testing.assert_allclose(patches_lib._quantile_distance(ours, true), expected, rtol=1e-12)
 
 
 def test_levels():
