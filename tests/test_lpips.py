@@ -1,12 +1,5 @@
 """LPIPS against its definition in NumPy, with made-up weights, and the files of weights."""
 
-import hashlib
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,242 +7,149 @@ import pytest
 import torch_files
 
 from threedim.evaluation.metrics import lpips
-from threedim.evaluation.metrics.lpips import ALEXNET, VGG16
-
-NETWORKS = pytest.mark.parametrize("network", [VGG16, ALEXNET], ids=lambda network: network.name)
-
-
-def made_up(network):
-    """Entries of a backbone and of its lin weights."""
-    rng = np.random.default_rng(0)
-    backbone = {
-        name: rng.normal(0, np.sqrt(2 / np.prod(shape[1:])) if name.endswith("weight") else 0.1, shape)
-        for name, shape in network.backbone_shapes().items()
-    }
-    lin = {name: rng.uniform(0, 1, shape) * (rng.random(shape) < 0.5) for name, shape in network.lin_shapes().items()}
-    return tuple({name: array.astype(np.float32) for name, array in each.items()} for each in (backbone, lin))
 
 
 @pytest.fixture(scope="module")
 def states():
-    return {network.name: made_up(network) for network in (VGG16, ALEXNET)}
+    """Entries of a backbone and of its lin weights."""
+    rng = np.random.default_rng(0)
+    backbone = {
+        name: rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]) if shape[1:] else 0.01)
+        for name, shape in lpips.backbone_shapes().items()
+    }
+    lin = {name: rng.uniform(0, 1, shape) * (rng.random(shape) < 0.5) for name, shape in lpips.lin_shapes().items()}
+    return tuple({name: array.astype(np.float32) for name, array in each.items()} for each in (backbone, lin))
 
 
 @pytest.fixture(scope="module")
-def distances(states):
-    return {name: lpips.PerceptualDistance(lpips.make_weights(*both), chunk_size=2) for name, both in states.items()}
+def distance(states, tmp_path_factory):
+    """Through files like the published ones; the classifier is ignored."""
+    folder = tmp_path_factory.mktemp("weights")
+    backbone, lin = states
+    backbone = backbone | {"classifier.1.weight": np.full((4, 3), np.nan, np.float32)}
+    paths = [folder / "vgg16.pth", folder / "vgg.pth"]
+    for path, state in zip(paths, (backbone, lin), strict=True):
+        path.write_bytes(torch_files.write(state, legacy=True))
+    return lpips.PerceptualDistance(lpips.load_weights(*paths), chunk_size=2)
 
 
-def pictures(count, height, width, seed=1):
+def pictures(count, height, width):
     """Blocks of color, and the same with noise."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (count, height // 8 + 1, width // 8 + 1, 3))
     truth = blocks.repeat(8, 1).repeat(8, 2)[:, :height, :width]
     noisy = np.clip(truth + rng.normal(0, 25, truth.shape), 0, 255)
     return truth.astype(np.uint8), noisy.astype(np.uint8)
 
 
-def convolution(x, weight, bias, stride=1, padding=1):
-    """Of (height, width, in) with (out, in, height, width)."""
-    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], axis=(0, 1))[::stride, ::stride]
+def convolution(x, weight, bias):
+    """Of (height, width, in) with (out, in, 3, 3)."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), axis=(0, 1))
     return np.einsum("yxihw,oihw->yxo", windows, weight, optimize=True) + bias
 
 
-def max_pool(x, side):
-    return np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(0, 1))[::2, ::2].max(axis=(-2, -1))
+def max_pool(x):
+    return np.lib.stride_tricks.sliding_window_view(x, (2, 2), axis=(0, 1))[::2, ::2].max(axis=(-2, -1))
 
 
 def vgg_maps(x, state):
     """The published layers one after another: numbers are channels of a convolution and ReLU, M pools, T compares."""
-    maps, place = [], 0
+    place = 0
     for layer in (64, 64, "T", "M", 128, 128, "T", "M", *(256,) * 3, "T", "M", *(512,) * 3, "T", "M", *(512,) * 3, "T"):
         if layer == "T":
-            maps.append(x)
+            yield x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
         elif layer == "M":
-            x, place = max_pool(x, 2), place + 1
+            x, place = max_pool(x), place + 1
         else:
             x = convolution(x, state[f"features.{place}.weight"], state[f"features.{place}.bias"])
             assert x.shape[-1] == layer
             # A convolution and its ReLU are two places.
             x, place = np.maximum(x, 0), place + 2
-    return maps
 
 
-def alexnet_maps(x, state):
-    def layer(x, place, stride, padding):
-        weight, bias = state[f"features.{place}.weight"], state[f"features.{place}.bias"]
-        return np.maximum(convolution(x, weight, bias, stride, padding), 0)
+def test_agrees_with_the_definition(states, distance):
+    backbone, lin = ({name: array.astype(np.float64) for name, array in each.items()} for each in states)
 
-    maps = [layer(x, 0, 4, 2)]
-    maps.append(layer(max_pool(maps[-1], 3), 3, 1, 2))
-    maps.append(layer(max_pool(maps[-1], 3), 6, 1, 1))
-    maps.append(layer(maps[-1], 8, 1, 1))
-    maps.append(layer(maps[-1], 10, 1, 1))
-    return maps
+    def maps(pictures):
+        scaled = (pictures / 255 * 2 - 1 - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+        return [list(vgg_maps(each, backbone)) for each in scaled]
 
+    def expected(ours, true):
+        pairs = zip(ours, true, lin.values(), strict=True)
+        return sum(((x - y) ** 2 @ weight.ravel()).mean() for x, y, weight in pairs)
 
-def reference(network, states, a, b):
-    """LPIPS of two pictures (height, width, 3) uint8 in float64, by its definition."""
-    backbone, lin = ({name: array.astype(np.float64) for name, array in each.items()} for each in states[network.name])
-    maps_of = {"VGG16": vgg_maps, "AlexNet": alexnet_maps}[network.name]
-
-    def maps(picture):
-        scaled = (picture / 255 * 2 - 1 - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
-        return [
-            each / np.maximum(np.linalg.norm(each, axis=-1, keepdims=True), 1e-9) for each in maps_of(scaled, backbone)
-        ]
-
-    total = 0.0
-    for index, (x, y) in enumerate(zip(maps(a), maps(b), strict=True)):
-        total += ((x - y) ** 2 @ lin[f"lin{index}.model.1.weight"].ravel()).mean()
-    return total
-
-
-@pytest.mark.parametrize(
-    ("network", "height", "width"), [(VGG16, 16, 16), (VGG16, 31, 44), (ALEXNET, 31, 31), (ALEXNET, 64, 50)]
-)
-def test_agrees_with_the_definition(states, distances, network, height, width):
-    truth, noisy = pictures(3, height, width)
-    # Nothing but one color: many features are 0 everywhere.
-    noisy[1] = 0
-    expected = [reference(network, states, *pair) for pair in zip(noisy, truth, strict=True)]
-    repeated = [reference(network, states, noisy[0], each) for each in truth]
-    found = distances[network.name](truth, noisy, noisy[:1])
+    truth, noisy = pictures(3, 19, 34)
+    # A single color makes many features 0 everywhere.
+    noisy[1], noisy[2] = 0, truth[2]
+    true, ours = maps(truth), maps(noisy)
+    found = distance(truth, noisy, noisy[:1])
     assert [each.dtype for each in found] == [np.float64] * 2
-    np.testing.assert_allclose(found, [expected, repeated], rtol=2e-5)
-    assert min(expected) > 0.01
+    np.testing.assert_allclose(found[0], [*map(expected, ours, true)], rtol=2e-5)
+    np.testing.assert_allclose(found[1], [expected(ours[0], each) for each in true], rtol=2e-5)
+    assert found[0].min() == 0 < 0.01 < found[1].min()
 
 
-def test_grows_with_the_noise_and_is_symmetric(distances):
-    truth, noisy = pictures(2, 32, 32)
-    half = ((truth.astype(int) + noisy) // 2).astype(np.uint8)
-    distance = distances["VGG16"]
-    same, small, large = distance(truth, truth, half, noisy)
-    np.testing.assert_array_equal(same, 0)
-    assert (small > 0).all()
-    assert (large > small).all()
-    np.testing.assert_allclose(distance(noisy, truth)[0], large, rtol=1e-5)
-
-
-@NETWORKS
-def test_smallest_pictures(distances, network):
+def test_other_pictures(distance):
     def last_map(side):
         image = jnp.zeros((1, side, side, 3))
-        return jax.eval_shape(lambda: lpips.Features(network).init_with_output(jax.random.key(0), image)[0])[-1].shape
+        return jax.eval_shape(lambda: lpips.Features().init_with_output(jax.random.key(0), image)[0])[-1].shape
 
-    assert last_map(network.smallest)[1:3] == (1, 1)
-    small = np.zeros((1, network.smallest - 1, network.smallest, 3), np.uint8)
-    with pytest.raises(ValueError, match=f"smaller than the {network.smallest} px that {network.name} needs"):
-        distances[network.name](small, small)
-
-
-@pytest.mark.parametrize(
-    ("truth", "other", "message"),
-    [
-        (np.zeros((2, 32, 32, 3)), np.zeros((2, 32, 32, 3)), "must be uint8"),
-        (np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8), "must be uint8"),
-        (np.zeros((3, 32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8), "cannot be compared"),
-        (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 33, 3), np.uint8), "cannot be compared"),
-    ],
-)
-def test_refuses_other_pictures(distances, truth, other, message):
-    with pytest.raises(ValueError, match=message):
-        distances["AlexNet"](truth, other)
-
-
-def test_chunk_size_is_checked(states):
-    with pytest.raises(ValueError, match="chunk_size 0"):
-        lpips.PerceptualDistance(lpips.make_weights(*states["AlexNet"]), chunk_size=0)
+    assert (distance.name, distance.smallest) == ("VGG16", 16)
+    assert last_map(16) == (1, 1, 1, 512)
+    truth = np.zeros((3, 15, 16, 3), np.uint8)
+    for other, message in (
+        (truth, "smaller than the 16 px that VGG16 needs"),
+        (truth / 255, "must be uint8"),
+        (truth[0], "cannot be compared"),
+        (truth[:2], "cannot be compared"),
+        (truth[..., 1:, :], "cannot be compared"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distance(truth, other)
 
 
 def test_entries_are_those_of_the_published_files():
     """As torchvision and the package lpips name them."""
-    vgg, alexnet = VGG16.backbone_shapes(), ALEXNET.backbone_shapes()
+    shapes = lpips.backbone_shapes()
     places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
-    assert list(vgg) == [f"features.{place}.{part}" for place in places for part in ("weight", "bias")]
-    assert list(alexnet) == [f"features.{place}.{part}" for place in (0, 3, 6, 8, 10) for part in ("weight", "bias")]
-    # How many parameters they are published to have, less their classifiers.
-    assert sum(np.prod(shape) for shape in vgg.values()) == 138_357_544 - 123_642_856
-    assert sum(np.prod(shape) for shape in alexnet.values()) == 61_100_840 - 58_631_144
-    assert VGG16.lin_shapes()["lin4.model.1.weight"] == (1, 512, 1, 1)
-    assert [shape[1] for shape in ALEXNET.lin_shapes().values()] == [64, 192, 384, 256, 256]
+    assert list(shapes) == [f"features.{place}.{part}" for place in places for part in ("weight", "bias")]
+    # The published number of parameters, less the classifier's.
+    assert sum(np.prod(shape) for shape in shapes.values()) == 138_357_544 - 123_642_856
+    assert lpips.lin_shapes()["lin4.model.1.weight"] == (1, 512, 1, 1)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "npz"])
-def test_reads_files(tmp_path, states, kind):
-    backbone, lin = states["AlexNet"]
-    # Also with what comes behind the features.
-    backbone = backbone | {"classifier.1.weight": np.full((4, 3), np.nan, np.float32)}
-    paths = [tmp_path / f"{name}.{'npz' if kind == 'npz' else 'pth'}" for name in ("backbone", "lin")]
-    for path, state in zip(paths, (backbone, lin), strict=True):
-        if kind == "npz":
-            np.savez(path, **state)
-        else:
-            path.write_bytes(torch_files.write(state, legacy=kind == "legacy"))
-    found, expected = lpips.load_weights(*paths), lpips.make_weights(*states["AlexNet"])
-    assert found.network is ALEXNET
-    jax.tree.map(np.testing.assert_array_equal, (found.backbone, found.lin), (expected.backbone, expected.lin))
+def test_wrong_weights(tmp_path, monkeypatch, states):
+    vgg, lin = states
+    broken = {value: lin["lin3.model.1.weight"].copy() for value in (np.nan, -0.01)}
+    for value, array in broken.items():
+        array[0, 7] = value
+    monkeypatch.setattr(lpips.torch_files, "read_state_dict", lambda path: found[path.name])
+    for path in ("backbone", "lin"):
+        (tmp_path / path).touch()
+    for backbone, heads, message in (
+        ({}, lin, "backbone, read as torchvision's VGG16: not the expected weights, 26 entries"),
+        (vgg | {"features.34.bias": np.zeros(512)}, lin, r"not expected: features\.34\.bias"),
+        (vgg, vgg, "lin, read as lin weights of VGG16: not the expected weights"),
+        (vgg | {"features.0.bias": np.full(64, np.inf)}, lin, r"backbone: not finite: features\.0\.bias"),
+        (vgg, lin | {"lin3.model.1.weight": broken[np.nan]}, r"lin: not finite: lin3\.model\.1\.weight"),
+        (vgg, lin | {"lin3.model.1.weight": broken[-0.01]}, r"lin: negative weights, .*: lin3\.model\.1\.weight"),
+    ):
+        found = {"backbone": backbone, "lin": heads}
+        with pytest.raises(ValueError, match=message):
+            lpips.load_weights(tmp_path / "backbone", tmp_path / "lin")
 
 
 def test_missing_files_say_how_to_get_them(tmp_path):
-    (tmp_path / "here.npz").write_bytes(b"")
+    (tmp_path / "here.npz").touch()
     for paths in (("here.npz", "gone.pth"), ("gone.pth", "here.npz")):
         with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file, so no LPIPS; download https://"):
             lpips.load_weights(*(tmp_path / path for path in paths))
 
 
-def test_wrong_weights(states):
-    vgg, vgg_lin = states["VGG16"]
-    alexnet, alexnet_lin = states["AlexNet"]
-    with pytest.raises(ValueError, match="lin weights, for VGG16: not the weights expected"):
-        lpips.make_weights(vgg, alexnet_lin)
-    with pytest.raises(ValueError, match="lin weights, for AlexNet: not the weights expected"):
-        lpips.make_weights(alexnet, vgg_lin)
-    for other in ({}, {"conv1.weight": np.zeros((64, 3, 7, 7))}, vgg_lin):
-        with pytest.raises(ValueError, match="b: neither torchvision's VGG16 nor its AlexNet; download"):
-            lpips.make_weights(other, vgg_lin, ("b", "l"))
-    with pytest.raises(ValueError, match=r"not expected: features\.34\.bias"):
-        lpips.make_weights(vgg | {"features.34.bias": np.zeros(512)}, vgg_lin)
-    for value, message in ((np.nan, "not finite"), (-0.01, "negative, so that distances would be")):
-        broken = alexnet_lin["lin3.model.1.weight"].copy()
-        broken[0, 7] = value
-        with pytest.raises(ValueError, match=rf"l: {message}: lin3\.model\.1\.weight"):
-            lpips.make_weights(alexnet, alexnet_lin | {"lin3.model.1.weight": broken}, ("b", "l"))
-
-
-def test_tells_files_that_are_not_the_published_ones():
+def test_warns_about_files_that_are_not_the_published_ones():
     published = {"name": "vgg16-397923af.pth", "sha256": "397923af" + 56 * "0"}
     lin = {"name": "vgg.pth", "sha256": "a78928a0" + 56 * "0"}
-    other = {"name": "mine.npz", "sha256": hashlib.sha256(b"").hexdigest()}
-    assert lpips.not_as_published("VGG16", published, lin) == []
-    (said,) = lpips.not_as_published("VGG16", other, lin)
-    assert said.startswith("LPIPS: mine.npz is not, by its sha256, the published file of weights (397923af...)")
-    assert len(lpips.not_as_published("AlexNet", published, lin)) == 2
-    for older in ("7be5be79", "4df8aa71"):
-        assert len(lpips.not_as_published("AlexNet", {"name": "", "sha256": older}, lin)) == 1
-
-
-def test_spreads_over_devices(tmp_path, states, distances):
-    """Needs a process of its own, as the number of devices is settled when JAX starts."""
-    truth, noisy = pictures(3, 32, 32)
-    backbone, lin = states["AlexNet"]
-    np.savez(tmp_path / "backbone.npz", **backbone)
-    np.savez(tmp_path / "lin.npz", **lin)
-    np.savez(tmp_path / "pictures.npz", truth=truth, noisy=noisy)
-    program = (
-        "import json, sys, jax, numpy as np\n"
-        "from threedim.evaluation import lpips\n"
-        "folder = sys.argv[1]\n"
-        "weights = lpips.load_weights(folder + '/backbone.npz', folder + '/lin.npz')\n"
-        "sets = np.load(folder + '/pictures.npz')\n"
-        "found = lpips.PerceptualDistance(weights, chunk_size=1)(sets['truth'], sets['noisy'], sets['noisy'][:1])\n"
-        "print(json.dumps([jax.device_count(), [each.tolist() for each in found]]))\n"
-    )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    root = pathlib.Path(__file__).parents[1]
-    command = [sys.executable, "-c", program, tmp_path]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
-    devices, found = json.loads(done.stdout)
-    assert devices == 2
-    np.testing.assert_allclose(found, distances["AlexNet"](truth, noisy, noisy[:1]), rtol=1e-5)
+    assert lpips.not_as_published(published, lin) == []
+    (warning,) = lpips.not_as_published({"name": "mine.npz", "sha256": 64 * "0"}, lin)
+    assert warning.startswith("LPIPS: mine.npz is not the published file of weights (397923af...) by its sha256")
+    assert len(lpips.not_as_published(lin, published)) == 2

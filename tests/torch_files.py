@@ -7,18 +7,9 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-KINDS = {
-    np.dtype("f4"): "Float",
-    np.dtype("f8"): "Double",
-    np.dtype("f2"): "Half",
-    np.dtype(ml_dtypes.bfloat16): "BFloat16",
-    np.dtype("i8"): "Long",
-    np.dtype("i4"): "Int",
-    np.dtype("i2"): "Short",
-    np.dtype("i1"): "Char",
-    np.dtype("u1"): "Byte",
-    np.dtype("?"): "Bool",
-}
+KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "i4": "Int", "i2": "Short", "i1": "Char"}
+KINDS |= {"u1": "Byte", "?": "Bool", ml_dtypes.bfloat16: "BFloat16"}
+KINDS = {np.dtype(dtype): kind for dtype, kind in KINDS.items()}
 PROTOCOL, STOP, MARK, REDUCE = b"\x80\x02", b".", b"(", b"R"
 MACHINE = b"}(X\x10\x00\x00\x00protocol_versionM\xe9\x03X\x0d\x00\x00\x00little_endian\x88u"
 
