@@ -28,14 +28,30 @@ MESHES = ROOT.parent / "shared" / "meshes"
 HELD_OUT_OF_100 = [25, 38, 40, 61, 62, 77, 79, 84, 86, 89]
 
 QUICK = FieldSettings(
-    **{"levels": 1, "base_resolution": 4, "features": 2, "samples": 4, "rays_per_step": 32, "num_steps": 4},
-    **{"proposal_bins": 8, "proposal_resolution": 4, "proposal_updates": 16},
+    levels=1,
+    base_resolution=4,
+    features=2,
+    samples=4,
+    rays_per_step=32,
+    num_steps=4,
+    proposal_bins=8,
+    proposal_resolution=4,
+    proposal_updates=16,
 )
 # Enough to tell views that agree from others at 12 px, and no more.
 SMALL = dataclasses.replace(
     QUICK,
-    **{"levels": 2, "base_resolution": 8, "growth": 2.0, "table_size_log2": 12, "samples": 10, "orientation_every": 8},
-    **{"proposal_bins": 16, "proposal_resolution": 8, "proposal_updates": 256, "rays_per_step": 192, "num_steps": 100},
+    levels=2,
+    base_resolution=8,
+    growth=2.0,
+    table_size_log2=12,
+    samples=10,
+    orientation_every=8,
+    proposal_bins=16,
+    proposal_resolution=8,
+    proposal_updates=256,
+    rays_per_step=192,
+    num_steps=100,
 )
 
 
@@ -102,7 +118,8 @@ def test_an_input_view_is_never_held_out():
 
 def test_scores_fall_when_views_disagree(tmp_path):
     camera = viewpoints.sphere_cameras(20, 2.6, viewpoints.default_intrinsics(12), 0)
-    car = raycast.render_views(shapes.make_shape("car", 0), camera, 12, 8)[..., :3]
+    rgba = raycast.render_views(shapes.make_shape("car", 0), camera, 12, 8).astype(float)
+    car = np.rint(255 + rgba[..., 3:] / 255 * (rgba[..., :3] - 255)).astype(np.uint8)
     folders = {
         "true": (car, camera),
         "turned": (car, turned(camera, 20)),
