@@ -28,6 +28,7 @@ TINY = nf.FieldSettings(
 )
 # Compiles faster.
 DENSE = dataclasses.replace(TINY, levels=1, proposal_bins=8, samples=4)
+QUICK = dataclasses.replace(DENSE, orientation_weight=0.0)
 BOUNDS = nf.scene_bounds(2.0, 2.0)
 
 
@@ -251,13 +252,13 @@ def make_pair():
 def test_fields_do_not_know_of_their_neighbors():
     keys, rays = make_pair()
     seen = []
-    there = ff.fit(keys, rays, BOUNDS, DENSE, lambda done, error: seen.append((done, error.shape)), steps_per_call=3)
+    there = ff.fit(keys, rays, BOUNDS, QUICK, lambda done, error: seen.append((done, error.shape)), steps_per_call=3)
     assert seen == [(3, (2,)), (6, (2,))]
-    swapped = ff.fit(keys[::-1], jax.tree.map(lambda leaf: leaf[::-1], rays), BOUNDS, DENSE, steps_per_call=3)
+    swapped = ff.fit(keys[::-1], jax.tree.map(lambda leaf: leaf[::-1], rays), BOUNDS, QUICK, steps_per_call=3)
     pictures = [
         np.asarray(
             nf.render(
-                jax.tree.map(lambda leaf, i=index: leaf[i], fields), rays.origins[1], rays.directions[1], BOUNDS, DENSE
+                jax.tree.map(lambda leaf, i=index: leaf[i], fields), rays.origins[1], rays.directions[1], BOUNDS, QUICK
             ).colors
         )
         for fields, index in ((there, 1), (swapped, 0), (there, 0))
@@ -270,9 +271,9 @@ def test_fields_do_not_know_of_their_neighbors():
 def test_what_cannot_be_fitted_is_refused():
     keys, rays = make_pair()
     with pytest.raises(ValueError, match="origins, directions, colors"):
-        ff.fit(keys, rays._replace(colors=rays.colors[:, :, :5]), BOUNDS, DENSE)
+        ff.fit(keys, rays._replace(colors=rays.colors[:, :, :5]), BOUNDS, QUICK)
     with pytest.raises(FloatingPointError, match="after 3 steps"):
-        ff.fit(keys, rays._replace(colors=rays.colors * np.nan), BOUNDS, DENSE, steps_per_call=3)
+        ff.fit(keys, rays._replace(colors=rays.colors * np.nan), BOUNDS, QUICK, steps_per_call=3)
     for field, value in (("levels", 0), ("growth", 0.5), ("distortion_weight", -1.0), ("average_decay", 1.0)):
         with pytest.raises(ValueError, match=field):
-            dataclasses.replace(DENSE, **{field: value})
+            dataclasses.replace(QUICK, **{field: value})

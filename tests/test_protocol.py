@@ -261,7 +261,7 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
     [
         ("evaluate.published", "boats", "evaluate.published must be one of none, cars, chairs, chairs_star, got"),
         ("evaluate.max_objects", -1, "evaluate.max_objects must be 0 (all) or more, got -1"),
-        ("evaluate.inception", "weights.pth", "weights.pth: no such file, which the FID needs; download"),
+        ("evaluate.inception", "weights.pth", "weights.pth: no such file"),
         ("evaluate.lpips_lin", "lin.pth", "must both be set, or neither; only lpips_lin is; download https://"),
         ("evaluate.input_view", 9, "evaluate.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
