@@ -1,5 +1,6 @@
 """The 3D consistency score: which views are held out, what they are compared with, and what is kept."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,31 +27,33 @@ MESHES = ROOT.parent / "shared" / "meshes"
 
 HELD_OUT_OF_100 = [25, 38, 40, 61, 62, 77, 79, 84, 86, 89]
 
-# Enough to tell a car from views that disagree at 12 px, and no more.
-SMALL = FieldSettings(
-    levels=2,
-    base_resolution=8,
-    growth=2.0,
-    table_size_log2=12,
-    features=2,
-    samples=10,
-    proposal_bins=16,
-    proposal_resolution=8,
-    proposal_updates=256,
-    rays_per_step=192,
-    num_steps=80,
-    orientation_every=8,
-)
 QUICK = FieldSettings(
     levels=1,
     base_resolution=4,
     features=2,
     samples=4,
+    rays_per_step=32,
+    num_steps=4,
     proposal_bins=8,
     proposal_resolution=4,
     proposal_updates=16,
-    rays_per_step=32,
-    num_steps=4,
+    orientation_weight=0.0,
+)
+# Enough to tell views that agree from others at 12 px, and no more.
+SMALL = dataclasses.replace(
+    QUICK,
+    orientation_weight=1e-3,
+    levels=2,
+    base_resolution=8,
+    growth=2.0,
+    table_size_log2=12,
+    samples=10,
+    orientation_every=8,
+    proposal_bins=16,
+    proposal_resolution=8,
+    proposal_updates=256,
+    rays_per_step=192,
+    num_steps=100,
 )
 
 
@@ -115,27 +118,25 @@ def test_an_input_view_is_never_held_out():
             rows.held_out_indices(count, inputs)
 
 
-def test_scores_are_of_the_views_among_themselves_and_never_of_the_truth(tmp_path):
+def test_scores_fall_when_views_disagree(tmp_path):
     camera = viewpoints.sphere_cameras(20, 2.6, viewpoints.default_intrinsics(12), 0)
-    car, other = (raycast.render_views(shapes.make_shape("car", seed), camera, 12, 8) for seed in (0, 1))
+    rgba = raycast.render_views(shapes.make_shape("car", 0), camera, 12, 8).astype(float)
+    car = np.rint(255 + rgba[..., 3:] / 255 * (rgba[..., :3] - 255)).astype(np.uint8)
     folders = {
         "true": (car, camera),
         "turned": (car, turned(camera, 20)),
-        "other": (other, camera),
-        "other_than_asked": (np.concatenate([car[:1], other[1:]]), camera),
+        "wrong_input": (np.concatenate([255 - car[:1], car[1:]]), camera),
     }
     for name, content in folders.items():
         srn.write_object(tmp_path / name / "car", *content)
     results = score.score([str(tmp_path / name) for name in folders], tmp_path / "out", SMALL)["rows"]
     print({name: (row["psnr"], row["ssim"], row["input_psnr"]) for name, row in results.items()})
-    true, other = results["true"], results["other"]
-    assert true["psnr"] > 20
-    assert true["psnr"] > results["turned"]["psnr"] + 2
-    assert true["ssim"] > results["turned"]["ssim"]
-    # Another object than the true one, shown consistently, loses nothing; one that is not that of the input view does.
-    assert other["psnr"] > 20
-    assert other["input_psnr"] > 20
-    assert results["other_than_asked"]["input_psnr"] < other["input_psnr"] - 1
+    true, disturbed, wrong_input = results.values()
+    assert min(true["psnr"], true["input_psnr"]) > 20
+    assert true["psnr"] > disturbed["psnr"] + 2
+    assert true["ssim"] > disturbed["ssim"]
+    # An input view of something else shows at the input view.
+    assert wrong_input["input_psnr"] < true["input_psnr"] - 5
 
     # The scores are those of the renders on disk, in the order of the held-out views.
     one = true["objects"]["car"]
@@ -177,7 +178,7 @@ def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path
     path = out / "views" / "scores" / "car_1.json"
     path.write_text(path.read_text().replace('"num_views": 10', '"num_views": 11'))
     assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
-    with pytest.raises(MissingError, match=r"absent.pth: no such file, which the FID needs; download"):
+    with pytest.raises(MissingError, match=r"absent.pth: no such file.*download"):
         score.score([str(views)], out, QUICK, weights=tmp_path / "absent.pth")
 
 

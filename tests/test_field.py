@@ -26,6 +26,9 @@ TINY = nf.FieldSettings(
     rays_per_chunk=64,
     num_steps=6,
 )
+# Compiles faster.
+DENSE = dataclasses.replace(TINY, levels=1, proposal_bins=8, samples=4)
+QUICK = dataclasses.replace(DENSE, orientation_weight=0.0)
 BOUNDS = nf.scene_bounds(2.0, 2.0)
 
 
@@ -185,12 +188,12 @@ def test_weight_decay_is_decoupled_and_gradients_are_clipped():
 
 
 def test_penalties_raise_the_loss():
-    params, rays, key = loud_params(), make_rays(), jax.random.key(1)
+    params, rays, key = loud_params(settings=DENSE), make_rays(), jax.random.key(1)
     origins = jnp.repeat(rays.origins, 36, axis=0)
     flat = origins, rays.directions.reshape(-1, 3), rays.colors.reshape(-1, 3), jnp.full(180, 1 / 180)
 
     def loss(**weights):
-        settings = dataclasses.replace(TINY, orientation_every=1, **weights)
+        settings = dataclasses.replace(DENSE, orientation_every=1, **weights)
         return ff._losses(params, jnp.ones((8, 8, 8)), *flat, key, BOUNDS, settings)
 
     without, distorted, oriented = jax.jit(
@@ -209,8 +212,8 @@ def test_penalties_raise_the_loss():
 
 def test_all_pixels_count_once_whatever_the_chunks():
     # With a single interval per ray nothing is drawn at random, and 5 views of 36 pixels fill no chunk evenly.
-    base = dataclasses.replace(TINY, samples=1, rays_per_step=0, orientation_every=1)
-    state = ff.init_state(jax.random.key(0), base)._replace(params=loud_params())
+    base = dataclasses.replace(DENSE, samples=1, rays_per_step=0, orientation_every=1)
+    state = ff.init_state(jax.random.key(0), base)._replace(params=loud_params(settings=DENSE))
     results = []
     for chunk in (180, 7):
         settings = dataclasses.replace(base, rays_per_chunk=chunk)
@@ -249,13 +252,13 @@ def make_pair():
 def test_fields_do_not_know_of_their_neighbors():
     keys, rays = make_pair()
     seen = []
-    there = ff.fit(keys, rays, BOUNDS, TINY, lambda done, error: seen.append((done, error.shape)), steps_per_call=3)
+    there = ff.fit(keys, rays, BOUNDS, QUICK, lambda done, error: seen.append((done, error.shape)), steps_per_call=3)
     assert seen == [(3, (2,)), (6, (2,))]
-    swapped = ff.fit(keys[::-1], jax.tree.map(lambda leaf: leaf[::-1], rays), BOUNDS, TINY, steps_per_call=3)
+    swapped = ff.fit(keys[::-1], jax.tree.map(lambda leaf: leaf[::-1], rays), BOUNDS, QUICK, steps_per_call=3)
     pictures = [
         np.asarray(
             nf.render(
-                jax.tree.map(lambda leaf, i=index: leaf[i], fields), rays.origins[1], rays.directions[1], BOUNDS, TINY
+                jax.tree.map(lambda leaf, i=index: leaf[i], fields), rays.origins[1], rays.directions[1], BOUNDS, QUICK
             ).colors
         )
         for fields, index in ((there, 1), (swapped, 0), (there, 0))
@@ -268,9 +271,9 @@ def test_fields_do_not_know_of_their_neighbors():
 def test_what_cannot_be_fitted_is_refused():
     keys, rays = make_pair()
     with pytest.raises(ValueError, match="origins, directions, colors"):
-        ff.fit(keys, rays._replace(colors=rays.colors[:, :, :5]), BOUNDS, TINY)
+        ff.fit(keys, rays._replace(colors=rays.colors[:, :, :5]), BOUNDS, QUICK)
     with pytest.raises(FloatingPointError, match="after 3 steps"):
-        ff.fit(keys, rays._replace(colors=rays.colors * np.nan), BOUNDS, TINY, steps_per_call=3)
+        ff.fit(keys, rays._replace(colors=rays.colors * np.nan), BOUNDS, QUICK, steps_per_call=3)
     for field, value in (("levels", 0), ("growth", 0.5), ("distortion_weight", -1.0), ("average_decay", 1.0)):
         with pytest.raises(ValueError, match=field):
-            dataclasses.replace(TINY, **{field: value})
+            dataclasses.replace(QUICK, **{field: value})

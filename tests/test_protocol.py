@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import finish, start_together
 from synthetic import make_objects
+from test_image_metrics import slow_ssim
 from test_inception import make_entry
 
 from configs import base
@@ -80,22 +81,6 @@ def reference_psnr(a, b):
     return 10 * np.log10(255.0**2 / np.mean((a.astype(float) - b) ** 2, axis=(-3, -2, -1)))
 
 
-def reference_ssim(a, b):
-    """By its definition, window by window."""
-    offset = np.arange(11) - 5
-    weights = np.exp(-0.5 * (offset / 1.5) ** 2)
-    window = (np.outer(weights, weights) / weights.sum() ** 2)[..., None]
-    a, b, found = a / 255.0, b / 255.0, []
-    for row in range(a.shape[0] - 10):
-        for column in range(a.shape[1] - 10):
-            x, y = (each[row : row + 11, column : column + 11] for each in (a, b))
-            mx, my = ((window * each).sum((0, 1)) for each in (x, y))
-            vx, vy = (window * (x - mx) ** 2).sum((0, 1)), (window * (y - my) ** 2).sum((0, 1))
-            cov = (window * (x - mx) * (y - my)).sum((0, 1))
-            found.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
-    return np.mean(found)
-
-
 class Colors:
     """Stands for the Inception network: mean color and contrast."""
 
@@ -123,7 +108,7 @@ def test_scores_against_numpy(ready):
         true.append(truth)
         expected = {
             "psnr": reference_psnr(views, truth),
-            "ssim": np.array([reference_ssim(*pair) for pair in zip(views, truth, strict=True)]),
+            "ssim": np.array([slow_ssim(*pair) for pair in zip(views, truth, strict=True)]),
             "lpips": Difference()(truth, views)[0],
             "repeated_psnr": reference_psnr(given, truth),
             "repeated_lpips": Difference()(truth, given)[0],
@@ -276,11 +261,11 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
     [
         ("evaluate.published", "boats", "evaluate.published must be one of none, cars, chairs, chairs_star, got"),
         ("evaluate.max_objects", -1, "evaluate.max_objects must be 0 (all) or more, got -1"),
-        ("evaluate.inception", "weights.pth", "weights.pth: no such file, which the FID needs; download"),
+        ("evaluate.inception", "weights.pth", "weights.pth: no such file"),
         ("evaluate.lpips_lin", "lin.pth", "must both be set, or neither; only lpips_lin is; download https://"),
         ("evaluate.input_view", 9, "evaluate.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
-        ("evaluate.views", "", "nowhere: no checkpoint there"),
+        ("evaluate.views", "", "nowhere: train first, or name the folder of a trained run"),
         ("model.image_size", 8, "is 16 px wide, but views are compared at 8 px"),
     ],
 )
