@@ -84,7 +84,9 @@ def main() -> None:
         for number, fault in enumerate(faults, start=1):
             found = is_found(fault, copy)
             missed += [] if found else [fault]
-            print(f"[{number}/{len(faults)}] {'found ' if found else 'MISSED'} {fault.path}: {fault.faulty}", flush=True)
+            print(
+                f"[{number}/{len(faults)}] {'found ' if found else 'MISSED'} {fault.path}: {fault.faulty}", flush=True
+            )
     if missed:
         sys.exit(f"{len(missed)} of {len(faults)} faults were not found")
 
