@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -45,7 +46,16 @@ _SAMPLER = "preset num_steps solver eta spacing logsnr_range guidance_interval g
 _NOT_FOR_REGRESSION = ("diffusion.prediction", "train.sample_steps", "train.uncond_prob")
 _NOT_FOR_REGRESSION += tuple(f"sample.{name}" for name in _SAMPLER.split())
 # Set here for each row, or by a flag before ``--``.
-_SET_HERE = ("", "sample.seed", "sample.conditioning", "sample.out", "model.network", "diffusion.regression")
+_SET_HERE = (
+    "config",
+    "mode",
+    "workdir",
+    "sample.seed",
+    "sample.conditioning",
+    "sample.out",
+    "model.network",
+    "diffusion.regression",
+)
 _SET_HERE += tuple(f"evaluate.{name}" for name in ("out", "views", "max_objects", *_WEIGHTS))
 
 
@@ -83,9 +93,8 @@ def _workdirs(given: argparse.Namespace) -> dict[str, str]:
 
 
 def _field(flag: str) -> str:
-    """The field of ``--config.FIELD=VALUE``; "" for another flag."""
-    name = flag.lstrip("-").partition("=")[0]
-    return name.removeprefix("config.") if name.startswith("config.") else ""
+    """FIELD of ``--config.FIELD=VALUE``; NAME of ``--NAME=VALUE``."""
+    return flag.lstrip("-").partition("=")[0].removeprefix("config.")
 
 
 def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
@@ -110,10 +119,15 @@ def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
         if change.partition("=")[0] not in known or "=" not in change:
             raise UserError(f"--consistency_set={change}: expected NAME=VALUE with NAME one of {', '.join(known)}")
     for flag in flags:
-        if not flag.startswith("--config.") or "=" not in flag:
-            raise UserError(f"after --, expected --config.FIELD=VALUE, got {flag!r}")
+        if not flag.startswith("--"):
+            raise UserError(f"after --, expected --NAME=VALUE, got {flag!r}")
         if _field(flag) in _SET_HERE:
-            raise UserError(f"{flag} is set for each row; see --help for the flags before --")
+            raise UserError(f"after --, {flag} is set for each row; see --help for the flags before --")
+    data = runpy.run_path(path)["get_config"]().data
+    count = data.num_test_objects if data.source else data.procedural.num_test_objects
+    if not data.test_split and not count and not any("num_test_objects" in flag for flag in flags):
+        field = f"--config.data.{'' if data.source else 'procedural.'}num_test_objects"
+        raise UserError(f"{path} has no test objects; add, after --, {field}=N --config.data.dir=FOLDER")
 
 
 def run(given: argparse.Namespace, flags: Sequence[str]) -> None:

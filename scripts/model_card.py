@@ -1,11 +1,11 @@
-"""The model card of trained weights: what they are, how they were trained, and how good they are.
+"""The model card of trained weights: what they are, how they were trained, how good they are, and how to repeat it.
 
     python -m scripts.model_card --workdir=runs/shapes64 --evaluation=runs/shapes64/evaluation/shapes64 \\
         --weights=threedim/pretrained/shapes64.safetensors --out=threedim/pretrained
 
 writes ``NAME.md`` and ``NAME.png``, a sheet of samples. All numbers are read from files: the run's config.json and
 metrics.jsonl, the evaluation's results.json and views, the data, the weights, and with ``--consistency`` the results of
-`threedim.evaluation.consistency`. Files of other weights are refused.
+`threedim.evaluation.consistency`. Files of other weights or data are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import runpy
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -34,64 +34,92 @@ from threedim.output import sheets
 from threedim.output.claim import read_json
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
-from threedim.trained import open_run, open_trained
+from threedim.trained import Trained, open_run, open_trained
+from threedim.training.run_info import read_run_info
 
 _OBJECTS, _VIEWS, _SCALE = 6, 6, 2  # of the sheet
 _COLUMNS = {"psnr": ("PSNR, dB ↑", 2), "ssim": ("SSIM ↑", 3), "fid": ("FID ↓", 2), "lpips": ("LPIPS ↓", 3)}
 _COLUMNS |= {"patch_distance": ("patch distance ↓", 2)}
+# Fields that the commands set themselves.
+_SET_HERE = ("data.dir", "train.num_steps", "train.init_from", "sample.weights", "sample.out", "evaluate.out")
 
 
-def write(given: argparse.Namespace) -> tuple[epath.Path, epath.Path]:
+class Stage(NamedTuple):
+    """A training run."""
+
+    workdir: epath.Path
+    config_file: str  # as given to --config
+    settings: dict[str, Any]
+    steps: int
+    seconds: float
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+
+    @property
+    def pairs(self) -> int:
+        return self.steps * self.settings["train"]["batch_size"]
+
+
+def write(given: argparse.Namespace) -> list[epath.Path]:
     """Writes the card and the sheet, and returns their paths.
 
     Raises:
       MissingError: if a file is missing.
       ExistsError: if the card exists.
-      UserError: if files are damaged, or not of the same weights.
+      UserError: if files are damaged, or are not of the same weights and data.
     """
     name, out = epath.Path(given.weights).stem, epath.Path(given.out)
-    card, sheet_path = out / f"{name}.md", out / f"{name}.png"
-    for path in (card, sheet_path):
+    paths = [out / f"{name}.png", out / f"{name}.md"]
+    for path in paths:
         if path.exists() and not given.overwrite:
             raise ExistsError(f"{path} exists: choose another --out, or replace it with --overwrite")
-    evaluation = epath.Path(given.evaluation)
+    evaluation, trained = epath.Path(given.evaluation), open_trained(given.weights)
     results = read_json(evaluation / "results.json")
-    trained, run = open_trained(given.weights), open_run(given.workdir)
-    _check_same(trained, run, results, given)
+    _check_same(trained, results, given)
+    stages = _stages(trained, given)
+    consistency = read_json(epath.Path(given.consistency) / "results.json") if given.consistency else None
+    if consistency and name not in consistency["rows"]:
+        raise UserError(f"{given.consistency} has no row {name}; score it with --views={name}={evaluation / 'views'}")
     config = ml_collections.ConfigDict(results["config"])
+    mean, data = _training_views(config, read_run_info(given.workdir)[1], results)
     tasks = make_tasks(protocol.sampling_config(config))
-    mean, data = _training_views(config)
     baseline = _score_picture(config, tasks, mean)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained.params()))
+    dtype = "float32" if epath.Path(given.weights).stat().length >= 4 * count else "bfloat16"
     parts = [
         f"# {name}",
         f'`threedim.load("{name}")` and `--config.sample.weights={name}` use these weights. All numbers were read '
-        "from the files of the run and of its evaluation.",
+        "from the files of the run and of its evaluation; the commands are at the end.",
         f"![samples]({name}.png)",
         f"Evenly spaced objects of the {results['num_objects']} held-out ones, and evenly spaced views of each: the "
         "input view, the sampled views, and the true views below them.",
-        "## Weights\n\n" + _weights(given.weights, trained),
+        "## Weights\n\n" + _weights(given.weights, trained, count, dtype),
         "## Data\n\n" + data,
-        "## Training\n\n" + _training(epath.Path(given.workdir), trained),
-        "## Scores on held-out objects\n\n" + _scores(name, results, baseline, given.consistency),
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in [*_limits(results, baseline), *given.note]),
-        "## License\n\nApache-2.0, like the project. The training data is generated by the project's code.",
-        "## Commands\n\n```\n" + "\n".join(_commands(name, given, trained.config, results)) + "\n```",
+        "## Training\n\n" + _training(stages, results),
+        "## Scores on held-out objects\n\n" + _scores(name, results, baseline, consistency),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in [*_limits(results, baseline, stages), *given.note]),
+        "## License\n\nApache-2.0, like the project.",
+        "## Commands\n\n```\n" + "\n".join(_commands(given, stages, dtype, results, consistency)) + "\n```",
+        "An interrupted training run saves a checkpoint, and the same command resumes it.",
     ]
     # The picture first: a card that exists has one.
-    pixels.save_png(sheet_path, _sheet(evaluation, tasks, config.model.image_size))
-    files.write_atomically(card, "\n\n".join(parts) + "\n")
-    return card, sheet_path
+    pixels.save_png(paths[0], _sheet(evaluation, tasks, config.model.image_size))
+    files.write_atomically(paths[1], "\n\n".join(parts) + "\n")
+    return paths
 
 
-def _check_same(trained, run, results: Mapping[str, Any], given: argparse.Namespace) -> None:
-    used = (results["sampling"] or {}).get("weights")
-    if used != trained.identity:
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _check_same(trained: Trained, results: Mapping[str, Any], given: argparse.Namespace) -> None:
+    if (results["sampling"] or {}).get("weights") != trained.identity:
         raise UserError(
             f"{given.evaluation} is not an evaluation of {given.weights}; evaluate with "
             f"--config.sample.weights={given.weights}"
         )
+    # The run may have gone on since the export.
     changes = config_lib.differences(
-        config_lib.plain(run.config),
+        config_lib.plain(open_run(given.workdir).config),
         config_lib.plain(trained.config),
         only=("seed", "model", "diffusion", "data"),
         ignore=("data.dir",),
@@ -99,13 +127,42 @@ def _check_same(trained, run, results: Mapping[str, Any], given: argparse.Namesp
     config_lib.refuse(f"{given.weights} is not of the run in {given.workdir}", changes, "Name the run of the weights.")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Baselines
+def _stages(trained: Trained, given: argparse.Namespace) -> list[Stage]:
+    """The run, after the runs that its first weights came from."""
+    stages = [_stage(epath.Path(given.workdir), given.config, config_lib.plain(trained.config), trained.step)]
+    for text in given.started_from:
+        folder, _, config_file = text.partition("=")
+        source = stages[0].settings["train"]["init_from"]
+        if epath.Path(source).name != epath.Path(folder).name or not config_file:
+            raise UserError(
+                f"--started_from={text}: expected RUN=CONFIG, and {stages[0].workdir} started from {source or 'none'}"
+            )
+        run = open_run(folder)
+        stages.insert(0, _stage(epath.Path(folder), config_file, config_lib.plain(run.config), run.step))
+    return stages
 
 
-def _training_views(config: ml_collections.ConfigDict) -> tuple[np.ndarray, str]:
+def _stage(workdir: epath.Path, config_file: str, settings: dict[str, Any], steps: int) -> Stage:
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        raise MissingError(f"{path} is missing; it says how long the run took")
+    # The last line may be cut short.
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [line for line in lines if line["step"] <= steps]
+    if not lines or lines[-1]["step"] + settings["train"]["log_every"] < steps:
+        raise UserError(f"{path} ends before step {steps:,}, that of the weights")
+    intervals = np.diff([0, *(line["step"] for line in lines)])
+    seconds = float(intervals @ [line["seconds_per_step"] for line in lines])
+    return Stage(workdir, config_file, settings, steps, seconds, lines)
+
+
+def _training_views(
+    config: ml_collections.ConfigDict, fingerprint: str, results: Mapping[str, Any]
+) -> tuple[np.ndarray, str]:
     """The mean of all training views, (height, width, 3) uint8, and a paragraph about the data."""
     train, test = (sources.open_from_config(config.data, split) for split in ("train", "test"))
+    if (train.fingerprint, test.fingerprint) != (fingerprint, results["protocol"]["data_fingerprint"]):
+        raise UserError(f"{config.data.dir} holds other data than the run was trained or evaluated with")
     size = config.model.image_size
     total, count, centers = np.zeros((size, size, 3)), 0, []
     with progress(len(train), desc="mean of the training views, objects") as bar:
@@ -141,54 +198,47 @@ def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], pic
 # Sections
 
 
-def _weights(path: epath.PathLike, trained) -> str:
-    size, count = epath.Path(path).stat().length, sum(leaf.size for leaf in jax.tree.leaves(trained.params()))
-    plain = config_lib.plain(trained.config)
-    commit = weights_file.read_info(path).commit
-    return table(
-        [
-            ["", ""],
-            ["parameters", f"{count:,}, {'float32' if size >= 4 * count else 'bfloat16'}, averaged over training"],
-            ["file", f"{size / 1e6:.2f} MB, sha256 `{trained.identity}`"],
-            ["network", _settings(plain["model"])],
-            ["diffusion", _settings(plain["diffusion"])],
-            ["cameras", f"{plain['data']['pose']} poses"],
-            ["exported by", f"commit `{commit}`" if commit else "unknown commit"],
-        ]
-    )
+def _weights(path: epath.PathLike, trained: Trained, count: int, dtype: str) -> str:
+    plain, commit = config_lib.plain(trained.config), weights_file.read_info(path).commit
+    rows = {
+        "parameters": f"{count:,}, {dtype}, averaged over training",
+        "file": f"{epath.Path(path).stat().length / 1e6:.2f} MB, sha256 `{trained.identity}`",
+        "network": _settings(plain["model"]),
+        "diffusion": _settings(plain["diffusion"]),
+        "cameras": f"{plain['data']['pose']} poses",
+        "exported by": f"commit `{commit}`" if commit else "unknown commit",
+    }
+    return table([["", ""], *rows.items()])
 
 
-def _training(workdir: epath.Path, trained) -> str:
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        raise MissingError(f"{path} is missing")
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    lines = [line for line in lines if line["step"] <= trained.step]
-    if not lines or lines[-1]["step"] + trained.config.train.log_every < trained.step:
-        raise UserError(f"{path} ends before step {trained.step:,}, that of the weights")
-    steps = np.diff([0, *(line["step"] for line in lines)])
-    seconds = float(steps @ [line["seconds_per_step"] for line in lines])
-    train = config_lib.plain(trained.config)["train"]
-    pairs = trained.step * train["batch_size"]
-    dates = [datetime.datetime.fromtimestamp(lines[i]["time"], datetime.UTC).date().isoformat() for i in (0, -1)]
-    quartiles = [f"{lines[-1][key]:.3f}" for key in sorted(lines[-1]) if key.startswith("loss_by_noise/")]
-    rates = [line["mfu"] for line in lines if line.get("mfu")]
-    rows = [
-        ["steps", f"{trained.step:,} of {train['batch_size']} pairs: {pairs:,} pairs"],
-        ["started from", train["init_from"] or "random weights"],
-        ["time", f"{seconds / 60:.0f} min ({pairs / seconds:.1f} pairs/s), {' to '.join(dict.fromkeys(dates))}"],
-        ["final loss", f"{lines[-1]['loss']:.4f}; by noise level, from clean to noise: {', '.join(quartiles)}"],
-        ["model FLOPs utilization", f"{100 * np.mean(rates):.1f} %" if rates else "not logged (CPU)"],
-        ["augmentation", _settings(config_lib.plain(trained.config)["data"]["augment"])],
-        [
-            "settings",
-            _settings({k: v for k, v in train.items() if k.startswith(("learning", "warmup", "adam", "ema"))}),
-        ],
-    ]
-    return table([["", ""], *rows])
+def _training(stages: Sequence[Stage], results: Mapping[str, Any]) -> str:
+    """A table with a column for each run, the last one first."""
+    rows: dict[str, list[str]] = {}
+    for stage in reversed(stages):
+        c, train, last = stage.settings, stage.settings["train"], stage.lines[-1]
+        dates = dict.fromkeys(str(datetime.date.fromtimestamp(stage.lines[i]["time"])) for i in (0, -1))
+        rates = [line["mfu"] for line in stage.lines if line.get("mfu")]
+        noise = ", ".join(f"{last[key]:.3f}" for key in sorted(last) if key.startswith("loss_by_noise/"))
+        shown = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
+        cells = {
+            "": stage.workdir.name,
+            "steps": f"{stage.steps:,} of {train['batch_size']} pairs at {c['model']['image_size']} px",
+            "started from": train["init_from"] or "random weights",
+            "time": f"{stage.seconds / 3600:.2f} h ({stage.pairs / stage.seconds:.1f} pairs/s), {' to '.join(dates)}",
+            "final loss": f"{last['loss']:.4f}",
+            "by noise level, from clean to noise": noise,
+            "model FLOPs utilization": f"{100 * np.mean(rates):.1f} %" if rates else "not logged (CPU)",
+            "augmentation": _settings(c["data"]["augment"]),
+            "settings": _settings({name: train[name] for name in (*shown, "color_weight")}),
+            "seed": str(c["seed"]),
+        }
+        for title, cell in cells.items():
+            rows.setdefault(title, []).append(cell)
+    seeds = f"sampling {results['config']['sample']['seed']}, evaluation {results['protocol']['seed']}"
+    return table([[title, *cells] for title, cells in rows.items()]) + f"\n\nOther seeds: {seeds}."
 
 
-def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], consistency: str | None) -> str:
+def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], consistency: dict | None) -> str:
     rows = {
         f"**{name}**": results["dataset"],
         "input view repeated": results["baselines"]["input view repeated"],
@@ -197,79 +247,106 @@ def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], cons
     shown = [key for key in _COLUMNS if results["dataset"].get(key) is not None]
     lines = [["", *(_COLUMNS[key][0] for key in shown)]]
     lines += [[title, *(_figure(figures, key) for key in shown)] for title, figures in rows.items()]
-    sampling, place = results["sampling"], results["protocol"]
-    text = (
-        f"{results['num_objects']} held-out objects, {results['num_views']:,} views of {place['image_size']} px from "
-        f"input view {place['input_view']}: {sampling['num_steps']} steps of {sampling['solver']} with guidance "
-        f"{sampling['guidance_weight']:g}. Means over all views ± standard deviation over objects. "
+    sampling, device = results["sampling"], results["device"]
+    about = (
+        f"{results['num_objects']} held-out objects, {results['num_views']:,} views of "
+        f"{results['protocol']['image_size']} px from input view {results['protocol']['input_view']}: "
+        f"{sampling['num_steps']} steps of {sampling['solver']} with guidance {sampling['guidance_weight']:g} on "
+        f"{device['count']} {device['kind']} device(s). Means over all views ± standard deviation over objects. The "
+        "patch distance asks whether views look real, not whether they are right. "
     )
-    parts = [table(lines), text + " ".join(report.caveats(results))]
-    if consistency:
-        found = read_json(epath.Path(consistency) / "results.json")["rows"]
-        lines = [["3D consistency of the views of", "PSNR, dB ↑", "SSIM ↑", "objects"]]
-        for row, one in found.items():
-            lines.append([row, f"{one['psnr']:.2f}", f"{one['ssim']:.3f}", str(one["num_objects"])])
+    parts = [table(lines), about + " ".join(report.caveats(results))]
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for each, one in results["objects"].items():
+        kinds.setdefault(each.split("_")[0], []).append(one)
+    if len(kinds) < len(results["objects"]):
+        lines = [["objects", "", "PSNR, dB", "input view repeated, dB"]]
+        for kind, found in kinds.items():
+            means = [f"{np.mean([one[key] for one in found]):.2f}" for key in ("psnr", "repeated_psnr")]
+            lines.append([kind, str(len(found)), *means])
         parts.append(table(lines))
+    if consistency:
+        lines = [["3D consistency", "PSNR, dB ↑", "SSIM ↑", "objects"]]
+        for row, one in consistency["rows"].items():
+            lines.append(
+                [
+                    f"**{row}**" if row == name else row,
+                    f"{one['psnr']:.2f}",
+                    f"{one['ssim']:.3f}",
+                    str(one["num_objects"]),
+                ]
+            )
+        changed = _settings(consistency["not_the_frozen_settings"])
+        parts += [table(lines)] + ([f"The field differs from the default one: {changed}."] if changed else [])
     return "\n\n".join(parts)
 
 
-def _limits(results: Mapping[str, Any], mean: Mapping[str, Any]) -> list[str]:
+def _limits(results: Mapping[str, Any], mean: Mapping[str, Any], stages: Sequence[Stage]) -> list[str]:
     psnr, objects, bins = results["dataset"]["psnr"], results["objects"], results["psnr_by_angle"]
     order = sorted(objects, key=lambda name: objects[name]["psnr"])
     others = {"the repeated input view": results["baselines"]["input view repeated"], "the mean image": mean}
     against = [f"{psnr - figures['psnr']:+.2f} dB against {what}" for what, figures in others.items()]
     near, far = bins[0], bins[-1]
+    pairs, hours = sum(stage.pairs for stage in stages), sum(stage.seconds for stage in stages) / 3600
     return [
-        "The weights know objects like those of the training data alone: no photographs.",
+        f"The network has seen {pairs:,} pairs in {hours:.1f} h, and only objects like those above: no photographs.",
         f"PSNR: {', '.join(against)}.",
         f"PSNR is {near['psnr']:.2f} dB at {near['from_degrees']} to {near['to_degrees']} degrees from the input view "
         f"and {far['psnr']:.2f} dB at {far['from_degrees']} to {far['to_degrees']}.",
         f"Worst object: {objects[order[0]]['psnr']:.2f} dB ({order[0]}); best: {objects[order[-1]]['psnr']:.2f} dB "
         f"({order[-1]}).",
-        "One training and one sampling seed: the scores have no errors over either.",
+        "One training run and one sampling seed: the scores have no errors over either.",
     ]
 
 
-def _commands(name: str, given, config: ml_collections.ConfigDict, results: Mapping[str, Any]) -> list[str]:
+def _commands(given: argparse.Namespace, stages: Sequence[Stage], dtype: str, results, consistency) -> list[str]:
     """The commands that train, export, evaluate, and write the card again."""
-    config_file, *argument = given.config.split(":")
-    begun = config_lib.flatten(config_lib.plain(runpy.run_path(config_file)["get_config"](*argument)))
+    name = epath.Path(given.weights).stem
     run, file = f"runs/{name}", f"threedim/pretrained/{name}.safetensors"
-    main = ["-m", "threedim.main", f"--config={given.config}", f"--workdir={run}"]
+    evaluation, todo = f"{run}/evaluation/{name}", []
+    for stage in stages:
+        last, source = stage is stages[-1], stage.settings["train"]["init_from"]
+        workdir = run if last else f"runs/{stage.workdir.name}"
+        flags = _flags(stage.config_file, stage.settings, ("seed", "data", "model", "diffusion", "train"))
+        flags += [f"--config.train.init_from={f'runs/{epath.Path(source).name}' if todo else source}"] if source else []
+        flags.append(f"--config.train.num_steps={stage.steps}")
+        todo.append(["threedim.main", f"--config={stage.config_file}", "--mode=train", f"--workdir={workdir}", *flags])
+    bits = [] if dtype == "bfloat16" else [f"--dtype={dtype}"]
+    todo.append(["threedim.weights", f"--workdir={run}", f"--step={stages[-1].steps}", *bits, f"--out={file}"])
+    flags = _flags(given.config, results["config"], ("data", "model", "diffusion", "sample", "evaluate"))
+    head = ["threedim.main", f"--config={given.config}", "--mode=evaluate", f"--workdir={run}"]
+    todo.append([*head, f"--config.sample.weights={file}", *flags])
+    card = ["scripts.model_card", f"--workdir={run}", f"--evaluation={evaluation}", f"--weights={file}"]
+    if consistency:
+        settings, rows = consistency["settings"], consistency["rows"]
+        places = {row: one["views"] for row, one in rows.items()} | {name: f"{evaluation}/views"}
+        score = ["threedim.evaluation.consistency", *(f"--views={row}={place}" for row, place in places.items())]
+        score += [f"--input_view={view}" for view in settings["input_views"]]
+        score += [f"--max_objects={rows[name]['num_objects']}", f"--rays_per_step={settings['field']['rays_per_step']}"]
+        score += [f"--set={key}={value}" for key, value in consistency["not_the_frozen_settings"].items()]
+        todo.append([*score, f"--out={run}/consistency"])
+        card.append(f"--consistency={run}/consistency")
+    card += [f"--started_from=runs/{stage.workdir.name}={stage.config_file}" for stage in stages[-2::-1]]
+    card += [f"--config={given.config}"]
+    todo.append([*card, *(f"--note={note}" for note in given.note), "--out=threedim/pretrained", "--overwrite"])
+    return [shlex.join(["python", "-m", *arguments]) for arguments in todo]
 
-    def flags(settings: Mapping[str, Any], sections: tuple[str, ...]) -> list[str]:
-        changed = {k: v for k, v in config_lib.flatten(settings).items() if k in begun and begun[k] != v}
-        return [
-            f"--config.{k}={tuple(v) if isinstance(v, list) else v}"
-            for k, v in changed.items()
-            if k.startswith(sections) and k not in ("data.dir", "sample.weights", "sample.out", "evaluate.out")
-        ]
 
-    trained = flags(config_lib.plain(config), ("seed", "data.", "model.", "diffusion.", "train."))
-    evaluated = flags(results["config"], ("data.", "model.", "diffusion.", "sample.", "evaluate."))
-    card = [
-        "-m",
-        "scripts.model_card",
-        f"--workdir={run}",
-        f"--evaluation={run}/evaluation/{name}",
-        f"--weights={file}",
+def _flags(config_file: str, settings: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
+    """Flags for the settings that a run changed in its config file."""
+    path, *argument = config_file.split(":")
+    if not epath.Path(path).is_file():
+        raise MissingError(f"{path}: no such file; name the config of the run")
+    before = config_lib.flatten(config_lib.plain(runpy.run_path(path)["get_config"](*argument)))
+    return [
+        f"--config.{field}={tuple(value) if isinstance(value, list) else value}"
+        for field, value in config_lib.flatten(settings).items()
+        if field in before and before[field] != value and field.split(".")[0] in sections and field not in _SET_HERE
     ]
-    todo = [
-        [*main, "--mode=train", *trained],
-        ["-m", "threedim.weights", f"--workdir={run}", f"--out={file}"],
-        [*main, "--mode=evaluate", f"--config.sample.weights={file}", *evaluated],
-        [
-            *card,
-            f"--weights={file}",
-            f"--config={given.config}",
-            "--out=threedim/pretrained",
-            *(f"--note={note}" for note in given.note),
-        ],
-    ]
-    return [shlex.join(["python", *arguments]) for arguments in todo]
 
 
 def _sheet(evaluation: epath.Path, tasks: Sequence[Task], size: int) -> np.ndarray:
+    """Input view and sampled views, (height, width, 3) uint8, with the true views below."""
     count = min(_OBJECTS, len(tasks))
     tasks = [tasks[len(tasks) * index // count] for index in range(count)]
     paths = SampledViews(evaluation / "views").find(tasks)
@@ -299,17 +376,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="Folder of the training run.")
     add("--evaluation", required=True, help="Folder that --mode=evaluate wrote with these weights.")
-    add("--consistency", help="Folder of a 3D consistency score.")
+    add("--consistency", help="Folder of a 3D consistency score, with a row called like the weights.")
     add("--weights", required=True, help=f"The weights, ending in {weights_file.SUFFIX}.")
     add("--config", help="Config file of the run, with its argument; defaults to configs/NAME.py.")
+    add("--started_from", action="append", default=[], metavar="RUN=CONFIG", help="Folder and config file of the run "
+        "in train.init_from; repeat for the run before that.")  # fmt: skip
     add("--note", action="append", default=[], help="A sentence to add to the limits; repeatable.")
     add("--out", required=True, help="Folder for NAME.md and NAME.png.")
     add("--overwrite", action="store_true", help="Replace an existing card.")
     given = parser.parse_args(argv)
     given.config = given.config or f"configs/{epath.Path(given.weights).stem}.py"
     with errors.one_line():
-        for path in write(given):
-            print(path)
+        print("\n".join(map(str, write(given))))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import demo, shapes16, srn_cars, srn_chairs_star
-from scripts import ablations, count_lines, model_card
+from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation import protocol
-from threedim.trained import open_run
+from threedim.trained import open_run, open_trained
 from threedim.weights_file import save_weights
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -60,37 +62,41 @@ def test_unknown_data_is_refused():
 # --- ablations ---
 
 
-def given(out, **changes):
-    defaults = {"seeds": 2, "workdir": [], "max_objects": 0, "consistency_objects": 1, "consistency_set": []}
-    defaults |= {"config": "configs/shapes16.py", "inception": "", "lpips_backbone": "", "lpips_lin": ""}
-    return argparse.Namespace(**defaults | {"out": str(out)} | changes)
-
-
-def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys):
+def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys, trained_run):
     monkeypatch.chdir(REPOSITORY)
-    flags = ["--config.train.num_steps=7", "--config.sample.preset=fast"]
-    arguments = [f"--out={tmp_path}", "--config=configs/shapes16.py", "--seeds=1", "--workdir=3dim=runs/x"]
-    ablations.main([*arguments, "--max_objects=3", "--dry_run", "--", *flags])
+    flags = ["--config.train.num_steps=7", "--config.sample.preset=fast", "--compilation_cache="]
+    arguments = [f"--out={tmp_path}", "--config=configs/shapes16.py", f"--workdir=3dim={trained_run}", "--dry_run"]
+    ablations.main([*arguments, "--seeds=2", "--consistency_seeds=1", "--max_objects=3", "--", *flags])
     lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4 * 2 + 1
     head = "python -m threedim.main --config=configs/ablations/regression.py:shapes16"
-    run = f"--workdir={tmp_path}/regression/run --config.train.num_steps=7"
-    evaluate = f"--mode=evaluate --config.sample.seed=0 --config.evaluate.out={tmp_path}/regression/seed_0"
-    assert lines[2:4] == [
-        f"{head} {run} --mode=train",
-        f"{head} {run} {evaluate} --config.evaluate.max_objects=3",
-    ]
-    assert ["--mode=train" in line for line in lines].count(True) == 2
-    assert "-m threedim.evaluation.consistency" in lines[-1]
-    assert lines[1].count("--config.sample.conditioning=input") == 1
-    assert "--workdir=runs/x" in lines[0]
-    assert f"--views=real_data={tmp_path}/real_data/views" in lines[-1]
+    run = f"--workdir={tmp_path}/runs/regression --config.train.num_steps=7 --compilation_cache="
+    evaluate = f"--mode=evaluate --config.sample.seed=1 --config.evaluate.out={tmp_path}/regression/seed_1"
+    assert lines[4] == f"{head} {run} --mode=train"
+    assert lines[6] == f"{head} {run} {evaluate} --config.evaluate.max_objects=3"
+    assert lines[2].startswith(
+        f"python -m threedim.main --config=configs/shapes16.py --workdir={trained_run} --config."
+    )
+    assert "--config.sample.preset=fast" in lines[2]
+    assert "--mode=evaluate --config.sample.conditioning=input --config.sample.seed=0" in lines[2]
+    views = [f"--views={row.key}_seed0={tmp_path}/{row.key}/seed_0/views" for row in ablations_table.ROWS]
+    views.append(f"--views=real_data={tmp_path}/real_data/views")
+    assert lines[-1] == f"python -m threedim.evaluation.consistency {' '.join(views)} --out={tmp_path}/consistency"
     for wrong, said in (
         (["--workdir=image_to_image=x"], "expected ROW=DIR"),
-        (["--config=configs/base.py"], "expected an existing config"),
+        (["--workdir=regression=nothing"], "no checkpoint in .*nothing"),
+        (["--config=configs/base.py"], "expected an existing file"),
+        (["--config=configs/demo.py"], "has no test objects"),
         (["--seeds=0"], "at least 1"),
+        (["--inception=nothing"], "no such file"),
+        (["--lpips_lin=README.md"], "must both be set"),
+        (["--consistency_set=stepps=3"], "NAME one of .*num_steps"),
+        (["--", "7"], "expected --NAME=VALUE"),
+        (["--", "--config.sample.seed=3"], "is set for each row"),
+        (["--", "--workdir=x"], "is set for each row"),
     ):
         with pytest.raises(SystemExit, match=said):
-            ablations.main([*arguments, "--dry_run", *wrong])
+            ablations.main([*arguments, *wrong])
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,7 @@ def evaluated(objects, trained_run, shared_tmp, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     config = make_config(objects, shared_tmp / "trained_data")
     trained = open_run(trained_run)
+    trained.config.train.init_from = "runs/first"
     save_weights(folder / "tiny.safetensors", trained.params(), trained.config, training_steps=trained.step)
     config.sample.weights = str(folder / "tiny.safetensors")
     config.evaluate.input_view = 0
@@ -109,7 +116,7 @@ def evaluated(objects, trained_run, shared_tmp, tmp_path_factory):
     return folder
 
 
-def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch):
+def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     """Every command is replaced by the scores of one tiny run, moved by a constant per row."""
     out, ran = tmp_path / "out", []
     results = json.loads((evaluated / "evaluation/results.json").read_text())
@@ -128,6 +135,8 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch):
             seed = int(folder.name[-1])
             dataset = results["dataset"] | {"psnr": 10 + shift[folder.parent.name] + 0.1 * seed, "ssim": 0.5}
             dataset["patch_distance"] = 50.0 - shift[folder.parent.name] + seed
+            if folder.exists():
+                raise subprocess.CalledProcessError(7, command)
             folder.mkdir(parents=True)
             (folder / "results.json").write_text(json.dumps(results | {"dataset": dataset}))
             (folder / "samples.json").write_text((evaluated / "evaluation/samples.json").read_text())
@@ -138,19 +147,32 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch):
             (out / "consistency").mkdir(exist_ok=True)
             (out / "consistency/results.json").write_text(json.dumps({"rows": rows}))
 
-    class Trained:
-        name, step = "run", 2
-        config = argparse.Namespace(train=argparse.Namespace(num_steps=2))
-
+    trained = argparse.Namespace(
+        name="the run", step=2, config=argparse.Namespace(train=argparse.Namespace(num_steps=2))
+    )
+    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(subprocess, "run", fake)
-    monkeypatch.setattr(ablations, "open_run", lambda workdir: Trained)
-    ablations.run(given(out), [])
-    assert len(ran) == 3 + 4 * 2 + 1
+    monkeypatch.setattr(ablations, "open_run", lambda workdir: trained)
+    arguments = [f"--out={out}", "--config=configs/shapes16.py", "--seeds=2"]
+    trained.step = 1
+    with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
+        ablations.main(arguments)
+    assert len(ran) == 1, "later commands need the whole run"
+    trained.step = 2
+    ablations.main(arguments)
+    assert len(ran) == 1 + 3 + 4 * 2 + 1
+    printed = capsys.readouterr().out
     ran.clear()
-    ablations.run(given(out), [])
-    assert len(ran) == 3 + 1, "finished evaluations are not repeated"
-    with pytest.raises(UserError, match="ablations made with other settings"):
-        ablations.run(given(out, seeds=3), [])
+    ablations.main(arguments)
+    assert len(ran) == 1, "only the consistency score is repeated"
+    assert json.loads((out / "commands.json").read_text()).keys() <= {
+        line.partition("] ")[2] for line in printed.splitlines()
+    }
+    trained.step = 3
+    with pytest.raises(SystemExit, match=r"exit code 7 from: .*3dim/seed_0"):
+        ablations.main(arguments)
+    with pytest.raises(SystemExit, match="ablations with other settings"):
+        ablations.main([*arguments, "--", "--config.seed=1"])
 
     names = sorted(results["objects"])
     assert sorted(path.name for path in (out / "real_data/views").iterdir()) == names
@@ -158,7 +180,7 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch):
     sampled, _ = srn.read_object(evaluated / "evaluation/views" / names[0]).decode()
     np.testing.assert_array_equal(true_views[0], sampled[0])
 
-    ablations.write(out)
+    ablations.main([f"--out={out}", "--config=", "--table"])
     found = json.loads((out / "ablations.json").read_text())
     psnr = found["rows"]["3dim"]["figures"]["psnr"]
     np.testing.assert_allclose([psnr["mean"], psnr["standard_error"], psnr["n"]], [10.05, 0.05, 2])
@@ -167,24 +189,31 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch):
     np.testing.assert_allclose(parts["psnr"]["difference"], 2.0)
     np.testing.assert_allclose(parts["patch_distance"]["difference"], 2.0)
     assert parts["psnr"]["verdict"] == "holds"
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(open_trained(evaluated / "tiny.safetensors").params()))
     page = (out / "ablations.md").read_text()
     assert "| 3DiM | 10.05 ± 0.05 |" in page
     assert "| real data | – |" in page
     assert "+1.00 ± 0.07 dB | +2.81 dB |" in page  # the paper's 23.82 - 21.01
+    assert f"| {parameters:,} | 2 steps of 4 pairs |" in page
+    assert page.count("--mode=train") == 3
     assert (out / "ablations.png").exists()
 
+    step = results | {"checkpoint_step": 3}
+    (out / "image_to_image/seed_1/results.json").write_text(json.dumps(step))
+    with pytest.raises(UserError, match="is of step 3, others of step 2"):
+        ablations_table.collect(epath.Path(out))
     moved = results | {"protocol": results["protocol"] | {"input_view": 3}}
     (out / "3dim/seed_1/results.json").write_text(json.dumps(moved))
     with pytest.raises(UserError, match="another protocol"):
-        ablations.collect(ablations.epath.Path(out))
+        ablations_table.collect(epath.Path(out))
 
 
 def test_verdicts():
-    assert ablations.verdict(0.21, 0.1) == "holds"
-    assert ablations.verdict(-0.21, 0.1) == "does not hold"
-    assert ablations.verdict(0.19, 0.1) == ablations.verdict(9.0, None) == "undecided"
-    assert ablations.figure([]) is None
-    assert ablations.figure([1.0]) == {"mean": 1.0, "standard_error": None, "n": 1}
+    assert ablations_table.verdict(0.21, 0.1) == "holds"
+    assert ablations_table.verdict(-0.21, 0.1) == "does not hold"
+    assert ablations_table.verdict(0.19, 0.1) == ablations_table.verdict(9.0, None) == "undecided"
+    assert ablations_table.figure([]) is None
+    assert ablations_table.figure([1.0]) == {"mean": 1.0, "standard_error": None, "n": 1}
 
 
 # --- model cards ---
@@ -198,35 +227,54 @@ def test_model_card(evaluated, trained_run, tmp_path, capsys):
         f"    c = ml_collections.ConfigDict(json.loads('''{saved}'''))\n"
         "    c.train.warmup_examples = 7\n    return c\n"
     )
+    (tmp_path / "first").symlink_to(trained_run)
+    field = {"settings": {"input_views": [0], "size": 0, "seed": 0, "field": {"rays_per_step": 512}}}
+    row = {"views": "runs/x/views", "psnr": 12.0, "ssim": 0.5, "num_objects": 2}
+    rows = {"tiny": row, "true": row | {"views": "data/true", "psnr": 28.25}}
+    (tmp_path / "results.json").write_text(
+        json.dumps(field | {"rows": rows, "not_the_frozen_settings": {"num_steps": 3}})
+    )
     weights = evaluated / "tiny.safetensors"
     arguments = [f"--workdir={trained_run}", f"--weights={weights}", f"--config={config}", f"--out={tmp_path}"]
-    model_card.main([*arguments, f"--evaluation={evaluated / 'evaluation'}", "--note=A remark."])
+    evaluation = f"--evaluation={evaluated / 'evaluation'}"
+    chain = [f"--started_from={tmp_path / 'first'}={config}", f"--consistency={tmp_path}"]
+    model_card.main([*arguments, evaluation, *chain, "--note=A remark."])
     assert str(tmp_path / "tiny.md") in capsys.readouterr().out
     card = (tmp_path / "tiny.md").read_text()
     results = json.loads((evaluated / "evaluation/results.json").read_text())
+    main = f"python -m threedim.main --config={config}"
+    train = "--config.train.warmup_examples=40"
     for said in (
         "# tiny",
         "bfloat16, averaged over training",
         "2 training objects with 10 views",
-        "| steps | 2 of 4 pairs: 8 pairs |",
-        "| started from | random weights |",
+        "| steps | 2 of 4 pairs at 8 px | 2 of 4 pairs at 8 px |",
+        "| started from | runs/first | random weights |",
+        "The network has seen 16 pairs",
         f"| **tiny** | {results['dataset']['psnr']:.2f} ± ",
+        "| true | 28.25 | 0.500 | 2 |",
         "- A remark.",
-        "--mode=train --config.train.warmup_examples=40",
-        "python -m threedim.weights --workdir=runs/tiny --out=threedim/pretrained/tiny.safetensors",
+        f"{main} --mode=train --workdir=runs/first {train} --config.train.num_steps=2\n",
+        f"{main} --mode=train --workdir=runs/tiny {train} --config.train.init_from=runs/first "
+        "--config.train.num_steps=2\n",
+        "python -m threedim.weights --workdir=runs/tiny --step=2 --out=threedim/pretrained/tiny.safetensors\n",
+        f"{main} --mode=evaluate --workdir=runs/tiny --config.sample.weights=threedim/pretrained/tiny.safetensors "
+        "--config.evaluate.input_view=0\n",
+        "python -m threedim.evaluation.consistency --views=tiny=runs/tiny/evaluation/tiny/views --views=true=data/true "
+        "--input_view=0 --max_objects=2 --rays_per_step=512 --set=num_steps=3 --out=runs/tiny/consistency\n",
+        "--consistency=runs/tiny/consistency --started_from=runs/first=",
     ):
         assert said in card
     assert (tmp_path / "tiny.png").exists()
-    for changes, said in (
-        ([f"--evaluation={evaluated / 'evaluation'}"], "exists: choose another --out"),
-        ([f"--evaluation={evaluated / 'none'}", "--overwrite"], "none"),
-    ):
-        with pytest.raises((SystemExit, FileNotFoundError), match=said):
-            model_card.main([*arguments, *changes])
     other = results | {"sampling": results["sampling"] | {"weights": "0" * 64}}
     (tmp_path / "results.json").write_text(json.dumps(other))
-    with pytest.raises(SystemExit, match="is not an evaluation of"):
-        model_card.main([*arguments, f"--evaluation={tmp_path}", "--overwrite"])
+    for changes, said in (
+        ([evaluation], "exists: choose another --out"),
+        ([f"--evaluation={tmp_path}", "--overwrite"], "is not an evaluation of"),
+        ([evaluation, "--overwrite", f"--started_from={tmp_path / 'second'}={config}"], "started from runs/first"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            model_card.main([*arguments, *changes])
 
 
 # --- lines ---
