@@ -53,7 +53,7 @@ def test_resampling():
 # --- normalization and conditioning ---
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(32, 32), (64, 32), (48, 16), (12, 4), (7, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (7, 1)])
 def test_group_norm(channels, groups):
     """32 groups; fewer where 32 does not divide the channels, but as many as divide both."""
     x = 3 * normal(4, 3, 5, channels) + 2
@@ -109,8 +109,7 @@ class PoseSum(nn.Module):
         return conv(constant, varying, conv.position(learned, 0), 0)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize(("stride", "size"), [(1, 8), (2, 8), (2, 9), (4, 9)])
 def test_pose_conv_is_a_convolution_of_the_sum(stride, size):
     """An odd size has zeros around it where an even one has none."""
     constant, varying = jnp.asarray(normal(3, 6)), jnp.asarray(normal(3, size, size, 4, seed=3))
@@ -170,7 +169,7 @@ def test_fewer_groups_keep_the_color_of_a_picture():
 
 @pytest.mark.parametrize(
     ("channels", "features", "resample"),
-    [(32, 32, None), (32, 64, None), (32, None, "down"), (16, None, "up"), (64, 32, "down")],
+    [(32, 32, None), (16, None, "up"), (64, 32, "down")],
 )
 def test_resnet_block(channels, features, resample):
     size = {"down": 2, "up": 8, None: 4}[resample]
@@ -218,7 +217,7 @@ def test_dropout_comes_before_the_last_convolution_and_in_training_only():
 # --- attention ---
 
 
-@pytest.mark.parametrize(("attention", "groups"), [(True, 32), (True, 4), (False, 32)])
+@pytest.mark.parametrize(("attention", "groups"), [(True, 4), (False, 32)])
 def test_block_is_residual_then_self_then_cross(attention, groups):
     h, emb = normal(4, 2, 2, 8), normal(4, 2, 2, 4, seed=1)
     module = XUNetBlock(16, attention, heads=2, groups=groups)
