@@ -34,13 +34,6 @@ def test_choice_of_view_is_uniform(count):
     assert np.sum((observed - samples / count) ** 2 / (samples / count)) <= limit
 
 
-def test_each_example_has_its_own_count():
-    count = jnp.asarray([1, 2, 5] * 200, jnp.int32)
-    index = np.asarray(choose_view(keys(600), count)).reshape(200, 3)
-    assert list(index.max(axis=0)) == [0, 1, 4]
-    assert np.all(index >= 0)
-
-
 def test_every_step_samples_a_view_of_those_known_so_far():
     batch, inputs, views, steps = 3, 2, 3, 48
     records, _ = recorded(batch, inputs, views, Settings(steps, 0.0))

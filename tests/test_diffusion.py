@@ -63,15 +63,6 @@ def test_forward_process():
         np.testing.assert_allclose(z[i], alpha * x[i] + sigma * eps[i], rtol=1e-5, atol=1e-6)
 
 
-def test_signal_and_noise_scales():
-    logsnr = np.linspace(-20, 20, 9, dtype=np.float32)
-    alpha, sigma = alpha_sigma(jnp.asarray(logsnr), 3)
-    assert alpha.shape == sigma.shape == (9, 1, 1)
-    expected = alpha_sigma_64(logsnr)
-    np.testing.assert_allclose(alpha[:, 0, 0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(sigma[:, 0, 0], expected[1], rtol=1e-5)
-
-
 # --- posterior ---
 
 

@@ -24,7 +24,6 @@ from slow_sampler import (
 )
 from tiny import SMALL, random_cameras, random_params
 
-from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.models.concat_unet import ConcatUNet
 from threedim.models.unet import NetworkDenoiser
@@ -76,34 +75,6 @@ def test_with_relative_poses_the_target_is_seen_from_the_chosen_view():
     np.testing.assert_allclose(fast, slow, atol=2e-4)
     absolute = sample_views(Linear(), None, images, cameras, targets, keys(2), process=PROCESS_V, settings=settings)
     assert np.abs(absolute - fast).max() > 0.05
-
-
-@pytest.mark.slow
-def test_with_relative_poses_the_network_does_not_see_the_world_move():
-    """Turned and moved by any rotation and about the cameras' distance: known cameras and targets alike."""
-    params, images = random_params(SMALL), pictures(1, 2, shape=(8, 8, 3))
-    cameras, targets = random_cameras(1, 2), random_cameras(1, 2, seed=1)
-
-    def moved(camera, seed):
-        # In double precision, so that only the rounding of the moved cameras themselves to float32 is left.
-        turn, shift = (np.asarray(leaf, np.float64) for leaf in (random_cameras(seed=seed).R, random_cameras(seed=9).t))
-        left, _, right = np.linalg.svd(turn)
-        R, t = (np.asarray(leaf, np.float64) for leaf in (camera.R, camera.t))
-        return Camera(left @ right @ R, t @ (left @ right).T + shift, camera.K)
-
-    def rollout(relative, *cameras):
-        denoiser, settings = NetworkDenoiser(SMALL, relative), Settings(4, 2.0)
-        return sample_views(denoiser, params, images, *cameras, keys(1), process=PROCESS_V, settings=settings)
-
-    as_given = rollout(True, cameras, targets)
-    assert np.mean(np.abs(as_given) < 0.999) > 0.4
-    for seed in (2, 3):
-        difference = np.abs(rollout(True, moved(cameras, seed), moved(targets, seed)) - as_given)
-        # The rounding of a camera center, 2e-7, enters sin(2^14 x) as 4e-3, which the random weights and guidance
-        # triple; measured are 0.011 at the worst pixel, 9e-4 on average. A network that sees the motion differs by 0.5.
-        assert difference.max() < 0.03
-        assert difference.mean() < 0.003
-    assert np.abs(rollout(False, moved(cameras, 2), moved(targets, 2)) - rollout(False, cameras, targets)).mean() > 0.3
 
 
 @pytest.mark.parametrize(

@@ -45,27 +45,6 @@ def test_the_call_is_the_composition_of_its_parts(network, params):
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 
-def test_everything_that_should_matter_does(network, params):
-    x, z, logsnr, camera, _ = inputs()
-    cond_mask = jnp.ones(BATCH, bool)
-    expected = network(params, x, z, logsnr, camera, cond_mask)
-    other = jax_cameras(BATCH, 2, seed=9)
-
-    def swap(frame):
-        return jax.tree.map(lambda a, b: a.at[:, frame].set(b[:, frame]), camera, other)
-
-    for changed in (
-        (x + 0.3, z, logsnr, camera, cond_mask),
-        (x, z + 0.3, logsnr, camera, cond_mask),
-        (x, z, logsnr.at[:, 0].add(-9), camera, cond_mask),
-        (x, z, logsnr.at[:, 1].add(1), camera, cond_mask),
-        (x, z, logsnr, swap(0), cond_mask),
-        (x, z, logsnr, swap(1), cond_mask),
-        (x, z, logsnr, camera, ~cond_mask),
-    ):
-        assert np.all(np.abs(network(params, *changed) - expected).max(axis=(1, 2, 3)) > 1e-3)
-
-
 def test_the_clean_view_comes_in_by_cross_attention_alone(network, params):
     def silence(path, leaf):
         return jnp.zeros_like(leaf) if path[1:3] == ("attn_cross", "out") else leaf
@@ -89,16 +68,6 @@ def test_an_unconditional_pair_knows_no_camera(network, params):
     # The learned embeddings stay.
     changed = params | {"frame_emb": params["frame_emb"] + 0.5}
     assert np.abs(network(changed, x, z, logsnr, camera, cond_mask)[1] - expected[1]).max() > 1e-3
-
-
-def test_pairs_of_a_batch_do_not_mix(network, params):
-    arguments = inputs()
-    expected = network(params, *arguments)
-    swapped = jax.tree.map(lambda leaf: leaf[::-1], arguments)
-    np.testing.assert_allclose(network(params, *swapped)[::-1], expected, atol=1e-5)
-    # The second pair is another one; the first must not notice.
-    mixed = jax.tree.map(lambda a, b: a.at[1].set(b[1]), arguments, inputs(seed=3))
-    np.testing.assert_array_equal(network(params, *mixed)[0], expected[0])
 
 
 def test_noise_levels_beyond_the_schedule_are_clipped(network, params):
