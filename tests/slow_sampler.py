@@ -1,10 +1,11 @@
-"""Denoisers to try the sampler with, and a sampler of plain loops to hold against it."""
+"""Denoisers for tests of the sampler, and a sampler of plain loops to compare with."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny import plain
 
 from threedim.cameras import Camera
 from threedim.diffusion import Process, alpha_sigma
@@ -26,7 +27,7 @@ def pictures(*axes, shape=SHAPE, seed=0):
 
 
 def numbered_cameras(batch, first, count):
-    """Cameras that say who they are: number ``i`` sits at (i, object, 0)."""
+    """Cameras that can be told apart: number ``i`` is at (i, object, 0)."""
     t = np.zeros((batch, count, 3), np.float32)
     t[..., 0] = np.arange(first, first + count)
     t[..., 1] = np.arange(batch)[:, None]
@@ -40,13 +41,13 @@ def sample_views(denoiser, params, images, cameras, targets, key, *, process, se
 
 
 def rounded(picture):
-    """As a file on the disk has it."""
+    """Rounded to 8 bits, as in a file."""
     return np.round((np.asarray(picture, np.float64) + 1) * 127.5) / 127.5 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Painter:
-    """Knows the true picture: that of the target camera, or with ``copy`` the clean view. Says so in eps or v."""
+    """Predicts the true picture: that of the target camera, or with ``copy`` the clean view."""
 
     process: Process
     copy: bool = False
@@ -108,7 +109,7 @@ RECORDS = []
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-    """Writes down what each call to ``denoise`` is told, one record per step."""
+    """Records the inputs of each call to ``denoise``, one record per step."""
 
     tag: str = ""
     relative_poses: bool = False
@@ -126,6 +127,17 @@ class Recorder:
         record = {"z": z, "logsnr": logsnr, "target": target, "view": view}
         jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
         return 0.3 * z
+
+
+def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0, relative=False):
+    """Records of a rollout as (view, step, ...) where all steps have the same shapes, and the views."""
+    RECORDS.clear()
+    cameras = numbered_cameras(batch, 0, inputs), numbered_cameras(batch, inputs, views)
+    denoiser, images = Recorder(relative_poses=relative), pictures(batch, inputs)
+    result = sample_views(denoiser, None, images, *cameras, keys(batch, seed), process=process, settings=settings)
+    jax.effects_barrier()
+    assert len(RECORDS) == views * settings.num_steps
+    return jax.tree.map(lambda *r: np.stack(r).reshape(views, settings.num_steps, *r[0].shape), *RECORDS), result
 
 
 TRACES = []
@@ -168,13 +180,13 @@ def slow_step(settings, z, x_hat, x_before, levels, i):
 
 
 def slow_sample_views(output, images, cameras, targets, key, process, settings, joined, relative=False):
-    """Float64 loops over objects, views and steps, with the same noise draws.
+    """Float64 loops over objects, views and steps, with the same noise.
 
     ``output(x, logsnr_x, camera_x, z, logsnr, camera, cond)`` is the plain network on one pair. ``joined`` are the
     pictures that join the known views (objects, views, ...): the fast sampler's own, so that a last bit does not decide
     how one is rounded to 8 bits. With ``relative``, cameras are in the coordinates of the pair's clean view.
     """
-    shape, draw = images.shape[2:], lambda k, shape: np.asarray(jax.random.normal(k, shape), np.float64)
+    shape, sample = images.shape[2:], lambda k, shape: np.asarray(jax.random.normal(k, shape), np.float64)
     levels, guided = slow_levels(process, settings)
     result = np.empty((*targets.t.shape[:2], *shape))
     w = settings.guidance_weight
@@ -185,7 +197,7 @@ def slow_sample_views(output, images, cameras, targets, key, process, settings, 
         key_start, key_uncond, key_steps = (
             jax.random.fold_in(jax.random.fold_in(key[o], j), stream) for stream in range(3)
         )
-        z, x_before, noise_frame = draw(key_start, shape), None, draw(key_uncond, shape)
+        z, x_before, noise_frame = sample(key_start, shape), None, sample(key_uncond, shape)
         for i in range(settings.num_steps):
             key_step = jax.random.fold_in(key_steps, i)
             x, camera_x = known[int(jax.random.randint(jax.random.fold_in(key_step, 0), (), 0, len(known)))]
@@ -193,7 +205,7 @@ def slow_sample_views(output, images, cameras, targets, key, process, settings, 
             if relative:
                 camera_x, target = camera_x.relative_to(camera_x), target.relative_to(camera_x)
             if settings.fresh_uncond_noise:
-                noise_frame = draw(jax.random.fold_in(key_step, 2), shape)
+                noise_frame = sample(jax.random.fold_in(key_step, 2), shape)
             lt = levels[i]
             alpha, sigma = np.sqrt(1 / (1 + np.exp(-lt))), np.sqrt(1 / (1 + np.exp(lt)))
 
@@ -208,7 +220,7 @@ def slow_sample_views(output, images, cameras, targets, key, process, settings, 
             z, deviation = slow_step(settings, z, x_hat, x_before, levels, i)
             x_before = x_hat
             if i + 1 < settings.num_steps:
-                z = z + deviation * draw(jax.random.fold_in(key_step, 1), shape)
+                z = z + deviation * sample(jax.random.fold_in(key_step, 1), shape)
         result[o, j] = np.clip(z, -1, 1)
     return result
 
@@ -217,3 +229,15 @@ def linear_output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
     view = slow_encode(np.asarray(x, np.float64), np.float64(logsnr_x), np.asarray(camera_x.t, np.float64), cond)
     target = slow_embed(np.asarray(camera.t, np.float64), cond)
     return slow_denoise(z, np.float64(logsnr), target, view)
+
+
+def network_output(network, params):
+    """The plain network as an ``output`` of ``slow_sample_views``."""
+
+    def output(x, logsnr_x, camera_x, z, logsnr, camera, cond):
+        pair = jax.tree.map(lambda leaf: leaf[None], Camera.stack([camera_x, camera]))
+        x, z = (np.asarray(a, np.float32)[None] for a in (x, z))
+        logsnr = np.asarray([[logsnr_x, logsnr]], np.float32)
+        return np.asarray(plain(network)(params, x, z, logsnr, pair, np.asarray([cond]))[0], np.float64)
+
+    return output

@@ -9,14 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow_blocks import (
-    KEY,
-    apply,
-    filled,
-    leaves,
-    normal,
-    slow_attention,
-)
+from slow_blocks import KEY, apply, filled, leaves, normal, slow_attention
 
 from threedim.models.layers import AttentionBlock
 from threedim.models.ops import _flash_attention, attend, has_flash_attention
@@ -49,7 +42,8 @@ def test_attention_multiplies_bfloat16_in_both_directions():
     assert taken == [["bfloat16"] * 2] * len(taken)
     assert len(taken) >= 4
     wide = [x.astype(jnp.float32) for x in narrow]
-    for found, expected in zip(gradient(*narrow), gradient(*wide), strict=True):
+    run = jax.jit(gradient)
+    for found, expected in zip(run(*narrow), run(*wide), strict=True):
         np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03 * np.abs(expected).max())
 
 
@@ -85,7 +79,8 @@ def test_flash_attention_is_the_same_function():
     weights = normal(2, 3, 5, 8, seed=3)
 
     def total(function):
-        return jax.value_and_grad(lambda *qkv: jnp.sum(function(*qkv) * weights), argnums=(0, 1, 2))(q, k, v)
+        run = jax.value_and_grad(lambda *qkv: jnp.sum(function(*qkv) * weights), argnums=(0, 1, 2))
+        return jax.jit(run)(q, k, v)
 
     xla = functools.partial(_flash_attention, implementation="xla")
     np.testing.assert_allclose(xla(q, k, v), attend(q, k, v), atol=1e-5)
@@ -105,7 +100,7 @@ def cudnn(monkeypatch):
 
 @pytest.mark.parametrize(
     ("dim", "dtype", "flash"),
-    [(64, "bfloat16", True), (256, "bfloat16", True), (264, "bfloat16", False), (64, "float32", False)],
+    [(256, "bfloat16", True), (264, "bfloat16", False)],
 )
 def test_attention_is_lowered_to_cudnn(dim, dtype, flash, cudnn):
     """Forward and backward, for a CUDA device; and for the CPU of its host as ever."""
@@ -131,7 +126,7 @@ def test_missing_cudnn_is_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
-@pytest.mark.parametrize(("channels", "heads"), [(8, 2), (64, 4)])
+@pytest.mark.parametrize(("channels", "heads"), [(64, 4)])
 def test_attention_block(kind, channels, heads):
     x = normal(4, 2, 3, channels)
     module = AttentionBlock(kind, heads)

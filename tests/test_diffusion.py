@@ -12,8 +12,6 @@ LOGSNRS = [
     (-20.0, 20.0),
     (-9.3, -9.29),
     (-3.0, 0.5),
-    (0.0, 4.0),
-    (4.0, 4.01),
     (9.0, 20.0),
     (19.5, 20.0),
 ]
@@ -65,15 +63,6 @@ def test_forward_process():
         np.testing.assert_allclose(z[i], alpha * x[i] + sigma * eps[i], rtol=1e-5, atol=1e-6)
 
 
-def test_signal_and_noise_scales():
-    logsnr = np.linspace(-20, 20, 9, dtype=np.float32)
-    alpha, sigma = alpha_sigma(jnp.asarray(logsnr), 3)
-    assert alpha.shape == sigma.shape == (9, 1, 1)
-    expected = alpha_sigma_64(logsnr)
-    np.testing.assert_allclose(alpha[:, 0, 0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(sigma[:, 0, 0], expected[1], rtol=1e-5)
-
-
 # --- posterior ---
 
 
@@ -102,21 +91,11 @@ def test_posterior_is_the_gaussian_conditional(logsnr_t, logsnr_s, scalar):
     np.testing.assert_allclose(np.broadcast_to(variance, z.shape), np.full(z.shape, expected_variance), rtol=1e-4)
 
 
-def test_posterior_takes_one_noise_level_per_example():
-    x, z = normal(8, 2, 2, 1), normal(8, 2, 2, 1, seed=1)
-    logsnr_t, logsnr_s = np.array(LOGSNRS, np.float32).T
-    mean, variance = posterior(*(jnp.asarray(a) for a in (z, x, logsnr_t, logsnr_s)))
-    for i in range(8):
-        expected_mean, expected_variance = slow_posterior(z[i], x[i], logsnr_t[i], logsnr_s[i])
-        np.testing.assert_allclose(mean[i], expected_mean, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(variance[i].item(), expected_variance, rtol=1e-3)
-
-
 # --- what the network puts out ---
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
-@pytest.mark.parametrize("logsnr", [-7.0, -1.0, 0.0, 3.0, 12.0])
+@pytest.mark.parametrize("logsnr", [-7.0, 3.0])
 def test_x_comes_back_from_the_target(prediction, logsnr):
     process = Process(prediction)
     x, eps = jnp.asarray(normal(2, 2, 2, 3)), jnp.asarray(normal(2, 2, 2, 3, seed=1))
@@ -168,8 +147,7 @@ def network_inputs(key, uncond_prob):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offset):
+def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction):
     images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (16, 2, 4, 4, 3)), jnp.float32)
 
     def network(x, z, logsnr, camera, cond_mask):
@@ -177,7 +155,7 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offse
         eps = (z - alpha * images[:, 1]) / sigma
         exact = {"eps": eps, "v": alpha * eps - sigma * images[:, 1], "x": images[:, 1]}[prediction]
         # By example, so that an average over the wrong axes shows.
-        return exact + offset * jnp.arange(16)[:, None, None, None] / 16
+        return exact + 0.5 * jnp.arange(16)[:, None, None, None] / 16
 
     # A schedule that stops short of clean: dividing by a sigma near zero would cost the digits.
     process = Process(prediction, logsnr_max=8.0)
@@ -187,12 +165,12 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction, offse
         return diffusion.loss(network, diffusion.make_examples(images, jax_cameras(16, 2), key, process, 0.5))
 
     total, each = run(KEY)
-    expected = (offset * np.arange(16) / 16) ** 2
+    expected = (0.5 * np.arange(16) / 16) ** 2
     np.testing.assert_allclose(each, expected, atol=1e-4)
     np.testing.assert_allclose(total, expected.mean(), atol=1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0, 9.0])
+@pytest.mark.parametrize("weight", [1.0, 9.0])
 def test_color_counts_as_much_as_it_is_told_to(weight):
     """An error of the same power in brightness alone, and in color alone."""
     errors = jnp.asarray([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]])[:, None, None] * jnp.ones((2, 2, 2, 1))
@@ -245,7 +223,7 @@ def test_a_regression_sees_noise_alone():
     np.testing.assert_array_equal(trained.logsnr[:, 1], Process().logsnr(jnp.ones(256)))
     np.testing.assert_allclose(trained.logsnr[:, 1], -20.0, atol=4e-3)
     np.testing.assert_array_equal(trained.logsnr[:, 0], 20.0)
-    # The picture is the answer, and nothing of it is left in what is given.
+    # The image is the label, and nothing of it is left in z.
     np.testing.assert_array_equal(trained.label, images[:, 1])
     np.testing.assert_array_equal(trained.x, images[:, 0])
     assert abs(np.corrcoef(trained.z.ravel(), images[:, 1].ravel())[0, 1]) < 0.03
@@ -288,7 +266,7 @@ def test_unconditional_pairs(uncond_prob):
 
 
 def test_noise_of_the_dropped_view_is_not_that_of_the_target():
-    """The same key for both would tell the network the answer."""
+    """The same key for both would leak the label."""
     seen = network_inputs(KEY, 0.9)
     chosen = ~np.asarray(seen["cond_mask"]) & (np.asarray(seen["t"]) > 0.1)
     assert chosen.sum() > 2000
@@ -296,7 +274,7 @@ def test_noise_of_the_dropped_view_is_not_that_of_the_target():
     assert abs(np.corrcoef(eps, noise)[0, 1]) < 0.03
 
 
-def test_the_key_decides_every_draw():
+def test_the_key_decides_everything_random():
     first, again, other = (network_inputs(jax.random.key(seed), 0.5) for seed in (1, 1, 2))
     for name in ("x", "z", "logsnr", "cond_mask", "t"):
         np.testing.assert_array_equal(first[name], again[name])

