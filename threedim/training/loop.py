@@ -59,8 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
       workdir: folder of the run, local or gs://.
       allow_change: resumes although architecture, seed, batch size or data differ from those of the run.
 
-    Returns:
-      The last state.
+    Returns the last state.
 
     Raises:
       UserError: if settings contradict each other, the devices, or the run in ``workdir``; if its newest checkpoint is
