@@ -186,11 +186,12 @@ def test_settings_come_from_the_config():
     config = base.get_config()
     assert config_lib.recipe(config).augmentation == NO_AUGMENTATION
     assert not NO_AUGMENTATION.enabled
-    config.orientation, config.scale, config.hue = True, (0.5, 2.0), 0.1
+    fields = config.data.augment
+    fields.orientation, fields.scale, fields.hue = True, (0.5, 2.0), 0.1
     recipe = config_lib.recipe(config)
     assert recipe.augmentation == Augmentation(True, (0.5, 2.0), 0.1)
     assert recipe.augmentation.enabled
     assert hash(Augmentation(scale=[0.5, 2.0])) == hash(Augmentation(scale=(0.5, 2.0)))
-    config.hue = 2.0
+    fields.hue = 2.0
     with pytest.raises(ValueError, match="hue must be in"):
         config_lib.recipe(config)

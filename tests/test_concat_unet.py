@@ -131,6 +131,7 @@ def test_the_call_is_the_composition_of_its_parts(params):
     np.testing.assert_allclose(y, plain(NETWORK)(params, x, z, logsnr, camera, cond_mask), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_parameter_count_of_the_papers_size():
     def count(network):
         leaves = traverse_util.flatten_dict(abstract_params(network))
