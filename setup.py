@@ -23,8 +23,6 @@ setuptools.setup(
         "etils[epath]>=1.15",
         "flax>=0.12.8",
         "grain>=0.2.18",
-        "imageio>=2.38",
-        "imageio-ffmpeg>=0.8",
         "jax>=0.10.2",
         "ml_dtypes>=0.6",
         "ml_collections>=1.1",

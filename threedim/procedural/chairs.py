@@ -6,31 +6,33 @@ import numpy as np
 import trimesh
 from scipy import interpolate
 
+from threedim.procedural.chair_backs import (
+    cross_back,
+    hoop_back,
+    ladder_back,
+    loop_arms,
+    panel_back,
+    post_arms,
+    spindle_back,
+    wrap_back,
+)
 from threedim.procedural.chair_parts import (
     METALS,
     PAINTS,
     WOODS,
     Plan,
     cantilever,
-    cross_back,
     crossed,
     cushion,
     disk_base,
     flat_seat,
     hairpins,
-    hoop_back,
-    ladder_back,
-    loop_arms,
-    panel_back,
     panels,
-    post_arms,
     rocker,
     sled,
-    spindle_back,
     splayed_legs,
     star_base,
     straight_legs,
-    wrap_back,
 )
 from threedim.procedural.solids import Builder, hsv, jitter, rounded_path, turn
 
