@@ -1,4 +1,4 @@
-"""The SRN folder format (PAPER.md section 6): write it, find it, read and check it.
+"""The SRN folder format (the paper, section 6): write it, find it, read and check it.
 
 An object is a folder::
 

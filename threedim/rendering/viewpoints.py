@@ -1,4 +1,4 @@
-"""Cameras around an object in the unit sphere, in the proportions of SRN ShapeNet (PAPER.md section 6).
+"""Cameras around an object in the unit sphere, in the proportions of SRN ShapeNet (the paper, section 6).
 
 SRN's cars lie in a sphere of radius 0.5 and are seen from 1.3 with a focal length of 131.25 pixels in 128. Here the
 sphere has radius 1, so the cameras stand at 2.6; the sphere then takes 85 % of the picture's height.
