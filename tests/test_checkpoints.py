@@ -372,7 +372,7 @@ def test_the_console_stays_quiet(tmp_path):
         "import sys, jax.numpy as jnp\nfrom absl import logging\nlogging.use_absl_handler()\n"
         "from threedim.training.checkpoints import Checkpoints\n"
         "x = {'w': jnp.ones(10)}\nlogging.set_verbosity(logging.INFO)\n"
-        "with Checkpoints(sys.argv[1], keep_last=1) as saved:\n    saved.save(1, x); saved.save(2, x); saved.restore(x)\n"
+        "with Checkpoints(sys.argv[1], keep_last=1) as run:\n    run.save(1, x); run.save(2, x); run.restore(x)\n"
         "logging.info('our own line')\n"
     )
     result = run_python(code, str(tmp_path))
