@@ -34,7 +34,8 @@ from threedim import errors, files
 from threedim.consistency.field import FieldSettings
 from threedim.data import sources, srn
 from threedim.errors import MissingError, UserError
-from threedim.output.claim import check_claim, read_json
+from threedim.files import read_json
+from threedim.settings import check_claim
 from threedim.trained import open_run
 
 # Names of the data in configs/ablations, by the config file of the whole model.

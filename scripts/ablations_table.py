@@ -19,8 +19,8 @@ from threedim import files, pixels, provenance
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
 from threedim.evaluation import published
+from threedim.files import read_json
 from threedim.output import sheets
-from threedim.output.claim import read_json
 from threedim.training.step import abstract_params
 
 REAL_DATA = "real_data"  # the folder of the true views

@@ -24,14 +24,14 @@ import numpy as np
 from etils import epath
 
 from scripts.tables import number, table
-from threedim import config as config_lib
 from threedim import errors, files, pixels, weights_file
+from threedim import settings as settings_lib
 from threedim.data import sources
 from threedim.errors import ExistsError, MissingError, UserError
 from threedim.evaluation import protocol, report, scores
 from threedim.evaluation.sampled import SampledViews, read_views
+from threedim.files import read_json
 from threedim.output import sheets
-from threedim.output.claim import read_json
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
 from threedim.trained import Trained, open_run, open_trained
@@ -118,18 +118,20 @@ def _check_same(trained: Trained, results: Mapping[str, Any], given: argparse.Na
             f"--config.sample.weights={given.weights}"
         )
     # The run may have gone on since the export.
-    changes = config_lib.differences(
-        config_lib.plain(open_run(given.workdir).config),
-        config_lib.plain(trained.config),
+    changes = settings_lib.differences(
+        settings_lib.plain(open_run(given.workdir).config),
+        settings_lib.plain(trained.config),
         only=("seed", "model", "diffusion", "data"),
         ignore=("data.dir",),
     )
-    config_lib.refuse(f"{given.weights} is not of the run in {given.workdir}", changes, "Name the run of the weights.")
+    settings_lib.refuse(
+        f"{given.weights} is not of the run in {given.workdir}", changes, "Name the run of the weights."
+    )
 
 
 def _stages(trained: Trained, given: argparse.Namespace) -> list[Stage]:
     """The run, after the runs that its first weights came from."""
-    stages = [_stage(epath.Path(given.workdir), given.config, config_lib.plain(trained.config), trained.step)]
+    stages = [_stage(epath.Path(given.workdir), given.config, settings_lib.plain(trained.config), trained.step)]
     for text in given.started_from:
         folder, _, config_file = text.partition("=")
         source = stages[0].settings["train"]["init_from"]
@@ -138,7 +140,7 @@ def _stages(trained: Trained, given: argparse.Namespace) -> list[Stage]:
                 f"--started_from={text}: expected RUN=CONFIG, and {stages[0].workdir} started from {source or 'none'}"
             )
         run = open_run(folder)
-        stages.insert(0, _stage(epath.Path(folder), config_file, config_lib.plain(run.config), run.step))
+        stages.insert(0, _stage(epath.Path(folder), config_file, settings_lib.plain(run.config), run.step))
     return stages
 
 
@@ -199,7 +201,7 @@ def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], pic
 
 
 def _weights(path: epath.PathLike, trained: Trained, count: int, dtype: str) -> str:
-    plain, commit = config_lib.plain(trained.config), weights_file.read_info(path).commit
+    plain, commit = settings_lib.plain(trained.config), weights_file.read_info(path).commit
     rows = {
         "parameters": f"{count:,}, {dtype}, averaged over training",
         "file": f"{epath.Path(path).stat().length / 1e6:.2f} MB, sha256 `{trained.identity}`",
@@ -337,10 +339,10 @@ def _flags(config_file: str, settings: Mapping[str, Any], sections: Sequence[str
     path, *argument = config_file.split(":")
     if not epath.Path(path).is_file():
         raise MissingError(f"{path}: no such file; name the config of the run")
-    before = config_lib.flatten(config_lib.plain(runpy.run_path(path)["get_config"](*argument)))
+    before = settings_lib.flatten(settings_lib.plain(runpy.run_path(path)["get_config"](*argument)))
     return [
         f"--config.{field}={tuple(value) if isinstance(value, list) else value}"
-        for field, value in config_lib.flatten(settings).items()
+        for field, value in settings_lib.flatten(settings).items()
         if field in before and before[field] != value and field.split(".")[0] in sections and field not in _SET_HERE
     ]
 

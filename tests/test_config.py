@@ -9,6 +9,7 @@ import pytest
 
 from configs import base, shapes64, srn_cars
 from threedim import config as config_lib
+from threedim import settings as settings_lib
 from threedim.augmentation import Augmentation
 from threedim.diffusion import Process
 from threedim.errors import MissingError, UserError
@@ -98,21 +99,21 @@ def test_differences():
     before = {"a": {"b": 1, "c": [1, 2]}, "ab": 0, "d": None}
     after = {"a": {"b": 1.0, "c": [1, 3], "e": "x"}, "ab": 2}
     lines = ["a.c: [1, 2] → [1, 3]", 'a.e: (absent) → "x"', "ab: 0 → 2", "d: null → (absent)"]
-    assert config_lib.differences(before, after) == lines
-    assert config_lib.differences(before, after, only=("a",)) == lines[:2]
-    assert config_lib.differences(before, after, ignore=("a.c", "d")) == lines[1:3]
-    config_lib.refuse("nothing", [], "")
+    assert settings_lib.differences(before, after) == lines
+    assert settings_lib.differences(before, after, only=("a",)) == lines[:2]
+    assert settings_lib.differences(before, after, ignore=("a.c", "d")) == lines[1:3]
+    settings_lib.refuse("nothing", [], "")
     with pytest.raises(UserError, match=re.escape("settings differ (before → now):\n  ab: 0 → 2\nChange it.")):
-        config_lib.refuse("settings differ", ["ab: 0 → 2"], "Change it.")
+        settings_lib.refuse("settings differ", ["ab: 0 → 2"], "Change it.")
 
 
 def test_configs_are_compared_as_json_reads_them_back():
     config = base.get_config()
-    assert config_lib.plain(config) == json.loads(json.dumps(config_lib.plain(config)))
-    assert config_lib.plain(config)["model"]["ch_mult"] == [1, 2, 2, 4]
+    assert settings_lib.plain(config) == json.loads(json.dumps(settings_lib.plain(config)))
+    assert settings_lib.plain(config)["model"]["ch_mult"] == [1, 2, 2, 4]
     for bad in (float("nan"), object(), {1, 2}):
         with pytest.raises(UserError, match="cannot be written as JSON"):
-            config_lib.plain({"x": [bad]})
+            settings_lib.plain({"x": [bad]})
 
 
 # --- config.json of a run ---
@@ -121,7 +122,7 @@ def test_configs_are_compared_as_json_reads_them_back():
 def test_config_file_of_a_run(tmp_path):
     config = shapes64.get_config()
     run_info.write_run_info(tmp_path / "run", config, "abc")
-    assert run_info.read_run_info(tmp_path / "run") == (config_lib.plain(config), "abc")
+    assert run_info.read_run_info(tmp_path / "run") == (settings_lib.plain(config), "abc")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"], "no temporary file is left"
     assert run_info.check_run_info(tmp_path / "run", config, "abc") == []
     with pytest.raises(MissingError, match=r"config\.json is missing"):
@@ -154,6 +155,6 @@ def test_frozen_settings_of_a_run(tmp_path):
 
 def test_old_configs_without_newer_fields_can_be_read():
     """A file of weights keeps the config of the code that wrote it."""
-    config = ml_collections.ConfigDict(config_lib.plain(base.get_config()))
+    config = ml_collections.ConfigDict(settings_lib.plain(base.get_config()))
     del config.train.color_weight
     assert config_lib.recipe(config).color_weight == 1.0

@@ -15,6 +15,7 @@ from etils import epath
 from configs import demo, shapes16, srn_cars, srn_chairs_star
 from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
+from threedim import settings as settings_lib
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation import protocol
@@ -44,8 +45,8 @@ CHANGES = {
 def test_an_ablation_changes_only_what_it_is_about(variant, data):
     # As a file, not as a module, like --config.
     config = runpy.run_path(str(REPOSITORY / f"configs/ablations/{variant}.py"))["get_config"](data)
-    before = config_lib.flatten(config_lib.plain(WHOLE[data].get_config()))
-    after = config_lib.flatten(config_lib.plain(config))
+    before = settings_lib.flatten(settings_lib.plain(WHOLE[data].get_config()))
+    after = settings_lib.flatten(settings_lib.plain(config))
     assert after.keys() == before.keys()
     changed = {name: value for name, value in after.items() if before[name] != value}
     assert changed == {name: value for name, value in CHANGES[variant].items() if before[name] != value}
@@ -221,7 +222,7 @@ def test_verdicts():
 
 def test_model_card(evaluated, trained_run, tmp_path, capsys):
     config = tmp_path / "tiny.py"
-    saved = json.dumps(config_lib.plain(open_run(trained_run).config))
+    saved = json.dumps(settings_lib.plain(open_run(trained_run).config))
     config.write_text(
         "import json, ml_collections\ndef get_config():\n"
         f"    c = ml_collections.ConfigDict(json.loads('''{saved}'''))\n"

@@ -113,9 +113,9 @@ def test_prepare_and_reuse(tmp_path, capsys):
     (tmp_path / "SRN").rename(tmp_path / "moved")
     assert sources.prepare_from_config(data_config(tmp_path, holdout_views=2)) == out_dir
     assert "reusing" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r'test_split: records have "cars_test", asked is ""'):
+    with pytest.raises(ValueError, match=r'test_split: "cars_test" → ""'):
         sources.prepare_from_config(data_config(tmp_path, test_split=""))
-    with pytest.raises(ValueError, match="resplit_seed: records have -1, asked is 0"):
+    with pytest.raises(ValueError, match="resplit_seed: -1 → 0"):
         sources.prepare_from_config(data_config(tmp_path, resplit_seed=0))
 
 
@@ -138,5 +138,5 @@ def test_procedural_objects(tmp_path):
     images, _ = train.views(0, [0, 1])
     assert np.ptp(images) > 50
     config.procedural.num_train_objects = 4
-    with pytest.raises(ValueError, match=r"procedural\.num_train_objects: records have 3, asked is 4"):
+    with pytest.raises(ValueError, match=r"procedural\.num_train_objects: 3 → 4"):
         sources.prepare_from_config(config)

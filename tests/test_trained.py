@@ -9,8 +9,8 @@ import pytest
 import setuptools
 
 import threedim
-from threedim import config as config_lib
 from threedim import pixels, provenance, trained, weights_file
+from threedim import settings as settings_lib
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
 from threedim.trained import open_trained
@@ -96,8 +96,8 @@ def test_packaged_weights(name):
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params()))
     config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]()
     fields = ("seed", "data", "model", "diffusion", "train.batch_size", "train.learning_rate", "train.ema_half_life")
-    before, after = config_lib.plain(found.config), config_lib.plain(config)
-    assert config_lib.differences(before, after, only=fields, ignore=("data.dir",)) == []
+    before, after = settings_lib.plain(found.config), settings_lib.plain(config)
+    assert settings_lib.differences(before, after, only=fields, ignore=("data.dir",)) == []
     found.check_config(config)
     card = (trained.PACKAGED / f"{name}.md").read_text()
     for said in (f"# {name}", f"({name}.png)", f"{count:,}", f"{found.step:,}", "Apache-2.0", found.identity):

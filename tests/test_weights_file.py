@@ -13,6 +13,7 @@ from tiny import random_params
 
 from threedim import arrays as arrays_lib
 from threedim import config as config_lib
+from threedim import settings as settings_lib
 from threedim import weights
 from threedim.errors import ExistsError, MissingError, UserError
 from threedim.trained import open_run
@@ -69,7 +70,7 @@ def test_round_trip(trained, tmp_path, dtype, numpy_dtype):
     assert_same(loaded, rounded(params, numpy_dtype))
     assert {(leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(loaded)} == {(np.dtype(np.float32), sharding)}
     info = read_info(path)
-    assert config_lib.plain(info.config) == config_lib.plain(config)
+    assert settings_lib.plain(info.config) == settings_lib.plain(config)
     assert config_lib.denoiser(info.config) == config_lib.denoiser(config)
     assert (info.training_steps, info.card) == (1300, {"license": "?", "psnr": 20.5})
     assert re.fullmatch(r"[0-9a-f]{40}( with changes)?|", info.commit)
@@ -231,7 +232,7 @@ def test_export(run, tmp_path, capsys):
     info, params = read_info(out), load_weights(out)
     assert (info.training_steps, info.card) == (2, {"data": "synthetic"})
     trained = open_run(run)
-    assert config_lib.plain(info.config) == config_lib.plain(trained.config)
+    assert settings_lib.plain(info.config) == settings_lib.plain(trained.config)
     assert_same(params, rounded(trained.params(), BFLOAT16))
 
     def fails(said, *arguments):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
-from threedim.errors import ExistsError
+from threedim.errors import ExistsError, UserError
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -62,3 +64,11 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
     except BaseException:
         temporary.rmtree(missing_ok=True)
         raise
+
+
+def read_json(path: epath.Path) -> Any:
+    """The content of a file of results; `UserError` if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); move it away") from error

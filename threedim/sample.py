@@ -26,13 +26,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from threedim import config as config_lib
 from threedim import distributed, files, pixels
+from threedim import settings as settings_lib
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import UserError
+from threedim.files import read_json
 from threedim.output import animations, sheets
-from threedim.output.claim import check_claim, read_json
 from threedim.progress import progress
 from threedim.sampling import Sampler
+from threedim.settings import check_claim
 from threedim.tasks import Task, Views, make_tasks
 from threedim.trained import Trained, open_run, open_trained
 
@@ -125,7 +127,7 @@ def _claim(
     out: epath.Path, config: ml_collections.ConfigDict, sampler: Sampler, trained: Trained, tasks: list[Task]
 ) -> None:
     """Writes samples.json, or checks that it was written with the same settings."""
-    settings = config_lib.plain(config.sample) | config_lib.plain(dataclasses.asdict(sampler.settings))
+    settings = settings_lib.plain(config.sample) | settings_lib.plain(dataclasses.asdict(sampler.settings))
     settings |= {"checkpoint_step": trained.step, "weights": trained.identity}
     settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}

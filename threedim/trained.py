@@ -14,6 +14,7 @@ from etils import epath
 
 from threedim import config as config_lib
 from threedim import pixels, provenance, weights_file
+from threedim import settings as settings_lib
 from threedim.cameras import Camera
 from threedim.errors import MissingError, UserError
 from threedim.sampling import Sampler, Settings
@@ -45,13 +46,13 @@ class Trained:
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises `UserError` unless ``config`` has the network and process that the weights were trained with."""
-        changes = config_lib.differences(
-            config_lib.plain(self.config),
-            config_lib.plain(config),
+        changes = settings_lib.differences(
+            settings_lib.plain(self.config),
+            settings_lib.plain(config),
             only=("model", "diffusion", "data.pose"),
             ignore=("model.dtype", "model.dropout"),
         )
-        config_lib.refuse(
+        settings_lib.refuse(
             f"{self.name} was trained with other settings", changes, "Use the config that it was trained with."
         )
 

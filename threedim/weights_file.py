@@ -23,6 +23,7 @@ from etils import epath
 from threedim import arrays as arrays_lib
 from threedim import config as config_lib
 from threedim import files, provenance
+from threedim import settings as settings_lib
 from threedim.errors import ExistsError, MissingError, UserError
 from threedim.training.step import abstract_params
 
@@ -109,10 +110,10 @@ def save_weights(
     commit = provenance.commit()
     metadata = {
         "version": VERSION,
-        "config": config_lib.plain(config),
+        "config": settings_lib.plain(config),
         "training_steps": int(training_steps),
         "commit": f"{commit['hash']}{' with changes' if commit['modified'] else ''}" if commit else "",
-        "card": config_lib.plain(dict(card or {})),
+        "card": settings_lib.plain(dict(card or {})),
         "checksums": arrays_lib.checksums(arrays),
     }
     _check_arrays(path, _info(path, metadata).config, arrays)

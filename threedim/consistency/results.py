@@ -16,16 +16,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from threedim import config as config_lib
 from threedim import files
+from threedim import settings as settings_lib
 from threedim.consistency.field import FieldSettings
 from threedim.consistency.rows import Row, ScoredObject
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
 from threedim.evaluation.scores import Extractor
-from threedim.output.claim import check_claim, read_json
+from threedim.files import read_json
 from threedim.progress import progress
+from threedim.settings import check_claim
 
 _MEASURE = (
     "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; input_psnr: the "
@@ -71,7 +72,7 @@ def save(path: epath.Path, content: Any) -> None:
 def claim(path: epath.Path, content: dict[str, Any], what: str) -> None:
     """Writes the settings of a folder, or raises `UserError` if it holds results of others."""
     check_claim(path, read_json(path) if path.exists() else None, content, what, "--out")
-    save(path, config_lib.plain(content))
+    save(path, settings_lib.plain(content))
 
 
 def is_done(out: epath.Path, row: Row, one: ScoredObject) -> bool:

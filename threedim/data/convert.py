@@ -15,6 +15,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import writer as tfds_writer
 
+from threedim import settings as settings_lib
 from threedim.data import records, srn
 from threedim.data.records import DatasetInfo, SplitInfo
 from threedim.errors import ExistsError, UserError
@@ -88,33 +89,14 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
         )
     info = records.read_info(out_dir)
     remedy = "Choose another config.data.dir, or delete the folder to convert again."
-    wanted = _flat(json.loads(json.dumps(description)))
-    found = _flat(info.description)
-    differences = [
-        f"  {key}: records have {_short(found.get(key))}, asked is {_short(wanted.get(key))}"
-        for key in sorted(wanted.keys() | found.keys())
-        if wanted.get(key) != found.get(key)
-    ]
-    if differences:
-        raise UserError("\n".join([f"{out_dir} holds records made from something else:", *differences, remedy]))
+    changes = settings_lib.differences(info.description, settings_lib.plain(description))
+    settings_lib.refuse(f"{out_dir} holds records made with other settings", changes, remedy)
     if info.skipped and on_bad == "raise":
         raise UserError(
             f"{out_dir} leaves out {len(info.skipped)} bad objects (the first: {info.skipped[0]}), "
             f"but config.data.on_bad is 'raise'. {remedy}"
         )
     return info
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:80]}… ({len(value)} entries)"
 
 
 def _check_folders(split: str, folders: list[epath.Path]) -> None:
@@ -154,7 +136,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
             names, views, sizes, digests = (list(column) for column in zip(*objects, strict=True))
             splits[split] = SplitInfo(names, views, sizes, records.digest_lines(digests))
         fingerprint = records.digest_lines([f"{name} {split.fingerprint}" for name, split in splits.items()])
-        return DatasetInfo(json.loads(json.dumps(description)), splits, self._skipped, fingerprint)
+        return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint)
 
     def _info(self) -> tfds.core.DatasetInfo:
         # PNGs as bytes: an Image feature would be decoded all views at a time, and encoded by TensorFlow.

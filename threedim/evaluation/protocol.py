@@ -20,15 +20,15 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import config as config_lib
 from threedim import distributed, files, provenance
 from threedim import sample as sample_lib
+from threedim import settings as settings_lib
 from threedim.data import sources
 from threedim.errors import UserError
 from threedim.evaluation import published, report, scores
 from threedim.evaluation.metrics import inception, lpips
 from threedim.evaluation.sampled import SampledViews, read_views
-from threedim.output.claim import read_json
+from threedim.files import read_json
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
 
@@ -128,7 +128,7 @@ def _provenance(config: ml_collections.ConfigDict, sampler: dict[str, Any] | Non
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "device": provenance.device(),
-        "config": config_lib.plain(config),
+        "config": settings_lib.plain(config),
     }
 
 
@@ -188,9 +188,9 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
         before = {name: old["protocol"].get(name) for name in protocol}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); move it away") from error
-    config_lib.refuse(
+    settings_lib.refuse(
         f"{path} holds results of another protocol",
-        config_lib.differences(before, protocol),
+        settings_lib.differences(before, protocol),
         "Choose another folder with --config.evaluate.out=FOLDER, or move it away.",
     )
     if lost:

@@ -13,7 +13,7 @@ from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import png
 from threedim.errors import MissingError, UserError
-from threedim.output.claim import read_json
+from threedim.files import read_json
 from threedim.tasks import Task
 
 # Files are small and may be remote: most of the time is spent waiting.

@@ -9,6 +9,7 @@ flags give the same pictures. Run again to go on after an interruption, or after
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import dataclasses
 import functools
@@ -21,19 +22,20 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
 from etils import epath
 
 from threedim import errors
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
+from threedim.files import read_json, write_atomically
 from threedim.procedural import shapes
 from threedim.progress import progress
 from threedim.rendering import meshes as meshes_lib
 from threedim.rendering.meshes import BadMeshError, load_mesh
 from threedim.rendering.raycast import render_views
 from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
+from threedim.settings import check_claim
 
 __all__ = [
     "Report",
@@ -265,54 +267,40 @@ def _render_job(job: _Job, out: str, settings: ViewSettings) -> str | None:
 def _claim(out: epath.Path, made_by: dict) -> None:
     """Makes ``out``, or checks that what it holds was made with the same settings."""
     manifest = out / _MANIFEST
-    if manifest.exists():
-        before = json.loads(manifest.read_text())
-        keys = sorted(before.keys() | made_by.keys())
-        changed = [f"{k} {before.get(k)!r} -> {made_by.get(k)!r}" for k in keys if before.get(k) != made_by.get(k)]
-        if changed:
-            raise UserError(
-                f"{out} was rendered with other settings ({', '.join(changed)}); "
-                "repeat those, choose another folder, or delete this one"
-            )
-        return
-    if out.exists() and any(not child.name.startswith(".") for child in out.iterdir()):
-        raise UserError(f"{out} is not empty and was not rendered by this program; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(made_by, indent=2) + "\n")
+    before = read_json(manifest) if manifest.exists() else None
+    check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
+    write_atomically(manifest, json.dumps(made_by, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------- command line
 
 
-def _define_flags() -> None:
-    # Not at import: worker processes import this module under two names, and a flag may be defined once only.
-    flags.DEFINE_string("meshes", None, "Folder with GLB, glTF, OBJ or PLY files, searched recursively.", required=True)
-    flags.DEFINE_string("out", None, "Folder to write; one folder per object, in SRN format.", required=True)
-    flags.DEFINE_integer("views", 50, "Views per object.", lower_bound=1)
-    flags.DEFINE_integer("size", 128, "Height and width of the pictures, pixels.", lower_bound=1)
-    flags.DEFINE_enum(
-        "cameras", "sphere", CAMERA_PATHS, "Drawn uniformly from a sphere (for training), or on SRN's test spiral."
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m threedim.data.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.DEFINE_integer(
-        "test_views",
-        0,
-        "If positive, render that many spiral views of every object too, into OUT_test.",
-        lower_bound=0,
-    )
-    flags.DEFINE_float("min_elevation", -90.0, "Degrees; sphere cameras are never lower. -90 is SRN's full sphere.")
-    flags.DEFINE_float("radius", RADIUS, "Distance of the cameras, in radii of the object.")
-    flags.DEFINE_integer("samples", 16, "Rays per pixel.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Decides the sphere cameras, object by object.", lower_bound=0)
-    flags.DEFINE_enum(
-        "up", "auto", meshes_lib.UP_AXES, "Axis of the files that points up; auto: y for GLB, glTF, OBJ; z for PLY."
-    )
-    flags.DEFINE_integer("workers", None, "Processes; as many as there are cores if not given.", lower_bound=1)
+    add = parser.add_argument
+    add("--meshes", required=True, help="Folder with GLB, glTF, OBJ or PLY files, searched recursively.")
+    add("--out", required=True, help="Folder to write; one folder per object, in SRN format.")
+    add("--views", type=int, default=50, help="Views per object.")
+    add("--size", type=int, default=128, help="Height and width of the pictures, pixels.")
+    add("--cameras", default="sphere", choices=CAMERA_PATHS, help="Drawn uniformly from a sphere (for training), or "
+        "on SRN's test spiral.")  # fmt: skip
+    add("--test_views", type=int, default=0, help="Also render that many spiral views of every object, to OUT_test.")
+    add("--min_elevation", type=float, default=-90.0, help="Degrees; sphere cameras are never lower. -90, the default, "
+        "is SRN's full sphere.")  # fmt: skip
+    add("--radius", type=float, default=RADIUS, help="Distance of the cameras, in radii of the object.")
+    add("--samples", type=int, default=16, help="Rays per pixel.")
+    add("--seed", type=int, default=0, help="Seed of the sphere cameras.")
+    add("--up", default="auto", choices=meshes_lib.UP_AXES, help="Axis of the files that points up; auto: y for GLB, "
+        "glTF, OBJ; z for PLY.")  # fmt: skip
+    add("--workers", type=int, help="Processes. Defaults to the number of cores.")
+    return parser
 
 
-def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; all arguments are flags")
-    given = flags.FLAGS
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
+    given = _parser().parse_args(argv)
     out = epath.Path(given.out)
     common = {"size": given.size, "samples": given.samples, "seed": given.seed, "radius": given.radius}
     with errors.one_line():
@@ -326,9 +314,3 @@ def _main(argv: Sequence[str]) -> None:
     if bad:
         print(f"\n{len(bad)} meshes could not be rendered:", *bad, sep="\n  ", file=sys.stderr)
         sys.exit(1)
-
-
-def run() -> None:
-    """Entry point."""
-    _define_flags()
-    app.run(_main)

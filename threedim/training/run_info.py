@@ -10,6 +10,7 @@ from etils import epath
 
 from threedim import config as config_lib
 from threedim import files
+from threedim import settings as settings_lib
 from threedim.errors import MissingError, UserError
 
 _FILE = "config.json"
@@ -17,7 +18,7 @@ _FILE = "config.json"
 
 def write_run_info(workdir: epath.PathLike, config: ml_collections.ConfigDict, data_fingerprint: str) -> None:
     """Writes config.json. Call it on process 0."""
-    content = {"config": config_lib.plain(config), "data_fingerprint": data_fingerprint}
+    content = {"config": settings_lib.plain(config), "data_fingerprint": data_fingerprint}
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
     files.write_atomically(epath.Path(workdir) / _FILE, text + "\n")
 
@@ -56,10 +57,10 @@ def check_run_info(
       UserError: if a frozen setting (`config.FROZEN`) or the data's fingerprint differs.
     """
     before, fingerprint = read_run_info(workdir)
-    after = config_lib.plain(config)
-    frozen = config_lib.differences(before, after, only=config_lib.FROZEN)
-    frozen += config_lib.differences({"data fingerprint": fingerprint}, {"data fingerprint": data_fingerprint})
+    after = settings_lib.plain(config)
+    frozen = settings_lib.differences(before, after, only=config_lib.FROZEN)
+    frozen += settings_lib.differences({"data fingerprint": fingerprint}, {"data fingerprint": data_fingerprint})
     if not allow_change:
         advice = "Change them back, use another workdir, or accept the change with --allow_change."
-        config_lib.refuse(f"the run in {workdir} was started with other settings", frozen, advice)
-    return frozen + config_lib.differences(before, after, ignore=config_lib.FROZEN)
+        settings_lib.refuse(f"the run in {workdir} was started with other settings", frozen, advice)
+    return frozen + settings_lib.differences(before, after, ignore=config_lib.FROZEN)
