@@ -47,12 +47,20 @@ def make_config(objects, data):
     return c
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory):
-    """A folder of four small objects in SRN format."""
-    folder = tmp_path_factory.mktemp("objects")
-    make_objects(folder, count=4, views=5, size=8)
+def make_once(folder, make):
+    """Calls ``make`` with a folder that becomes ``folder``, in one of the workers."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder.with_suffix(".part"))
+            folder.with_suffix(".part").rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def objects(shared_tmp):
+    """A folder of four small objects in SRN format, the same for all workers."""
+    return make_once(shared_tmp / "objects", lambda folder: make_objects(folder, count=4, views=5, size=8))
 
 
 @pytest.fixture
@@ -64,15 +72,13 @@ def tiny_config(objects, tmp_path):
 @pytest.fixture(scope="session")
 def trained_run(objects, shared_tmp):
     """A run of `make_config` after two steps, trained once for all workers. Copy it before changing it."""
-    workdir = shared_tmp / "trained"
-    with (shared_tmp / "trained.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not workdir.exists():
-            config = make_config(objects, shared_tmp / "trained_data")
-            config.train.num_steps = 2
-            loop.train(config, shared_tmp / "training")
-            (shared_tmp / "training").rename(workdir)
-    return workdir
+
+    def train(workdir):
+        config = make_config(objects, shared_tmp / "trained_data")
+        config.train.num_steps = 2
+        loop.train(config, workdir)
+
+    return make_once(shared_tmp / "trained", train)
 
 
 @pytest.fixture

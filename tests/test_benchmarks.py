@@ -23,7 +23,7 @@ HEAD = {
     "command": "python -m benchmarks.step",
 }
 # The smallest network that every command runs with.
-TOY = {"image_size": 8, "ch": 32, "ch_mult": "(1,)", "emb_ch": 8, "num_res_blocks": 1, "attn_resolutions": "(8,)"}
+TOY = {"image_size": 8, "ch": 32, "ch_mult": "(1,)", "emb_ch": 8, "num_res_blocks": 0, "attn_resolutions": "(8,)"}
 NETWORK = [f"--config.model.{name}={value}" for name, value in TOY.items()]
 
 
