@@ -25,7 +25,7 @@ from threedim.models.layers import (
     fold_frames,
     take_frame,
 )
-from threedim.models.ops import dropout
+from threedim.models.ops import dropout, merge_residual
 
 
 def test_frames_fold_with_the_frame_index_fastest():
@@ -229,3 +229,10 @@ def test_dropout_keeps_the_mean_and_drops_at_the_rate(channels):
     pairs = dropped[..., : channels // 2 * 2].reshape(-1, 2)
     assert abs((pairs[:, 0] & pairs[:, 1]).mean() - 0.01) < 4 * np.sqrt(0.01 / len(pairs))
     assert not np.array_equal(y, dropout(x, 0.1, jax.random.key(1)))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_residual_branches_are_divided_by_the_square_root_of_two_on_accelerators(platform):
+    x = jnp.ones((1, 1, 1, 2))
+    text = jax.export.export(jax.jit(merge_residual), platforms=[platform])(x, x).mlir_module()
+    assert "7.07106769E-1" in text or "0.707106769" in text
