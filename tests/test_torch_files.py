@@ -148,8 +148,12 @@ def test_hostile_pickles_are_refused(tmp_path, refused, kind):
     ):
         refused(data, "not readable as a PyTorch file")
         assert not (tmp_path / "marker").exists()
-    if kind == "reduce":
-        refused(payload, "asks for 'os mkdir', which tensors do not need; nothing was executed")
+    reasons = {
+        "reduce": "asks for 'os mkdir', which tensors do not need",
+        "storage called": "calls 'torch FloatStorage'",
+    }
+    if kind in reasons:
+        refused(payload, f"it {reasons[kind]}; nothing was executed")
 
 
 @FORMATS
@@ -201,6 +205,7 @@ def test_other_contents(refused, legacy):
         (b"})s", "a str where a dict belongs"),
         (b"})K\x01s", "dictionary with a tuple for a key"),
         (b"h\x07", "damaged"),
+        (WHOLE[legacy] + b"20", "has the opcode DUP, which tensors do not need; nothing was executed"),
         (storage("0", "f4", 24, legacy).replace(b"storage", b"garbage"), "other than a storage"),
     ):
         refused(file_of({"weight": entry}, legacy), message)

@@ -199,13 +199,11 @@ def _arrays(tensors: Mapping[str, _Tensor], load: Callable[[_Storage], np.ndarra
     arrays = {}
     for name, tensor in tensors.items():
         storage, shape = load(tensor.storage), tensor.shape
-        # The stride of an axis of length 1 is meaningless and may be anything.
-        strides = [stride if side > 1 else 0 for side, stride in zip(shape, tensor.strides, strict=True)]
-        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, tensor.strides, strict=True))
         # With stride 0 a small storage could fill the memory; real weights have no more elements than their storage.
         if 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size):
             raise UserError(f"entry {name!r} reaches beyond its storage")
-        steps = [stride * storage.itemsize for stride in strides]
+        steps = [stride * storage.itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps)
         arrays[name] = np.array(view, order="C")
     return arrays
