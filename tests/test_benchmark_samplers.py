@@ -64,6 +64,7 @@ def test_candidates(weight):
     assert {rows["DDIM 8"].num_steps, rows["DDIM 8"].solver} == {8, "ddim"}
 
 
+@pytest.mark.slow
 def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path, monkeypatch):
     c = tiny_config
     c.sample.num_views, c.data.source = 2, ""

@@ -124,6 +124,7 @@ def toy_config(tiny_config):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypatch):
     monkeypatch.setattr(step, "matmul_rate", lambda dtype: 1e9)
     sampling = Sampling(toy_config)

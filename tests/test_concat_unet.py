@@ -114,6 +114,7 @@ def test_gradients_are_those_of_the_ordinary_unet(params):
         np.testing.assert_allclose(found[path] / scale, expected / scale, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_call_is_the_composition_of_its_parts(params):
     x, z, logsnr, camera, cond_mask = inputs()
     denoiser = NetworkDenoiser(NETWORK)

@@ -158,6 +158,7 @@ class MeanColors:
         return images.mean(axis=(1, 2), dtype=np.float64)
 
 
+@pytest.mark.slow
 def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path):
     out = tmp_path / "out"
     assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None

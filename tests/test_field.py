@@ -249,6 +249,7 @@ def make_pair():
     return jax.random.split(jax.random.key(5), 2), jax.tree.map(lambda *leaves: jnp.stack(leaves), *rays)
 
 
+@pytest.mark.slow
 def test_fields_do_not_know_of_their_neighbors():
     keys, rays = make_pair()
     seen = []

@@ -67,6 +67,7 @@ def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
     assert before == (sorted(path.name for path in (run / "checkpoints").iterdir()), (run / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_change_can_be_accepted(tiny_config, run, capsys):
     tiny_config.data.holdout_views = 1
     assert int(loop.train(tiny_config, run, allow_change=True).step) == 4
@@ -94,6 +95,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run, monkeypatch):
     assert not (run / "checkpoints/4").exists()
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, capsys):
     before = loop.open_trained(run).params()
     m, t = tiny_config.model, tiny_config.train
@@ -120,6 +122,7 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
     assert not (tmp_path / "other/config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
     """At full size, tracing it takes longer than anything else before the training step."""
     traced = []

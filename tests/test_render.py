@@ -207,14 +207,18 @@ def test_command_line(folder, tmp_path):
     assert "0 objects rendered, 3 already there" in again.stdout
 
 
-def test_command_line_errors_are_one_line(folder, tmp_path):
-    missing = run_cli("--meshes", tmp_path / "absent", "--out", tmp_path / "out")
-    assert missing.returncode == 1
-    assert missing.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path / 'absent'}: no such folder")
-    assert "Traceback" not in missing.stderr
-    close = run_cli("--meshes", folder, "--out", tmp_path / "out", "--radius", 1.2)
-    assert close.returncode == 1
-    assert "error: the unit sphere does not fit into the picture from radius 1.2" in close.stderr
-    usage = run_cli("--help")
-    assert "--min_elevation" in usage.stdout
-    assert "python -m threedim.data.render --meshes DIR --out DIR" in usage.stdout
+def test_command_line_errors_are_one_line(folder, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    for flags, message in (
+        (["--meshes", str(tmp_path / "absent")], f"error: {tmp_path / 'absent'}: no such folder"),
+        (["--meshes", str(folder), "--radius", "1.2"], "error: the unit sphere does not fit into the picture from"),
+        (["--meshes", str(folder), "--views", "-1"], "error: views must be positive, got -1"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            render.main([*flags, "--out", out])
+        assert error.value.code.startswith(message)  # Python prints a text and exits with code 1
+    with pytest.raises(SystemExit):
+        render.main(["--help"])
+    usage = capsys.readouterr().out
+    assert "--min_elevation" in usage
+    assert "python -m threedim.data.render --meshes DIR --out DIR" in usage

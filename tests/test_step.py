@@ -359,6 +359,7 @@ def test_with_relative_poses_training_does_not_see_where_the_world_is():
     np.testing.assert_allclose(losses[True, "as given"], losses[False, "own"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_augmentation_comes_before_relative_poses():
     batch = random_batch(8)
 

@@ -26,6 +26,7 @@ def network():
     return plain(SMALL)
 
 
+@pytest.mark.slow
 def test_the_call_is_the_composition_of_its_parts(network, params):
     x, z, logsnr, camera, cond_mask = inputs()
     denoiser = NetworkDenoiser(SMALL)
@@ -123,6 +124,7 @@ def test_settings_reach_every_layer(train):
     assert {(BATCH, POSE_CHANNELS), (BATCH, SIZE, SIZE, directions)} <= {leaf.shape for leaf in encodings}
 
 
+@pytest.mark.slow
 def test_features_of_a_view_begin_at_the_first_level_with_attention():
     network = NETWORK.clone(ch=8, ch_mult=[1, 2, 4], attn_resolutions=[2, 16])
     x, _, logsnr, camera, cond_mask = inputs()
