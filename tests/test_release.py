@@ -21,13 +21,10 @@ def zip_folder(folder, archive, extra=()):
 @pytest.fixture
 def source(tmp_path):
     """A folder with chairs_train.zip, nested as released."""
-    make_objects(tmp_path / "made/chairs_train/chairs_2.0_train", count=2)
+    made = tmp_path / "made/chairs_train"
+    make_objects(made / "chairs_2.0_train", count=2)
     (tmp_path / "source").mkdir()
-    zip_folder(
-        tmp_path / "made/chairs_train",
-        tmp_path / "source/chairs_train.zip",
-        [("__MACOSX/chairs_train/._x", b"resource fork")],
-    )
+    zip_folder(made, tmp_path / "source/chairs_train.zip", [("__MACOSX/chairs_train/._x", b"resource fork")])
     return tmp_path / "source"
 
 
@@ -47,61 +44,42 @@ def test_split_from_zip_is_unpacked_once(tmp_path, source):
     (folder / "mark").write_text("")
     assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == folder
     assert (folder / "mark").exists()
-    assert [path.name for path in (tmp_path / "unpacked").iterdir()] == ["chairs_train"]
-
-
-def test_folder_goes_before_zip(tmp_path, source):
-    (source / "chairs_train").mkdir()
-    assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == source / "chairs_train"
-    assert not (tmp_path / "unpacked").exists()
-
-
-def test_folder_of_another_zip_is_refused(tmp_path, source):
-    release.find_split(source, "chairs_train", tmp_path / "unpacked")
+    # Another zip of this name is not mixed in.
     zip_folder(tmp_path / "made/chairs_train", source / "chairs_train.zip", [("chairs_train/new.txt", b"new")])
     with pytest.raises(FileExistsError, match="was not unpacked from"):
         release.find_split(source, "chairs_train", tmp_path / "unpacked")
+    # An unpacked folder beside the zip comes first.
+    (source / "chairs_train").mkdir()
+    assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == source / "chairs_train"
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("../outside.txt", "outside of the target"),
-        ("chairs_train/../../outside.txt", "outside of the target"),
-        ("/tmp/outside.txt", "outside of the target"),
-        ("..\\outside.txt", "outside of the target"),
-        ("C:\\outside.txt", "outside of the target"),
-        ("C:/outside.txt", "outside of the target"),
-        (link_entry(), "is a link"),
-    ],
+    "entry",
+    ["../x.txt", "chairs_train/../../x.txt", "/tmp/x.txt", "..\\x.txt", "C:\\x.txt", "C:/x.txt", link_entry()],
 )
-def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entry, message):
-    folders = make_objects(tmp_path / "made/chairs_train", count=1)
+def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entry):
+    folders = make_objects(tmp_path / "made/chairs_train", count=1, views=1)
     zip_folder(folders[0].parent, tmp_path / "chairs_train.zip", [(entry, b"/etc/passwd")])
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=message) as raised:
+    message = "outside of the target" if isinstance(entry, str) else "is a link"
+    with pytest.raises(ValueError, match=rf"chairs_train\.zip: .*{message}"):
         release.unpack_zip(tmp_path / "chairs_train.zip", tmp_path / "unpacked/chairs_train")
-    assert str(tmp_path / "chairs_train.zip") in str(raised.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_damaged_zips_leave_nothing(tmp_path, source):
     archive = source / "chairs_train.zip"
     data = bytearray(archive.read_bytes())
-    cases = {"web page": b"<html>Quota exceeded</html>", "truncated": bytes(data[: len(data) // 2])}
-    data[200] ^= 255  # Inside the first file.
-    cases["flipped bit"] = bytes(data)
-    for content in cases.values():
+    cases = [b"<html>Quota exceeded</html>", bytes(data[: len(data) // 2])]
+    data[200] ^= 255  # inside the first file
+    for content in [*cases, bytes(data)]:
         archive.write_bytes(content)
-        with pytest.raises(ValueError, match=r"chairs_train\.zip: not a whole zip file"):
+        with pytest.raises(ValueError, match=r"chairs_train\.zip: not a complete zip file"):
             release.unpack_zip(archive, tmp_path / "unpacked/chairs_train")
         assert list((tmp_path / "unpacked").glob("*")) == []
-
-
-def test_empty_zip(tmp_path):
-    zip_folder(tmp_path / "nothing", tmp_path / "a.zip", [("__MACOSX/x", b"")])
-    with pytest.raises(ValueError, match="holds no file"):
-        release.unpack_zip(tmp_path / "a.zip", tmp_path / "a")
+    zip_folder(tmp_path / "nothing", archive, [("__MACOSX/x", b"")])
+    with pytest.raises(ValueError, match="contains no files"):
+        release.unpack_zip(archive, tmp_path / "a")
 
 
 def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):
@@ -109,4 +87,3 @@ def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):
         release.find_split(tmp_path / "SRN", "chairs_test", tmp_path / "unpacked")
     for words in ("chairs_train.zip, chairs_val.zip, chairs_test.zip", "Google Drive", str(tmp_path / "SRN")):
         assert words in str(raised.value)
-    assert "scene-representation-networks" in str(raised.value)

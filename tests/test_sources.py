@@ -1,5 +1,7 @@
 """From a configuration's data section to splits and records."""
 
+import os
+
 import ml_collections
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from threedim.data import records, sources, srn
 
 
 def data_config(tmp_path, **fields):
+    procedural = {"kinds": ("chair", "car"), "num_train_objects": 3, "num_test_objects": 2, "views": 3}
     defaults = {
         "dir": str(tmp_path / "data"),
         "source": str(tmp_path / "SRN"),
@@ -20,16 +23,7 @@ def data_config(tmp_path, **fields):
         "resplit_seed": -1,
         "holdout_views": 0,
         "on_bad": "raise",
-        "procedural": {
-            "kinds": ("chair", "car"),
-            "num_train_objects": 3,
-            "num_test_objects": 2,
-            "views": 3,
-            "test_views": 4,
-            "size": 16,
-            "samples": 1,
-            "seed": 0,
-        },
+        "procedural": procedural | {"test_views": 4, "size": 16, "samples": 1, "seed": 0},
     }
     return ml_collections.ConfigDict(defaults | fields)
 
@@ -49,54 +43,40 @@ def all_names(splits):
 
 
 @pytest.mark.usefixtures("release")
-def test_released_splits(tmp_path):
+def test_released_splits_and_resplits(tmp_path):
     found = names(sources.source_splits(data_config(tmp_path, val_split="cars_val")))
     assert {split: len(folders) for split, folders in found.items()} == {"train": 6, "val": 1, "test": 3}
     assert found["test"] == ["test_000", "test_001", "test_002"]
-    assert list(names(sources.source_splits(data_config(tmp_path, test_split="")))) == ["train"]
+    assert list(sources.source_splits(data_config(tmp_path, test_split=""))) == ["train"]
 
-
-@pytest.mark.usefixtures("release")
-def test_resplit_is_disjoint_complete_and_decided_by_the_seed(tmp_path):
     released = sources.source_splits(data_config(tmp_path))
-    everything = all_names(released)
     seen = set()
     for seed in range(5):
         new = sources.resplit(released, seed)
         assert {split: len(folders) for split, folders in new.items()} == {"train": 6, "test": 3}
-        assert all_names(new) == everything
-        backwards = {split: folders[::-1] for split, folders in released.items()}
-        assert sources.resplit(backwards, seed) == new
+        assert all_names(new) == all_names(released)  # complete, so nothing is in both splits
+        assert sources.resplit({split: folders[::-1] for split, folders in released.items()}, seed) == new
         assert sources.source_splits(data_config(tmp_path, resplit_seed=seed)) == new
         seen.add(tuple(names(new)["test"]))
     assert len(seen) > 1
-    # Objects of the released training set are tested on, and the other way round.
     assert any(name.startswith("train") for test in seen for name in test)
-
-
-def test_resplit_needs_different_names(tmp_path):
-    train, test = make_objects(tmp_path / "a", count=2), make_objects(tmp_path / "b", count=1)
     with pytest.raises(ValueError, match="have the same name"):
-        sources.resplit({"train": train, "test": test}, 0)
+        sources.resplit({"train": released["train"], "test": released["train"][:1]}, 0)
 
 
 def test_folder_of_objects(tmp_path):
     folders = make_objects(tmp_path / "SRN", count=7)
-    plain = {"train_split": "", "test_split": ""}
-    held_out = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, **plain)))
+    one_folder = {"train_split": "", "test_split": ""}
+    held_out = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, **one_folder)))
     assert (len(held_out["train"]), len(held_out["test"])) == (5, 2)
     assert sorted(held_out["train"] + held_out["test"]) == [folder.name for folder in folders]
-    other = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, split_seed=3, **plain)))
+    other = names(sources.source_splits(data_config(tmp_path, num_test_objects=2, split_seed=3, **one_folder)))
     assert other != held_out
-    assert names(sources.source_splits(data_config(tmp_path, **plain))) == {"train": [f.name for f in folders]}
+    assert names(sources.source_splits(data_config(tmp_path, **one_folder))) == {"train": [f.name for f in folders]}
     with pytest.raises(ValueError, match="cannot hold out 7 of 7 objects"):
-        sources.source_splits(data_config(tmp_path, num_test_objects=7, **plain))
+        sources.source_splits(data_config(tmp_path, num_test_objects=7, **one_folder))
     with pytest.raises(ValueError, match="must be '' too"):
         sources.source_splits(data_config(tmp_path, train_split=""))
-
-
-def test_absent_source_says_what_to_do(tmp_path):
-    make_objects(tmp_path / "SRN", count=2)
     with pytest.raises(FileNotFoundError, match=r"cars_train\.zip(.|\n)*train_split to ''"):
         sources.prepare_from_config(data_config(tmp_path))
     assert not (tmp_path / "data").exists()
@@ -104,12 +84,22 @@ def test_absent_source_says_what_to_do(tmp_path):
 
 @pytest.mark.usefixtures("release")
 def test_prepare_and_reuse(tmp_path, capsys):
+    bad = tmp_path / "SRN/cars_test/test_001/pose/000000.txt"
+    pose = bad.read_text()
+    bad.write_text("nothing")
+    with pytest.raises(srn.BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
+        sources.prepare_from_config(data_config(tmp_path))
+    skipping = data_config(tmp_path, on_bad="skip", dir=str(tmp_path / "skipped"))
+    assert records.open_split(sources.prepare_from_config(skipping), "test").names == ["test_000", "test_002"]
+    bad.write_text(pose)
+    capsys.readouterr()
+
     config = data_config(tmp_path, holdout_views=1)
     out_dir = sources.prepare_from_config(config)
     assert "train: 6 objects, 24 views of 16 px; test: 3 objects, 18 views" in capsys.readouterr().out
     assert [sources.open_from_config(config, split).num_views(0) for split in ("train", "holdout", "test")] == [3, 1, 6]
     assert records.open_split(out_dir, "train").num_views(0) == 4
-    # Reused without the source, and whatever is only read when records are opened.
+    # Reused without the source, and with other settings that only matter when records are opened.
     (tmp_path / "SRN").rename(tmp_path / "moved")
     assert sources.prepare_from_config(data_config(tmp_path, holdout_views=2)) == out_dir
     assert "reusing" in capsys.readouterr().out
@@ -119,24 +109,15 @@ def test_prepare_and_reuse(tmp_path, capsys):
         sources.prepare_from_config(data_config(tmp_path, resplit_seed=0))
 
 
-@pytest.mark.usefixtures("release")
-def test_bad_object_stops_or_is_skipped(tmp_path):
-    (tmp_path / "SRN/cars_test/test_001/pose/000000.txt").write_text("nothing")
-    with pytest.raises(srn.BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
-        sources.prepare_from_config(data_config(tmp_path))
-    out_dir = sources.prepare_from_config(data_config(tmp_path, on_bad="skip"))
-    assert records.open_split(out_dir, "test").names == ["test_000", "test_002"]
-
-
-def test_procedural_objects(tmp_path):
+def test_procedural_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # renders in this process
     config = data_config(tmp_path, source="")
     sources.prepare_from_config(config)
     train, test = (sources.open_from_config(config, split) for split in ("train", "test"))
     assert [len(train), train.num_views(0), train.image_size] == [3, 3, 16]
     assert [len(test), test.num_views(0)] == [2, 4]
     assert not set(train.names) & set(test.names)
-    images, _ = train.views(0, [0, 1])
-    assert np.ptp(images) > 50
+    assert np.ptp(train.views(0, [0, 1])[0]) > 50
     config.procedural.num_train_objects = 4
     with pytest.raises(ValueError, match=r"procedural\.num_train_objects: 3 → 4"):
         sources.prepare_from_config(config)
