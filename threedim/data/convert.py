@@ -1,4 +1,4 @@
-"""Converts object folders, once, into ArrayRecord by a TFDS builder, without TensorFlow; `records` reads them."""
+"""Converts object folders to ArrayRecord with a TFDS builder, without TensorFlow. `records` reads the result."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def prepare(
     on_bad: str = "raise",
     description: dict | None = None,
 ) -> DatasetInfo:
-    """Converts object folders in SRN format into records, or reuses what was made from the same before.
+    """Converts object folders in SRN format to records, or reuses records made from the same folders.
 
     Args:
-      splits: by name, the object folders, in the order that the records get. Names are unique inside a split.
-      out_dir: new folder, on a local or mounted disk; appears only when all is done.
-      on_bad: "raise" stops at the first bad object; "skip" leaves bad ones out and lists them.
-      description: what the folders were found by, JSON-like; the list of folders if None. Records that exist already
-        are reused if they were made from an equal description.
+      splits: object folders by split, in the order of the records. Names are unique within a split.
+      out_dir: new folder on a local or mounted disk. It appears when the conversion is complete.
+      on_bad: "raise" stops at the first invalid object; "skip" leaves invalid objects out and lists them.
+      description: JSON-like, what the folders were found by; defaults to the list of folders. Existing records are
+        reused if their description is equal.
 
     Raises:
-      srn.BadObjectError: at the first bad object, with ``on_bad="raise"``.
-      ValueError: if ``out_dir`` holds records of another description, or nothing is left to convert.
+      srn.BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
+      UserError: if ``out_dir`` holds records of another description, or nothing is left to convert.
     """
     if on_bad not in ("raise", "skip"):
         raise UserError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
@@ -73,29 +73,27 @@ def prepare(
 
 
 def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "raise") -> DatasetInfo | None:
-    """Information about finished records made from ``description``; None if nothing is there yet.
+    """Information about finished records made from ``description``; None if the folder does not exist.
 
     Raises:
-      FileExistsError: if the folder holds something else than records.
-      ValueError: if the records were made from another description, or leave out objects although ``on_bad`` is
-        "raise"; the message lists the differences.
+      ExistsError: if the folder holds something other than records.
+      UserError: if the records were made from another description (lists the differences), or leave out objects
+        although ``on_bad`` is "raise".
     """
     out_dir = epath.Path(out_dir)
     if not out_dir.exists():
         return None
     if not (out_dir / records.METADATA).exists():
         raise ExistsError(
-            f"{out_dir} exists, but holds no {records.METADATA}; choose another config.data.dir or delete it"
+            f"{out_dir} exists but has no {records.METADATA}; choose another config.data.dir or delete it"
         )
     info = records.read_info(out_dir)
     remedy = "Choose another config.data.dir, or delete the folder to convert again."
     changes = settings_lib.differences(info.description, settings_lib.plain(description))
     settings_lib.refuse(f"{out_dir} holds records made with other settings", changes, remedy)
     if info.skipped and on_bad == "raise":
-        raise UserError(
-            f"{out_dir} leaves out {len(info.skipped)} bad objects (the first: {info.skipped[0]}), "
-            f"but config.data.on_bad is 'raise'. {remedy}"
-        )
+        left_out = f"{len(info.skipped)} bad objects (the first: {info.skipped[0]})"
+        raise UserError(f"{out_dir} leaves out {left_out}, but config.data.on_bad is 'raise'. {remedy}")
     return info
 
 
@@ -105,24 +103,22 @@ def _check_folders(split: str, folders: list[epath.Path]) -> None:
     name, count = collections.Counter(folder.name for folder in folders).most_common(1)[0]
     if count > 1:
         same = ", ".join(str(folder) for folder in folders if folder.name == name)
-        raise UserError(f"split {split!r} has {count} objects of one name, {name!r}: {same}; rename all but one")
+        raise UserError(f"split {split!r} has {count} objects called {name!r}: {same}; rename all but one")
 
 
 class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
-    """Streams checked objects into shards.
+    """Streams validated objects into shards.
 
-    Not a GeneratorBasedBuilder: that one keeps up to 1 GB in memory, and imports TensorFlow for more.
+    Not a GeneratorBasedBuilder, which keeps up to 1 GB in memory and imports TensorFlow beyond that.
     """
 
     name = records.BUILDER_NAME
     VERSION = tfds.core.Version(records.VERSION)
-    # TFDS would look for download checksums beside this module, with a package that it does not install.
+    # Otherwise TFDS looks for download checksums beside this module, with a package that it does not install.
     code_path = None
 
     def __init__(self, folders: dict[str, list[epath.Path]], on_bad: str, bar: Progress, **kwargs):
-        self._folders = folders
-        self._on_bad = on_bad
-        self._bar = bar
+        self._folders, self._on_bad, self._bar = folders, on_bad, bar
         self._written = {split: [] for split in folders}
         self._skipped: list[str] = []
         super().__init__(**kwargs)
@@ -132,14 +128,14 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         splits = {}
         for split, objects in self._written.items():
             if not objects:
-                raise UserError(f"split {split!r} has no good object; the first bad one: {self._skipped[0]}")
+                raise UserError(f"split {split!r} has no valid objects; the first invalid one: {self._skipped[0]}")
             names, views, sizes, digests = (list(column) for column in zip(*objects, strict=True))
             splits[split] = SplitInfo(names, views, sizes, records.digest_lines(digests))
         fingerprint = records.digest_lines([f"{name} {split.fingerprint}" for name, split in splits.items()])
         return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # PNGs as bytes: an Image feature would be decoded all views at a time, and encoded by TensorFlow.
+        # PNGs as bytes: Image features are encoded by TensorFlow, and decoded all views at a time.
         features = {
             "name": tfds.features.Tensor(shape=(), dtype=np.object_),
             "png": tfds.features.Tensor(shape=(None,), dtype=np.object_),
@@ -175,15 +171,14 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
     def _example_writer(self) -> tfds_writer.ExampleWriter:
         return _UncompressedWriter(self.info.file_format)
 
-    def _log_download_bytes(self):
-        """Says nothing of a download where there is none; so does the next one."""
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded, so nothing is logged."""
 
-    def _log_download_done(self):
-        pass
+    _log_download_done = _log_download_bytes
 
 
 class _UncompressedWriter(tfds_writer.ExampleWriter):
-    """Writes ArrayRecord without zstd, which gains nothing on PNGs and takes a third of the time of a read."""
+    """Writes ArrayRecord without zstd, which does not shrink PNGs and takes a third of the time of a read."""
 
     def write(self, path, examples) -> None:
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -195,7 +190,7 @@ class _UncompressedWriter(tfds_writer.ExampleWriter):
 
 
 def _shards(folders: list[epath.Path]) -> list[list[epath.Path]]:
-    """Consecutive shards of about equal numbers of objects, small enough for memory as far as a few objects tell."""
+    """Consecutive shards of equal numbers of objects, small enough for memory, judging by a few objects."""
     probes = folders[:: max(1, len(folders) // 8)]
     probed = [sum(file.stat().length for file in (folder / "rgb").glob("*.png")) for folder in probes]
     per_shard = max(1, int(_SHARD_BYTES // max(*probed, 1)))

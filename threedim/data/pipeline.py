@@ -1,4 +1,4 @@
-"""Batches of view pairs for training, read with Grain; the stream is a pure function of (seed, step)."""
+"""Batches of view pairs for training, read with Grain. The stream is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from threedim.data.records import ObjectDataset
 from threedim.errors import UserError
 
 _MIN_SHUFFLED = 1024
-# Batches read ahead, by each worker.
+# Batches that each worker reads ahead.
 _AHEAD = 2
 _open_streams = weakref.WeakSet()
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """An endless stream of batches; ``close()``, leaving its ``with`` block or the program's end stop its processes."""
+    """An endless stream of batches. ``close()``, its ``with`` block and the end of the program stop its processes."""
 
     def __init__(self, iterator: grain.DatasetIterator):
         self._iterator = iterator
@@ -35,7 +35,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return next(self._iterator)
 
     def close(self) -> None:
-        """Ends threads and worker processes; may be called again."""
+        """Stops threads and worker processes. Closing again has no effect."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -49,7 +49,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 @atexit.register
 def _close_streams() -> None:
-    # Not left to Grain's own clean-up: it comes when modules are being taken down, and complains of missing names.
+    # Grain's own cleanup runs when modules are already being torn down, and fails with missing names.
     for batches in list(_open_streams):
         batches.close()
 
@@ -64,62 +64,56 @@ def train_batches(
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
 ) -> Batches:
-    """Endless batches of pairs: two distinct views of one object, drawn uniformly [7.2].
+    """Endless batches of pairs: two distinct views of one object, sampled uniformly [7.2].
 
-    Objects come in a new random order in every epoch, each once (of fewer than 1024 objects, in an order over as many
-    epochs as make up 1024). Restarting at a step, or reading with another number of workers or only some rows of each
-    batch, gives the same stream.
+    Each epoch has every object once, in a new random order (with fewer than 1024 objects, several epochs are shuffled
+    together). The stream does not depend on the start step, the number of workers or the choice of rows.
 
     Args:
-      dataset: objects of at least two views each.
+      dataset: objects with at least two views each.
       batch_size: pairs per step.
-      size: height and width in pixels; pictures are averaged down to it, intrinsics follow.
-      seed: of the order of objects and the choice of views, at least 0.
-      start_step: the step of the first batch; reaching it costs nothing.
-      rows: of each batch, those that are wanted, in this order; all of them if None.
-      num_workers: processes that read and decode; with 0, a thread of this process does.
+      size: height and width in pixels; images are downsampled by area and intrinsics rescaled.
+      seed: seed of the order of objects and of the choice of views, at least 0.
+      start_step: the step of the first batch; any step is reached at once.
+      rows: rows of each batch to return, in this order; defaults to all.
+      num_workers: processes that read and decode; 0 uses a thread of this process.
 
     Returns:
       An iterator over dicts with B = the number of rows and frame 0 the clean view, frame 1 the target:
       ``image`` (B, 2, size, size, 3) uint8; ``R`` (B, 2, 3, 3), ``t`` (B, 2, 3), ``K`` (B, 2, 3, 3) float32.
 
     Raises:
-      ValueError: if an object has fewer than two views, pictures are smaller than ``size``, or a number out of range.
+      UserError: if an object has fewer than two views, images are smaller than ``size``, or a number is out of range.
     """
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or not rows or not all(0 <= row < batch_size for row in rows):
-        raise UserError(f"rows {list(rows)} must be some of a batch of {batch_size} pairs")
+        raise UserError(f"rows {list(rows)} must be rows of a batch of {batch_size} pairs")
     if seed < 0 or start_step < 0 or num_workers < 0:
         raise UserError(f"must be 0 or more: seed {seed}, start_step {start_step}, num_workers {num_workers}")
     if not 0 < size <= dataset.image_size:
-        raise UserError(
-            f"pictures of {dataset.image_size} px cannot be averaged down to {size} px; choose a smaller one"
-        )
+        raise UserError(f"images of {dataset.image_size} px cannot be downsampled to {size} px; choose a smaller size")
     for index, name in enumerate(dataset.names):
         if dataset.num_views(index) < 2:
             raise UserError(f"object {name} has {dataset.num_views(index)} view to train on; a pair needs two")
-    _parse_flags()
+    if not flags.FLAGS.is_parsed():
+        # Grain hands absl flags to its worker processes; outside of an absl application, nobody has parsed them.
+        flags.FLAGS.mark_as_parsed()
 
-    # Grain's shuffle takes up to 2 ms an index for a few objects, and 0.03 ms from about a thousand on: so few objects
-    # are shuffled several epochs at a time.
+    # Grain's shuffle takes 2 ms per index with few objects and 0.03 ms with a thousand: shuffle several epochs at once.
     epochs = -(-_MIN_SHUFFLED // len(dataset))
-    # The order of these steps matters: random_map sees each pair's place in the stream, whoever reads it.
-    # Batches are made while there still is random access: a batch is then a function of its number, and workers take
-    # turns by whole batches. Batching an iterator would depend on the workers, or pass every pair on by itself.
-    stream = (
-        grain.MapDataset.range(epochs * len(dataset)).seed(seed).shuffle().repeat().random_map(_DrawPair(dataset, size))
-    )
-    if len(rows) < batch_size or list(rows) != list(range(batch_size)):
-        stream = grain.MapDataset.source(_Rows(stream, batch_size, tuple(rows)))
-    batches = stream.slice(slice(start_step * len(rows), None)).batch(len(rows), drop_remainder=True)
-    # One thread, so that reading goes on while the device computes; more cores are used by processes.
+    # The order matters. random_map must see the position of a pair in the whole stream, whoever reads it. Batching
+    # before to_iter_dataset makes a batch a function of its number, so workers take turns by whole batches.
+    pairs = grain.MapDataset.range(epochs * len(dataset)).seed(seed).shuffle().repeat()
+    pairs = pairs.random_map(_SamplePair(dataset, size))
+    if list(rows) != list(range(batch_size)):
+        pairs = grain.MapDataset.source(_Rows(pairs, batch_size, tuple(rows)))
+    batches = pairs.slice(slice(start_step * len(rows), None)).batch(len(rows), drop_remainder=True)
+    # One thread, so that reading overlaps with the device's work; more cores are used by processes.
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
     if num_workers:
-        # Through pipes: shared memory is 64 MB in a container by default, and stays behind when a process is killed.
-        stream = grain.experimental.WithOptionsIterDataset(
-            stream, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        )
-        stream = stream.mp_prefetch(
+        # Through pipes: shared memory is only 64 MB in a container, and leaks when a process is killed.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        stream = grain.experimental.WithOptionsIterDataset(stream, pipes).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD),
             worker_init_fn=_ignore_stop_signals,
         )
@@ -127,8 +121,8 @@ def train_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class _DrawPair(grain.transforms.RandomMap):
-    """From an object's number (modulo the number of objects) to a pair of its views; only these two are decoded."""
+class _SamplePair(grain.transforms.RandomMap):
+    """Maps an object's number (modulo the number of objects) to a pair of its views. Decodes only these two."""
 
     dataset: ObjectDataset
     size: int
@@ -137,7 +131,7 @@ class _DrawPair(grain.transforms.RandomMap):
         index %= len(self.dataset)
         num_views = self.dataset.num_views(index)
         first = rng.integers(num_views)
-        # A second draw among the others, which skips the first: uniform over ordered pairs of distinct views.
+        # Sampled from the other views by skipping the first: uniform over ordered pairs of distinct views.
         second = rng.integers(num_views - 1)
         image, camera = self.dataset.views(index, [first, second + (second >= first)], self.size)
         return {"image": image, "R": camera.R, "t": camera.t, "K": camera.K}
@@ -145,7 +139,7 @@ class _DrawPair(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Of a stream that is cut into batches, the same rows of each, one after another."""
+    """The same rows of each batch of a stream, one after another."""
 
     stream: grain.MapDataset
     batch_size: int
@@ -160,14 +154,8 @@ class _Rows:
 
 
 def _ignore_stop_signals(worker_index: int, worker_count: int) -> None:
-    # Ctrl-C reaches the whole process group, and so may SIGTERM (Slurm, timeout). The main process decides when to
-    # stop, and closes the workers: one that dies while it writes leaves the main process reading forever.
+    # Ctrl-C, and on Slurm SIGTERM, reach the whole process group. The main process decides when to stop and closes the
+    # workers: it would wait forever for a worker that dies while writing.
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _parse_flags() -> None:
-    # Grain's worker processes are handed absl flags, which outside of an absl application nobody has parsed.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

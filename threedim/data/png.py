@@ -1,4 +1,4 @@
-"""Pictures as bytes: PNG to and from uint8 arrays, transparency over white, resizing by area."""
+"""PNG bytes to and from uint8 arrays, composited on white and downsampled by area."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
-    """A square PNG over white, averaged over the area of each new pixel.
+    """Decodes a square PNG, composited on white and averaged over the area of each new pixel.
 
     Args:
-      png: encoded bytes of a square picture, any 8-bit mode.
-      size: height and width to return, at most those of the PNG; those of the PNG if None.
+      png: a square image in any 8-bit mode.
+      size: height and width to return, at most those of the PNG, which are the default.
 
     Returns:
       (size, size, 3) uint8.
 
     Raises:
-      ValueError: if the picture is smaller than ``size`` or not square.
+      UserError: if the image is smaller than ``size`` or not square.
     """
     image = Image.open(io.BytesIO(png), formats=["PNG"])
     old = image.width
     size = old if size is None else size
     if image.height != old or not 0 < size <= old:
-        raise UserError(f"picture of {image.width}x{image.height} pixels cannot be averaged down to {size}x{size}")
-    # Over white first: the resize is linear, so this equals resizing premultiplied colors, without dark fringes.
+        raise UserError(f"an image of {image.width}x{image.height} pixels cannot be downsampled to {size}x{size}")
+    # Composite first: the resize is linear, so this equals resizing premultiplied colors and leaves no dark fringes.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
@@ -45,7 +45,7 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
         image = image.convert("RGB")
     if old % size == 0:
         return np.array(image.reduce(old // size) if size != old else image)
-    # Not Pillow's BOX filter: it takes a source pixel fully or not at all, which is no area average here.
+    # Not Pillow's BOX filter, which takes each source pixel fully or not at all.
     total = np.asarray(image, np.float64)
     for axis in (0, 1):
         total = _sum_over_intervals(total, size, axis)
@@ -53,7 +53,7 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
 
 
 def _sum_over_intervals(values: np.ndarray, new: int, axis: int) -> np.ndarray:
-    """Integrals over ``new`` equal intervals of an axis, each entry being constant over its unit of length."""
+    """Integrals over ``new`` equal intervals of an axis, with each entry constant over a unit interval."""
     old = values.shape[axis]
     edges = np.arange(new + 1) * (old / new)
     entry = np.minimum(edges.astype(np.int64), old - 1)

@@ -1,7 +1,7 @@
-"""Objects as records: what `convert` has written, read at random.
+"""Random access to the records that `convert` writes.
 
-One record holds one object: its name, the encoded PNG of each view, poses and intrinsics. Beside the records lies
-``dataset.json``: names, numbers of views, what the records were made from, and fingerprints of their content.
+One record holds one object: its name, the encoded PNG of each view, poses and intrinsics. ``dataset.json`` beside the
+records holds names, numbers of views, what the records were made from, and fingerprints of their content.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """What a split holds, one entry per object in the order of the records.
+    """Contents of a split, one entry per object in the order of the records.
 
     Attributes:
       names: the objects' names.
       views: numbers of views.
-      sizes: heights and widths of their pictures, pixels.
+      sizes: heights and widths of the images, pixels.
       fingerprint: sha256 over names, PNG bytes, poses and intrinsics.
     """
 
@@ -43,12 +43,12 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a folder of records holds.
+    """Contents of a folder of records.
 
     Attributes:
       description: what the records were made from, as given to `convert.prepare`.
       splits: by name.
-      skipped: one line per bad object that was left out: its path and what was wrong.
+      skipped: one line per invalid object that was left out: its path and the problem.
       fingerprint: sha256 over the fingerprints of the splits.
     """
 
@@ -72,12 +72,12 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
     """Reads ``dataset.json``.
 
     Raises:
-      FileNotFoundError: if the folder holds no finished records.
-      ValueError: if the file is damaged.
+      MissingError: if the folder has no finished records.
+      UserError: if the file is damaged.
     """
     path = epath.Path(out_dir) / METADATA
     if not path.exists():
-        raise MissingError(f"{path} is missing: no records were prepared there; run --mode=prepare")
+        raise MissingError(f"{path} does not exist: prepare the records with --mode=prepare")
     try:
         fields = json.loads(path.read_text())
         fields["splits"] = {name: SplitInfo(**split) for name, split in fields["splits"].items()}
@@ -90,8 +90,8 @@ def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
     """Opens one split of finished records.
 
     Raises:
-      FileNotFoundError: if nothing was prepared there.
-      ValueError: if there is no such split, or files do not fit what dataset.json says.
+      MissingError: if the folder has no finished records.
+      UserError: if there is no such split, or the records do not match dataset.json.
     """
     info = read_info(out_dir)
     if split not in info.splits:
@@ -100,10 +100,10 @@ def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
 
 
 def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the views known to training, and of those held out, which are spread evenly over the object's views.
+    """Numbers of the training views and of the held-out views, which are evenly spaced.
 
     Raises:
-      ValueError: unless 0 <= num_held_out <= num_views.
+      UserError: unless 0 <= num_held_out <= num_views.
     """
     if not 0 <= num_held_out <= num_views:
         raise UserError(f"cannot hold out {num_held_out} of {num_views} views")
@@ -112,32 +112,30 @@ def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarr
 
 
 class ObjectDataset:
-    """The objects of a split, or some views of each: random access, and only what is asked for is decoded.
+    """Random access to the objects of a split, or to some views of each. Decodes only the views that are asked for.
 
-    May be sent to another process: each opens the files for itself.
+    Can be pickled: each process opens the files itself.
 
     Attributes:
       names: the objects' names.
-      fingerprint: sha256 of the content, and of the choice of views.
-      image_size: height and width of the smallest pictures, pixels.
+      fingerprint: sha256 of the content and of the choice of views.
+      image_size: height and width of the smallest images, pixels.
     """
 
     def __init__(self, out_dir: epath.PathLike, split: str, info: SplitInfo, held_out: int = 0, part: str = "all"):
         """Use `open_split`."""
-        self._out_dir = epath.Path(out_dir)
-        self._split = split
-        self._info = info
-        self._held_out = held_out
-        self._part = part
-        self._views = [self._choose(count) for count in info.views]
+        self._out_dir, self._split, self._info, self._part = epath.Path(out_dir), split, info, part
         self._source = None
         self.names = info.names
         self.image_size = min(info.sizes)
-        self.fingerprint = info.fingerprint if part == "all" else digest_lines([info.fingerprint, part, str(held_out)])
-        if len(self._open()) != len(info.names):
-            raise UserError(
-                f"{out_dir}: split {split!r} has {len(self._open())} records, but {METADATA} says {len(info.names)}"
-            )
+        if part == "all":
+            self._views, self.fingerprint = [np.arange(count) for count in info.views], info.fingerprint
+        else:
+            self._views = [split_views(count, held_out)[part == "held_out"] for count in info.views]
+            self.fingerprint = digest_lines([info.fingerprint, part, str(held_out)])
+        count = len(self._open())
+        if count != len(info.names):
+            raise UserError(f"{out_dir}: split {split!r} has {count} records, but {METADATA} lists {len(info.names)}")
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_source": None}
@@ -150,8 +148,8 @@ class ObjectDataset:
         return len(self._views[index])
 
     def without_held_out(self, num_held_out: int) -> ObjectDataset:
-        """The same objects with only the views that training may see (`split_views`); none is held out for 0."""
-        return self._restricted(num_held_out, "known")
+        """The same objects with only their training views (`split_views`); itself if ``num_held_out`` is 0."""
+        return self._restricted(num_held_out, "known") if num_held_out else self
 
     def only_held_out(self, num_held_out: int) -> ObjectDataset:
         """The same objects with only the views that `without_held_out` leaves out; at least one."""
@@ -164,7 +162,7 @@ class ObjectDataset:
         return self._pick(index, self._views[index])
 
     def views(self, index: int, indices: Sequence[int], size: int | None = None) -> tuple[np.ndarray, Camera]:
-        """Decodes views of an object, averaged down to ``size`` pixels (by default not resized).
+        """Decodes views of an object, downsampled to ``size`` pixels (not resized by default).
 
         Returns:
           Images (view, size, size, 3) uint8 in the order of ``indices``, and their cameras with K to match.
@@ -173,22 +171,21 @@ class ObjectDataset:
 
     def _pick(self, index: int, chosen: np.ndarray) -> srn.ObjectViews:
         index = range(len(self))[index]
-        record = self._read(index)
+        record, name = self._open()[index], self.names[index]
+        if record["name"].decode() != name:
+            raise UserError(
+                f"{self._out_dir}: record {index} of split {self._split!r} is {record['name'].decode()!r}, but "
+                f"{METADATA} lists {name!r}; delete the folder and prepare again"
+            )
         cameras = Camera(record["R"][chosen], record["t"][chosen], record["K"][chosen])
-        return srn.ObjectViews(self.names[index], list(record["png"][chosen]), cameras, record["size"])
-
-    def _choose(self, num_views: int) -> np.ndarray:
-        known, held_out = split_views(num_views, self._held_out)
-        return {"all": np.arange(num_views), "known": known, "held_out": held_out}[self._part]
+        return srn.ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
 
     def _restricted(self, num_held_out: int, part: str) -> ObjectDataset:
         if self._part != "all":
-            raise UserError("the views of this data set are a choice already; choose from the whole split")
+            raise UserError("this data set is already restricted to some views; restrict the whole split instead")
         for name, views in zip(self._info.names, self._info.views, strict=True):
-            if num_held_out < 0 or num_held_out > views - 1:
+            if not 0 <= num_held_out < views:
                 raise UserError(f"cannot hold out {num_held_out} of the {views} views of {name}; one must remain")
-        if num_held_out == 0 and part == "known":
-            return self
         return ObjectDataset(self._out_dir, self._split, self._info, num_held_out, part)
 
     def _open(self):
@@ -196,15 +193,6 @@ class ObjectDataset:
             folder = self._out_dir / BUILDER_NAME / VERSION
             self._source = tfds.builder_from_directory(folder).as_data_source(self._split)
         return self._source
-
-    def _read(self, index: int) -> dict:
-        record = self._open()[index]
-        if record["name"].decode() != self.names[index]:
-            raise UserError(
-                f"{self._out_dir}: record {index} of split {self._split!r} is {record['name'].decode()!r}, but "
-                f"{METADATA} says {self.names[index]!r}; delete the folder and prepare again"
-            )
-        return record
 
 
 def digest_lines(lines: Iterable[str]) -> str:

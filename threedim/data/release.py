@@ -1,4 +1,4 @@
-"""The SRN ShapeNet release as it is downloaded: where it comes from, which files, and how its zips are unpacked."""
+"""The SRN ShapeNet release: where to download it, and how its zips are unpacked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
     """The folder of a released split: ``source/split``, or ``source/split.zip`` unpacked to ``unpack_to/split``.
 
     Raises:
-      FileNotFoundError: if neither is there; says what to download and where to put it.
+      MissingError: if neither exists; explains what to download and where to put it.
     """
     folder = epath.Path(source) / split
     if folder.is_dir():
@@ -31,82 +31,65 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
     archive = folder.parent / f"{folder.name}.zip"
     if archive.exists():
         return unpack_zip(archive, epath.Path(unpack_to) / split)
-    raise MissingError(where_to_get(source, split))
-
-
-def where_to_get(source: epath.PathLike, split: str) -> str:
-    """What to say where a split is absent: what to download, from where, and where to put it."""
     kind = split.split("_")[0] if split.split("_")[0] in ("cars", "chairs") else "cars"
     wanted = ", ".join(f"{kind}_{part}.zip" for part in ("train", "val", "test"))
-    return (
-        f"neither folder {epath.Path(source) / split} nor {split}.zip beside it exists.\n"
+    raise MissingError(
+        f"neither {folder} nor {archive} exists.\n"
         f"SRN ShapeNet (Sitzmann et al. 2019): open {_REPOSITORY}, follow the link to Google Drive under 'Data', "
         f"download {wanted}, and put them, zipped or unpacked, into {source} (config.data.source).\n"
-        f"A folder of your own objects in SRN format: set config.data.source to it and config.data.train_split to ''."
+        f"Your own objects in SRN format: set config.data.source to their folder and config.data.train_split to ''."
     )
 
 
 def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
-    """Unpacks a zip into ``folder``, all of it or nothing; a folder unpacked from the same zip before is reused.
+    """Unpacks a zip into ``folder`` atomically, or reuses a folder unpacked from the same zip.
 
     Args:
-      archive: the zip; macOS's ``__MACOSX`` entries in it are left out.
-      folder: new folder on a local or mounted disk; its parents are made.
+      archive: the zip. macOS's ``__MACOSX`` entries are ignored.
+      folder: new folder on a local or mounted disk; missing parents are created.
 
     Returns:
       ``folder``.
 
     Raises:
-      ValueError: if the file is not a whole zip, or an entry is a link or would land outside of ``folder``: then
-        nothing is written.
-      FileExistsError: if ``folder`` exists and was not unpacked from this zip.
+      UserError: if the file is not a complete zip, or an entry is a link or outside of ``folder``; nothing is written.
+      ExistsError: if ``folder`` exists and was not unpacked from this zip.
     """
     archive, folder = epath.Path(archive), epath.Path(folder)
     with archive.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as opened:
                 entries = _safe_entries(archive, opened.infolist())
-                record = _fingerprint(entries)
-                if folder.exists():
-                    return _reused(archive, folder, record)
-                _unpack(opened, entries, archive, folder, record)
+                lines = [f"{entry.filename}\n{entry.file_size} {entry.CRC}\n" for entry in entries]
+                record = hashlib.sha256("".join(lines).encode()).hexdigest()
+                if not folder.exists():
+                    _unpack(opened, entries, archive, folder, record)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(
-                f"{archive}: not a whole zip file ({error}). Download it again; where a quota is used up, Google Drive "
-                "delivers a web page instead"
+                f"{archive}: not a complete zip file ({error}). Download it again; once a quota is used up, "
+                "Google Drive sends a web page instead"
             ) from error
+    path = folder / _RECORD
+    if not path.exists() or path.read_text() != record:
+        raise ExistsError(f"{folder} exists but was not unpacked from this {archive}; delete or rename it")
     return folder
 
 
 def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
     kept = []
     for entry in entries:
-        # orig_filename: zipfile itself cuts names at a null byte and turns the system's separators.
+        # orig_filename: zipfile cuts names at a null byte and converts the system's separators.
         parts = re.split(r"[/\\]", entry.orig_filename)
         if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in entry.orig_filename:
-            raise UserError(f"{archive}: entry {entry.orig_filename!r} would land outside of the target; not unpacked")
+            raise UserError(f"{archive}: entry {entry.orig_filename!r} is outside of the target; nothing unpacked")
         mode = stat.S_IFMT(entry.external_attr >> 16)
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{archive}: entry {entry.orig_filename!r} is a link or a special file; not unpacked")
+            raise UserError(f"{archive}: entry {entry.orig_filename!r} is a link or a special file; nothing unpacked")
         if "__MACOSX" not in parts and not entry.is_dir():
             kept.append(entry)
     if not kept:
-        raise UserError(f"{archive}: holds no file")
+        raise UserError(f"{archive}: contains no files")
     return kept
-
-
-def _fingerprint(entries: list[zipfile.ZipInfo]) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.filename}\n{entry.file_size} {entry.CRC}\n".encode())
-    return digest.hexdigest()
-
-
-def _reused(archive: epath.Path, folder: epath.Path, record: str) -> epath.Path:
-    path = folder / _RECORD
-    if not path.exists() or path.read_text() != record:
-        raise ExistsError(f"{folder} exists but was not unpacked from {archive} as it is now; delete or rename it")
-    return folder
 
 
 def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath.Path, record: str) -> None:

@@ -1,16 +1,16 @@
-"""From the data section of a configuration to records: which objects make up which split, and preparing them.
+"""From ``config.data`` to records: which objects make up which split, and preparing them.
 
-Fields read here, all of ``config.data``:
+Fields of ``config.data``:
 
-* ``dir``: folder for what is made: ``dir/records``, and ``dir/procedural`` or ``dir/unpacked`` before it.
-* ``source``: "" renders procedural shapes; else a folder with released splits (folders or zips), or with objects.
-* ``train_split``, ``val_split``, ``test_split``: folders or zips in ``source``, such as "cars_train". With
-  ``train_split`` "", ``source`` is itself a folder of objects, and ``num_test_objects`` of them are held out, drawn by
-  ``split_seed``. An empty ``val_split`` or ``test_split`` is left out.
-* ``resplit_seed``: -1 keeps the released splits; else they are merged, shuffled and split anew with this seed, which
-  for chairs makes the paper's chairs* [3].
-* ``holdout_views``: views of every training object that training does not see, spread evenly; applied when the records
-  are opened, so changing it converts nothing again.
+* ``dir``: output folder: ``dir/records``, made from ``dir/procedural`` or ``dir/unpacked`` if the source needs them.
+* ``source``: "" renders procedural shapes; otherwise a folder of released splits (folders or zips) or of objects.
+* ``train_split``, ``val_split``, ``test_split``: folders or zips in ``source``, such as "cars_train"; "" for no
+  validation or test split. If ``train_split`` is "", ``source`` is itself a folder of objects, and ``num_test_objects``
+  of them are held out at random with ``split_seed``.
+* ``resplit_seed``: -1 keeps the released splits; otherwise they are merged, shuffled and split again with this seed.
+  For chairs, this gives the paper's chairs* [3].
+* ``holdout_views``: number of evenly spaced views of each training object to hold out. Applied when records are
+  opened, so changing it needs no new conversion.
 * ``on_bad``: "raise" or "skip", for objects that break the format.
 * ``procedural``: ``kinds``, ``num_train_objects``, ``num_test_objects``, ``views``, ``test_views``, ``size``,
   ``samples``, ``seed``.
@@ -30,18 +30,18 @@ from threedim.errors import UserError
 
 
 def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
-    """Renders, unpacks and converts whatever is not there yet, and says what the records hold.
+    """Renders, unpacks and converts what does not exist yet, and prints a summary of the records.
 
-    Records made before with the same settings are reused, without looking at the source again. In a run of several
-    processes that share a disk, one of them calls this first.
+    Records made earlier with the same settings are reused without reading the source. In a run of several processes
+    that share a disk, one of them calls this first.
 
     Returns:
       The folder of the records, for `records.open_split`.
 
     Raises:
-      FileNotFoundError: if the source lacks a split; says what to download and where to put it.
-      srn.BadObjectError: at the first bad object, with ``on_bad`` "raise".
-      ValueError: if the settings contradict each other, or the folder holds records of other settings.
+      MissingError: if the source lacks a split; explains what to download and where to put it.
+      srn.BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
+      UserError: if the settings contradict each other, or the folder holds records of other settings.
     """
     out_dir = epath.Path(data.dir) / "records"
     description = _description(data)
@@ -56,12 +56,12 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
 def open_from_config(data: ml_collections.ConfigDict, split: str) -> records.ObjectDataset:
     """Opens a prepared split.
 
-    "train" has only the views that training may see, "holdout" the other views of the same objects
-    (`records.split_views`); "val" and "test" are other objects with all their views.
+    "train" has only the training views and "holdout" the other views of the same objects (`records.split_views`);
+    "val" and "test" are other objects with all their views.
 
     Raises:
-      FileNotFoundError: if nothing was prepared.
-      ValueError: if there is no such split, or ``holdout_views`` leaves nothing for it.
+      MissingError: if nothing was prepared.
+      UserError: if there is no such split, or ``holdout_views`` leaves no views for it.
     """
     out_dir = epath.Path(data.dir) / "records"
     if split == "holdout":
@@ -71,7 +71,7 @@ def open_from_config(data: ml_collections.ConfigDict, split: str) -> records.Obj
 
 
 def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
-    """Object folders of the splits "train", "val" and "test"; renders or unpacks them where they are not there yet.
+    """Object folders of the splits "train", "val" and "test". Renders or unpacks them if they do not exist yet.
 
     Raises:
       As `prepare_from_config`.
@@ -96,11 +96,11 @@ def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]
 def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, list[epath.Path]]:
     """Merges the splits, shuffles, and splits again into parts of the same sizes: chairs* for released chairs [3].
 
-    Objects keep the views that they have: of released chairs, 50 on a sphere or 251 on a spiral, in every new split.
-    The result depends on the set of folder names and the seed, not on the order in which folders are listed.
+    Objects keep their views: of released chairs, 50 on a sphere or 251 on a spiral, in every new split. The result
+    depends on the folder names and the seed, not on the order of the folders.
 
     Raises:
-      ValueError: if two objects have the same name.
+      UserError: if two objects have the same name.
     """
     merged = sorted((folder for folders in splits.values() for folder in folders), key=lambda folder: folder.name)
     for one, other in itertools.pairwise(merged):
@@ -115,48 +115,35 @@ def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, 
 
 
 def hold_out_objects(folders: Sequence[epath.Path], num_test: int, seed: int) -> dict[str, list[epath.Path]]:
-    """Splits objects at random into "train" and, if any are asked for, "test".
+    """Splits objects at random into "train" and, if ``num_test`` is positive, "test".
 
     Raises:
-      ValueError: if no object would be left to train on.
+      UserError: if no objects are left to train on.
     """
     if not 0 <= num_test < len(folders):
         raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
-    splits = {"train": list(folders[num_test:]), "test": list(folders[:num_test])}
-    splits = resplit(splits, seed)
+    splits = resplit({"train": folders[num_test:], "test": folders[:num_test]}, seed)
     return splits if num_test else {"train": splits["train"]}
 
 
 def _procedural_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
-    # Here, because meshes and ray casting are of no use to a training run that reads finished records.
+    # Imported here, because a training run that reads finished records needs no renderer.
     from threedim.rendering import render
 
-    p = data.procedural
-    splits = {}
-    for split, num_objects, views in (
-        ("train", p.num_train_objects, p.views),
-        ("test", p.num_test_objects, p.test_views),
-    ):
-        if num_objects == 0:
-            continue
-        out = epath.Path(data.dir) / "procedural" / split
-        report = render.render_procedural(
-            out,
-            split,
-            kinds=tuple(p.kinds),
-            num_objects=num_objects,
-            views=views,
-            size=p.size,
-            samples=p.samples,
-            seed=p.seed,
-        )
-        # By the report, not by what lies in the folder: an earlier run may have rendered more.
-        splits[split] = [out / name for name in sorted(report.rendered + report.kept)]
+    p, splits = data.procedural, {}
+    for split, count, views in (("train", p.num_train_objects, p.views), ("test", p.num_test_objects, p.test_views)):
+        if count:
+            out = epath.Path(data.dir) / "procedural" / split
+            report = render.render_procedural(
+                out, split, tuple(p.kinds), count, views, size=p.size, samples=p.samples, seed=p.seed
+            )
+            # From the report, not from the folder: an earlier run may have rendered more objects.
+            splits[split] = [out / name for name in sorted(report.rendered + report.kept)]
     return splits
 
 
 def _description(data: ml_collections.ConfigDict) -> dict:
-    """The fields that decide what the records hold."""
+    """The fields that determine the content of the records."""
     if not data.source:
         return {"source": "", "procedural": data.procedural.to_dict(), "resplit_seed": data.resplit_seed}
     fields = ["source", "train_split", "resplit_seed"]

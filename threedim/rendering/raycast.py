@@ -1,8 +1,7 @@
-"""Renders meshes by casting rays with Embree: no display, no OpenGL, the same picture on every machine.
+"""Renders meshes by casting rays with Embree. Needs no display and no OpenGL; images are the same on every machine.
 
-A picture is the box-filtered average of ``samples`` rays per pixel. Light is fixed in the world: a key and a fill light
-from threedim.errors import UserError
-from infinity and an ambient light brighter from above; no shadows. Surfaces are lit on both sides.
+A pixel is the average of ``samples`` rays. Lights are fixed in the world: a key and a fill light at infinity, and an
+ambient light that is brighter from above. There are no shadows. Surfaces are lit on both sides.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from threedim.cameras import Camera
 from threedim.rendering import meshes
 from threedim.rendering.meshes import Geometry
 
-# (direction towards the light, linear intensity). Objects look along +x or, from glTF, along -y.
+# (direction towards the light, linear intensity). Objects face +x or, from glTF, -y.
 _KEY_LIGHT = (np.array([0.45, -0.55, 0.70]), 0.62)
 _FILL_LIGHT = (np.array([-0.60, 0.65, 0.15]), 0.18)
 _SKY, _GROUND = 0.46, 0.24
 
-# Rays cast at a time: few enough to stay in the cache, many enough to hide NumPy's overhead.
+# Rays per chunk: few enough to stay in the cache, many enough to hide NumPy's overhead.
 _MAX_RAYS = 1 << 16
-# Layers of transparent surface that a ray may pass; what lies deeper is not seen.
+# Layers of transparent surface that a ray passes at most.
 _MAX_LAYERS = 16
-# Above this many corners, a mesh is bounded in the image by its box instead of by itself.
+# Meshes with more corners are bounded in the image by their bounding box.
 _MAX_PROJECTED = 20000
 
 _SRGB_TO_LINEAR = meshes.srgb_to_linear(np.arange(256) / 255)
@@ -35,16 +34,16 @@ _LINEAR_TO_SRGB = meshes.linear_to_srgb(np.arange(4097) / 4096)
 def render_views(
     mesh: Geometry | trimesh.Trimesh | trimesh.Scene, cameras: Camera, size: int, samples: int = 16
 ) -> np.ndarray:
-    """Pictures of a mesh, transparent where it is not.
+    """Renders a mesh on a transparent background.
 
     Args:
-      mesh: from `meshes.load_mesh`; a trimesh object is normalized first, as `meshes.from_trimesh` does.
-      cameras: batched (view,), K in pixels of a picture of ``size``.
+      mesh: from `meshes.load_mesh`. A trimesh object is normalized first, as in `meshes.from_trimesh`.
+      cameras: batched (view,), K in pixels of an image of ``size``.
       size: height and width, pixels.
-      samples: rays per pixel; 1 casts through pixel centers.
+      samples: rays per pixel; a single one goes through the pixel's center.
 
     Returns:
-      (view, size, size, 4) uint8 sRGB with straight alpha: compositing on white gives the antialiased picture on white.
+      (view, size, size, 4) uint8 sRGB with straight alpha: compositing on white gives the antialiased image on white.
       Empty pixels are (255, 255, 255, 0).
 
     Raises:
@@ -54,8 +53,7 @@ def render_views(
         raise ValueError(f"size and samples must be positive, got size {size} and {samples} samples")
     if np.ndim(cameras.t) != 2:
         raise ValueError(f"cameras must be batched (view,), got t of shape {np.shape(cameras.t)}")
-    geometry = mesh if isinstance(mesh, Geometry) else meshes.from_trimesh(mesh)
-    caster = _Caster(geometry)
+    caster = _Caster(mesh if isinstance(mesh, Geometry) else meshes.from_trimesh(mesh))
     offsets = sample_pattern(samples)
     images = np.empty((len(cameras), size, size, 4), np.uint8)
     images[...] = (255, 255, 255, 0)
@@ -63,23 +61,20 @@ def render_views(
         R, t = np.asarray(cameras.R[view], np.float64), np.asarray(cameras.t[view], np.float64)
         K = np.asarray(cameras.K if np.ndim(cameras.K) == 2 else cameras.K[view], np.float64)
         top, bottom, left, right = caster.bounds(R, t, K, size)
-        width = right - left
-        if width == 0:
-            continue
         pixel_to_ray = (R @ np.linalg.inv(K)).astype(np.float32)
-        rows = max(1, _MAX_RAYS // (width * samples))
+        rows = max(1, _MAX_RAYS // (max(right - left, 1) * samples))
         for row in range(top, bottom, rows):
             end = min(row + rows, bottom)
             directions = _directions(pixel_to_ray, offsets, row, end, left, right)
             rgba = caster.colors(t.astype(np.float32), directions)
-            image[row:end, left:right] = _average(rgba, samples).reshape(end - row, width, 4)
+            image[row:end, left:right] = _average(rgba, samples).reshape(end - row, right - left, 4)
     return images
 
 
 def sample_pattern(samples: int) -> np.ndarray:
-    """(sample, 2) positions (x, y) inside a pixel, in [0, 1): Hammersley points, centered on the pixel's center.
+    """(sample, 2) positions (x, y) in a pixel, in [0, 1): Hammersley points around its center, the same in every pixel.
 
-    Any edge, axis-parallel ones too, then crosses the samples one by one; the same in every pixel.
+    An edge of any direction, even along an axis, crosses the samples one by one.
     """
     index = np.arange(samples)
     inverse, scale, digits = np.zeros(samples), 0.5, index.copy()
@@ -102,7 +97,7 @@ def _directions(pixel_to_ray, offsets, top, bottom, left, right) -> np.ndarray:
 
 def _average(rgba: np.ndarray, samples: int) -> np.ndarray:
     """(pixel * sample, 4) premultiplied colors to (pixel, 4) uint8 with straight alpha."""
-    # A product with a row of ones: several times faster than a sum over the middle axis.
+    # A matrix product is several times faster than a sum over the middle axis.
     total = np.ones(samples, np.float32) @ rgba.reshape(-1, samples, 4)
     alpha = total[:, 3:]
     total[:, :3] = np.where(alpha > 0, total[:, :3] / np.maximum(alpha, 1e-6), 1)
@@ -120,46 +115,41 @@ def _light(normals: np.ndarray) -> np.ndarray:
 
 
 class _Caster:
-    """A geometry ready to be hit by rays: lit once, since the light does not move with the camera."""
+    """A geometry prepared for ray casting. It is lit once, since the light does not move with the camera."""
 
     def __init__(self, geometry: Geometry):
+        self.geometry = geometry
         self.scene = EmbreeScene()
         self.triangles = TriangleMesh(self.scene, np.ascontiguousarray(geometry.triangles, np.float32))
-        points = geometry.triangles.reshape(-1, 3)
-        low, high = points.min(axis=0), points.max(axis=0)
-        if len(points) > _MAX_PROJECTED:
+        self.hull = geometry.triangles.reshape(-1, 3)
+        if len(self.hull) > _MAX_PROJECTED:
             corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), axis=-1).reshape(-1, 3)
-            self.hull = low + corners * (high - low)
-        else:
-            self.hull = np.unique(points, axis=0)
-        self.geometry = geometry
-        # Row 2 * face is the side of the normal, 2 * face + 1 the other; the last row is the empty background.
+            self.hull = self.hull.min(axis=0) + corners * np.ptp(self.hull, axis=0)
+        # Row 2 * face is the side of the normal, row 2 * face + 1 the other side.
         light = np.stack([_light(geometry.normals), _light(-geometry.normals)], axis=1)  # (face, side, corner)
         lit = np.repeat(geometry.colors[:, None], 2, axis=1)  # (face, side, corner, rgba)
         lit[..., :3] *= light[..., None]
         self.lit = lit.reshape(-1, 3, 4)
         self.opaque = not geometry.alpha_cutoff.any()
-        self.textured = bool(geometry.textures)
-        self.uniform = self.opaque and not self.textured and np.ptp(self.lit, axis=1).max() < 1e-4
-        if self.uniform:
-            flat = np.ones((len(self.lit) + 1, 4), np.float32)
-            flat[:-1, :3] = _encode(self.lit[:, 0, :3])
-            flat[-1] = 0
-            self.flat = flat
-        if self.textured:
-            # All textures in one row of texels: one gather serves every hit.
+        # Colors by row if each side of a face has one color; the last row is the empty background.
+        self.flat = None
+        if self.opaque and not geometry.textures and np.ptp(self.lit, axis=1).max() < 1e-4:
+            self.flat = np.zeros((len(self.lit) + 1, 4), np.float32)
+            self.flat[:-1, :3], self.flat[:-1, 3] = _encode(self.lit[:, 0, :3]), 1
+        if geometry.textures:
+            # The texels of all textures in one array: a single gather serves every hit.
             self.texels = np.concatenate([texture.reshape(-1, 4) for texture in geometry.textures])
             shapes = np.array([texture.shape[:2] for texture in geometry.textures])
             self.texture_size = shapes[:, ::-1].astype(np.int32)  # (texture, 2): width, height
             self.texture_start = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
 
     def bounds(self, R, t, K, size: int) -> tuple[int, int, int, int]:
-        """Pixels (top, bottom, left, right; ends excluded) outside which no ray hits; empty where right == left."""
+        """Pixels (top, bottom, left, right; ends excluded) that enclose every hit; all 0 if there is none."""
         local = (self.hull - t) @ R
         depth = local[:, 2]
         if depth.max() <= 0:
             return 0, 0, 0, 0
-        if depth.min() < 1e-3:  # reaches behind the camera: may be anywhere in the image
+        if depth.min() < 1e-3:  # reaches behind the camera, so it may be anywhere in the image
             return 0, size, 0, size
         image = local @ K.T
         image = image[:, :2] / image[:, 2:]
@@ -170,35 +160,32 @@ class _Caster:
         return top, bottom, left, right
 
     def colors(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """(ray, 4) premultiplied sRGB seen along (ray, 3) directions from one origin (3,)."""
+        """(ray, 4) premultiplied sRGB along (ray, 3) directions from one origin (3,)."""
         origins = np.broadcast_to(origin, directions.shape)
         hits = self._hits(origins, directions)
-        if self.uniform:
+        if self.flat is not None:
             return self.flat[_row(hits, directions)]
         rgba = np.zeros((len(directions), 4), np.float32)
-        rays = np.flatnonzero(hits["primID"] >= 0)
-        if self.opaque:
-            rgba[rays] = self._shade({key: value[rays] for key, value in hits.items()}, directions[rays])
-            return rgba
-        through = np.ones(len(rays), np.float32)
-        hits, directions = {key: value[rays] for key, value in hits.items()}, directions[rays]
-        origins = np.repeat(origin[None], len(rays), axis=0)
+        rays, through = np.arange(len(directions)), np.ones(len(directions), np.float32)
         for _ in range(_MAX_LAYERS):
+            hit = hits["primID"] >= 0
+            rays, through, origins, directions = rays[hit], through[hit], origins[hit], directions[hit]
+            if not len(rays):
+                break
+            hits = {key: value[hit] for key, value in hits.items()}
             shaded = self._shade(hits, directions)
+            if self.opaque:
+                rgba[rays] = shaded
+                break
             alpha = shaded[:, 3] * through
             rgba[rays, :3] += shaded[:, :3] * alpha[:, None]
             rgba[rays, 3] += alpha
             through = through * (1 - shaded[:, 3])
-            # Start again just behind what was hit.
+            # Continue just behind the hit.
             origins = origins + directions * (hits["tfar"][:, None] * (1 + 1e-5) + 1e-5)
             more = through > 1e-3
             rays, through, origins, directions = rays[more], through[more], origins[more], directions[more]
-            if not len(rays):
-                break
             hits = self._hits(origins, directions)
-            more = hits["primID"] >= 0
-            rays, through, origins, directions = rays[more], through[more], origins[more], directions[more]
-            hits = {key: value[more] for key, value in hits.items()}
         return rgba
 
     def _hits(self, origins, directions) -> dict[str, np.ndarray]:
@@ -210,7 +197,7 @@ class _Caster:
         face = hits["primID"]
         corners = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=-1)[:, None]  # (hit, 1, corner)
         rgba = (corners @ self.lit[row])[:, 0]
-        if self.textured:
+        if self.geometry.textures:
             texture = self.geometry.texture[face]
             where = np.flatnonzero(texture >= 0)
             uv = (corners[where] @ self.geometry.uv[face[where]])[:, 0]
@@ -224,7 +211,7 @@ class _Caster:
         return rgba
 
     def _sample(self, texture, uv) -> np.ndarray:
-        """(hit, 4) linear RGBA at (hit, 2) texture coordinates, bilinear, repeating."""
+        """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear, repeating."""
         size = self.texture_size[texture]
         start = self.texture_start[texture]
         position = (uv - np.floor(uv)) * size
@@ -247,12 +234,12 @@ class _Caster:
 
 
 def _row(hits, directions) -> np.ndarray:
-    """Row of the table of lit faces for each hit; -1, the last row, for misses."""
+    """Row of `_Caster.lit` for each hit; -1 for misses."""
     back = np.einsum("ij,ij->i", hits["Ng"], directions) > 0
     face = hits["primID"]
     return np.where(face >= 0, 2 * face + back, -1)
 
 
 def _encode(linear: np.ndarray) -> np.ndarray:
-    """Linear to sRGB by table; clips to [0, 1]."""
+    """Linear to sRGB with a lookup table; clips to [0, 1]."""
     return _LINEAR_TO_SRGB[(np.clip(linear, 0, 1) * 4096 + 0.5).astype(np.int32)]

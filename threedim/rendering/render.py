@@ -2,9 +2,9 @@
 
     python -m threedim.data.render --meshes DIR --out DIR --views 50 --size 128
 
-makes one folder of views per mesh, named by its path inside DIR without extension, "/" replaced by "_". A mesh is
-scaled into the unit sphere and seen by cameras on a sphere (SRN's training views) or on SRN's test spiral. The same
-flags give the same pictures. Run again to go on after an interruption, or after adding meshes: what is done is kept.
+writes one folder of views per mesh, named after its path inside DIR, with "/" replaced by "_". Each mesh is scaled into
+the unit sphere and rendered from cameras on a sphere (SRN's training views) or on SRN's test spiral. The same flags
+give the same images. Run again to resume, or after adding meshes: finished objects are kept.
 """
 
 from __future__ import annotations
@@ -37,38 +37,26 @@ from threedim.rendering.raycast import render_views
 from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
 from threedim.settings import check_claim
 
-__all__ = [
-    "Report",
-    "ViewSettings",
-    "find_meshes",
-    "load_mesh",
-    "render_meshes",
-    "render_procedural",
-    "render_views",
-    "sphere_cameras",
-    "spiral_cameras",
-]
-
 CAMERA_PATHS = ("sphere", "spiral")
 SPLITS = ("train", "test")
-# Lies beside the objects and says how they were made, so that a later run cannot mix in others.
+# Holds the settings of the objects beside it, so that a later run cannot mix in others.
 _MANIFEST = "render.json"
-# Seeds of shapes: room for this many objects in a split.
+# Number of shape seeds reserved for a split.
 _SPLIT_STRIDE = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewSettings:
-    """How an object is looked at.
+    """How objects are rendered.
 
     Attributes:
-      views: pictures per object.
+      views: images per object.
       size: height and width, pixels.
       samples: rays per pixel.
-      seed: of the cameras; each object draws its own from (seed, name).
-      path: "sphere", drawn uniformly, or "spiral", the same for all objects.
+      seed: seed of the cameras; those of an object depend on the seed and its name.
+      path: "sphere", sampled uniformly, or "spiral", the same for all objects.
       radius: distance of the cameras, in radii of the object.
-      min_elevation: degrees; on "sphere", no camera is lower.
+      min_elevation: lowest elevation of cameras on the sphere, degrees.
     """
 
     views: int
@@ -87,14 +75,14 @@ class ViewSettings:
             raise UserError(f"seed must not be negative, got {self.seed}")
         if self.path not in CAMERA_PATHS:
             raise UserError(f"cameras must be one of {', '.join(CAMERA_PATHS)}; got {self.path!r}")
-        self.cameras("any")  # the ranges of the others
+        self.cameras("any")  # checks the other fields
 
     def cameras(self, name: str) -> Camera:
-        """The cameras, batched (view,), of the object of that name."""
+        """The cameras of an object, batched (view,)."""
         K = default_intrinsics(self.size)
         if self.path == "spiral":
             return spiral_cameras(self.views, self.radius, K)
-        # Not Python's hash, which differs from process to process.
+        # Not Python's hash, which differs between processes.
         words = np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4")
         rng = np.random.default_rng([self.seed, *words.tolist()])
         return sphere_cameras(self.views, self.radius, K, rng, self.min_elevation)
@@ -102,7 +90,7 @@ class ViewSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run did: names of objects rendered now, found done, and, per bad mesh, a message with its path."""
+    """Names of the objects rendered by a run and of those kept from earlier ones, and an error message per bad mesh."""
 
     rendered: list[str]
     kept: list[str]
@@ -111,7 +99,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One object: a mesh file with its up axis, or a kind of shape with its seed."""
+    """One object: a mesh file and its up axis, or a kind of shape and its seed."""
 
     name: str
     path: str = ""
@@ -121,11 +109,11 @@ class _Job:
 
 
 def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Mesh files below a local folder by object name, sorted; hidden files and folders are left out.
+    """Mesh files below a local folder by object name, sorted. Hidden files and folders are ignored.
 
     Raises:
-      FileNotFoundError: if the folder is absent or holds no mesh.
-      ValueError: if two files would give objects of one name.
+      MissingError: if the folder does not exist or contains no mesh.
+      UserError: if two files would become objects of the same name.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -141,7 +129,7 @@ def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
             raise UserError(f"{found[name]} and {path} would both become object {name!r}; rename one of them")
         found[name] = path
     if not found:
-        raise MissingError(f"{folder} holds no mesh; known are {', '.join(meshes_lib.SUFFIXES)}")
+        raise MissingError(f"{folder} contains no mesh; supported formats are {', '.join(meshes_lib.SUFFIXES)}")
     return found
 
 
@@ -152,21 +140,21 @@ def render_meshes(
     up: str = "auto",
     num_workers: int | None = None,
 ) -> Report:
-    """Renders every mesh below ``folder`` into an object folder of ``out``, in SRN format, with a progress bar.
+    """Renders every mesh below ``folder`` into an object folder of ``out`` in SRN format, with a progress bar.
 
-    Objects appear whole or not at all; those that are there are kept, so an interrupted run goes on where it was. A bad
-    mesh does not stop the others.
+    Objects are written atomically and existing ones are kept, so an interrupted run resumes. A bad mesh does not stop
+    the others.
 
     Args:
       folder: local folder, searched recursively.
-      out: folder of the objects; made if absent.
+      out: folder of the objects; created if missing.
       settings: size, number and path of the views.
       up: as in `meshes.load_mesh`.
-      num_workers: processes; as many as there are cores if None. Above 1, a script that calls this needs the usual
+      num_workers: processes; defaults to the number of cores. With more than one, the calling script needs the usual
         ``if __name__ == "__main__":``.
 
     Raises:
-      FileNotFoundError, ValueError: as `find_meshes`; or if ``out`` holds objects that were made otherwise.
+      MissingError, UserError: as `find_meshes`; or if ``out`` holds objects rendered with other settings.
     """
     if up not in meshes_lib.UP_AXES:
         raise UserError(f"up must be one of {', '.join(meshes_lib.UP_AXES)}; got {up!r}")
@@ -186,40 +174,36 @@ def render_procedural(
     min_elevation: float = -15.0,
     num_workers: int | None = None,
 ) -> Report:
-    """Renders procedural shapes into object folders of ``out``, in SRN format; resumes as `render_meshes` does.
+    """Renders procedural shapes into object folders of ``out`` in SRN format. Resumes like `render_meshes`.
 
-    Train views are drawn from the sphere, test views lie on SRN's spiral. No shape is in both splits, nor in two seeds.
+    Training views are sampled on a sphere, test views lie on SRN's spiral. No two splits or seeds share a shape.
     Object i is of kind ``kinds[i % len(kinds)]`` and does not depend on ``num_objects``, so a set can be enlarged.
 
     Args:
-      out: folder of this split's objects; made if absent.
+      out: folder of this split's objects; created if missing.
       split: "train" or "test".
       kinds: of `shapes.KINDS`, taken in turn.
       num_objects: of all kinds together.
       views, size, samples: as in `ViewSettings`.
-      seed: of shapes and cameras.
-      min_elevation: degrees, for the train split. Not SRN's -90: a small network then spends nothing on undersides,
-        which the spiral never shows.
+      seed: seed of shapes and cameras.
+      min_elevation: degrees, for the training split. Not SRN's -90, so that a small network spends no capacity on
+        undersides, which the spiral never shows.
       num_workers: as in `render_meshes`.
 
     Raises:
-      ValueError: if an argument is out of range, or ``out`` holds objects that were made otherwise.
+      UserError: if an argument is out of range, or ``out`` holds objects rendered with other settings.
     """
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    kinds = tuple(kinds)
-    unknown = [kind for kind in kinds if kind not in shapes.KINDS]
-    if unknown or not kinds:
+    if not kinds or not set(kinds) <= set(shapes.KINDS):
         raise UserError(f"kinds must be some of {', '.join(shapes.KINDS)}; got {kinds}")
     if not 0 < num_objects <= _SPLIT_STRIDE:
         raise UserError(f"num_objects must be in [1, {_SPLIT_STRIDE}], got {num_objects}")
     path = "sphere" if split == "train" else "spiral"
     settings = ViewSettings(views, size, samples, seed, path, min_elevation=min_elevation)
     first = (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE
-    jobs = []
-    for index in range(num_objects):
-        kind = kinds[index % len(kinds)]
-        jobs.append(_Job(f"{kind}_{split}_{index:06d}", kind=kind, shape_seed=first + index))
+    by_index = [kinds[index % len(kinds)] for index in range(num_objects)]
+    jobs = [_Job(f"{kind}_{split}_{i:06d}", kind=kind, shape_seed=first + i) for i, kind in enumerate(by_index)]
     source = {"source": "procedural", "split": split, "kinds": list(kinds)}
     return _render_all(epath.Path(out), jobs, settings, source, num_workers)
 
@@ -238,9 +222,8 @@ def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num
                 problems[job.name] = work(job)
                 bar.advance()
         else:
-            # Fresh processes, not forks: JAX, which the cameras import, has threads.
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(workers, context)
+            # Spawned, not forked: JAX, which the cameras import, has threads.
+            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
             try:
                 running = {pool.submit(work, job): job.name for job in todo}
                 for future in concurrent.futures.as_completed(running):
@@ -253,7 +236,7 @@ def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num
 
 
 def _render_job(job: _Job, out: str, settings: ViewSettings) -> str | None:
-    """Writes one object; returns what is wrong with its mesh, if anything."""
+    """Writes one object. Returns the error message of a bad mesh."""
     try:
         mesh = shapes.make_shape(job.kind, job.shape_seed) if job.kind else load_mesh(job.path, job.up)
     except (BadMeshError, OSError) as error:
@@ -265,7 +248,7 @@ def _render_job(job: _Job, out: str, settings: ViewSettings) -> str | None:
 
 
 def _claim(out: epath.Path, made_by: dict) -> None:
-    """Makes ``out``, or checks that what it holds was made with the same settings."""
+    """Creates ``out``, or checks that its objects were rendered with the same settings."""
     manifest = out / _MANIFEST
     before = read_json(manifest) if manifest.exists() else None
     check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
@@ -280,20 +263,20 @@ def _parser() -> argparse.ArgumentParser:
         "python -m threedim.data.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--meshes", required=True, help="Folder with GLB, glTF, OBJ or PLY files, searched recursively.")
-    add("--out", required=True, help="Folder to write; one folder per object, in SRN format.")
+    add("--meshes", required=True, help="Folder of GLB, glTF, OBJ or PLY files, searched recursively.")
+    add("--out", required=True, help="Output folder: one folder per object, in SRN format.")
     add("--views", type=int, default=50, help="Views per object.")
-    add("--size", type=int, default=128, help="Height and width of the pictures, pixels.")
-    add("--cameras", default="sphere", choices=CAMERA_PATHS, help="Drawn uniformly from a sphere (for training), or "
-        "on SRN's test spiral.")  # fmt: skip
-    add("--test_views", type=int, default=0, help="Also render that many spiral views of every object, to OUT_test.")
-    add("--min_elevation", type=float, default=-90.0, help="Degrees; sphere cameras are never lower. -90, the default, "
-        "is SRN's full sphere.")  # fmt: skip
+    add("--size", type=int, default=128, help="Height and width of the images, pixels.")
+    cameras = "Sampled uniformly on a sphere (for training), or on SRN's test spiral."
+    add("--cameras", default="sphere", choices=CAMERA_PATHS, help=cameras)
+    add("--test_views", type=int, default=0, help="Also render this many spiral views of each object, to OUT_test.")
+    lowest = "Lowest elevation of sphere cameras, degrees. Defaults to -90, SRN's full sphere."
+    add("--min_elevation", type=float, default=-90.0, help=lowest)
     add("--radius", type=float, default=RADIUS, help="Distance of the cameras, in radii of the object.")
     add("--samples", type=int, default=16, help="Rays per pixel.")
     add("--seed", type=int, default=0, help="Seed of the sphere cameras.")
-    add("--up", default="auto", choices=meshes_lib.UP_AXES, help="Axis of the files that points up; auto: y for GLB, "
-        "glTF, OBJ; z for PLY.")  # fmt: skip
+    axis = "Up axis of the files. auto: y for GLB, glTF and OBJ, z for PLY."
+    add("--up", default="auto", choices=meshes_lib.UP_AXES, help=axis)
     add("--workers", type=int, help="Processes. Defaults to the number of cores.")
     return parser
 
