@@ -1,6 +1,6 @@
-"""The parts of procedural cars: a lofted hull, a glazed cabin, wheels, lights, bumpers, and what goes on them.
+"""Parts of procedural cars: a lofted hull, a glazed cabin, wheels, lights, bumpers and accessories.
 
-A car drives along +x; y is its left, z is up, wheels stand on z = 0. Lengths in meters.
+A car drives along +x, with its left at +y and its wheels on z = 0. Lengths in meters.
 """
 
 from __future__ import annotations
@@ -9,29 +9,27 @@ import dataclasses
 
 import numpy as np
 
-from threedim.procedural.solids import Builder, Color, circle, hsv, jitter, turn
+from threedim.procedural.solids import Color, Design, circle, hsv, jitter, turn
 
 _GRAYS: tuple[Color, ...] = ((0.93, 0.93, 0.93), (0.72, 0.74, 0.76), (0.45, 0.47, 0.50), (0.24, 0.25, 0.27))
-_HUES = (0.0, 0.0, 0.03, 0.08, 0.13, 0.36, 0.50, 0.57, 0.60, 0.63)  # that cars are painted in
+_HUES = (0.0, 0.0, 0.03, 0.08, 0.13, 0.36, 0.50, 0.57, 0.60, 0.63)  # of car paint
 GLASS: Color = (0.17, 0.23, 0.29)
 PLASTIC: Color = (0.13, 0.13, 0.14)
 TIRE: Color = (0.09, 0.09, 0.10)
 CHROME: Color = (0.80, 0.82, 0.84)
 
-# Right half of the hull's cross-section, from the bottom to the top: (share of half width, share of height).
+# Right half of the hull's cross-section from bottom to top: (share of half the width, share of the height).
 _SECTION = np.array(
     [(0.86, 0.0), (0.97, 0.05), (1.0, 0.2), (1.0, 0.55), (0.975, 0.82), (0.92, 0.95), (0.80, 1.0), (0.24, 1.015)]
 )
-# Where the hull has a cross-section, shares of its length.
+# Cross-sections of the hull, in shares of its length.
 _STATIONS = np.array([0, 0.012, 0.05, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.985, 1.0])
 
 
 @dataclasses.dataclass
-class Car:
-    """What all parts of one car share. x positions are shares of the length: 0 is the tail, 1 the nose."""
+class Car(Design):
+    """Proportions and colors. x positions are shares of the length: 0 is the tail, 1 the nose."""
 
-    rng: np.random.Generator
-    build: Builder
     length: float
     width: float
     clearance: float
@@ -39,9 +37,7 @@ class Car:
     deck: float  # top of the hull at the tail
     nose: float  # top of the hull at the nose
     roof: float
-    cabin: tuple[
-        float, float, float, float
-    ]  # x of the cabin: rear foot, front foot, rear of the roof, front of the roof
+    cabin: tuple[float, ...]  # x of its rear foot, front foot, rear of the roof, front of the roof
     wheel: float  # radius
     axles: tuple[float, ...]
     panes: int  # windows on a side
@@ -53,17 +49,11 @@ class Car:
     two_tone: bool = False
     stripe: bool = False
 
-    def draw(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def chance(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
-
     def x(self, share: float) -> float:
         return (share - 0.5) * self.length
 
     def top(self, share):
-        """Height of the hull's upper side."""
+        """Height of the top of the hull."""
         rear, front = self.cabin[:2]
         heights = (self.deck - 0.03, self.deck, self.belt, self.belt, self.nose, self.nose - 0.05)
         knots = np.maximum.accumulate([0, 0.03, max(rear, 0.04), front, 0.965, 1])
@@ -71,7 +61,7 @@ class Car:
 
 
 def paint(car: Car) -> None:
-    """Colors, the same way for every kind of car."""
+    """Samples colors, in the same way for every kind of car."""
     rng = car.rng
     if car.chance(0.35):
         car.paint = jitter(rng, _GRAYS[rng.integers(len(_GRAYS))], 0.06)
@@ -87,13 +77,8 @@ def paint(car: Car) -> None:
 # ---------------------------------------------------------------------------------------------------------------- body
 
 
-def add_hull(car: Car, shares=None) -> None:
+def add_hull(car: Car, shares=_STATIONS) -> None:
     """The painted body up to the belt line, lofted from tail to nose."""
-    shares = (
-        np.array([0, 0.012, 0.05, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.985, 1.0])
-        if shares is None
-        else shares
-    )
     bluntness = car.draw(0.80, 0.90)
     end = np.minimum(shares, 1 - shares)
     half = car.width / 2 * np.interp(end, [0, 0.012, 0.06, 0.14], [bluntness, 0.94, 0.985, 1.0])
@@ -104,8 +89,7 @@ def add_hull(car: Car, shares=None) -> None:
     rings[..., 0] = car.x(shares)[:, None]
     rings[..., 1] = half[:, None] * section[:, 0]
     rings[..., 2] = bottom[:, None] + (top - bottom)[:, None] * section[:, 1]
-    colors = np.empty((len(shares) - 1, len(section), 3))
-    colors[:] = car.paint
+    colors = np.tile(np.asarray(car.paint, np.float64), (len(shares) - 1, len(section), 1))
     sides = len(_SECTION)
     mirrored = [2 * sides - 2 - k for k in range(sides - 1)]  # the quad beside point k on the other side
     for k in (0, 1):
@@ -118,8 +102,9 @@ def add_hull(car: Car, shares=None) -> None:
     car.build.loft(rings, colors, cap_color=car.paint)
 
 
-def add_cabin(car: Car, glass: Color) -> None:
-    """Cabin on the hull: pillars and panes are faces of one loft, so that nothing lies on anything else."""
+def add_cabin(car: Car) -> None:
+    """Cabin on the hull. Pillars and panes are faces of one loft, so no surface lies on another."""
+    glass = jitter(car.rng, GLASS, 0.05)
     rear_foot, front_foot, rear_roof, front_roof = (car.x(share) for share in car.cabin)
     low = min(float(car.top(car.cabin[0])), float(car.top(car.cabin[1]))) - 0.05
     tall = car.roof - car.belt
@@ -151,14 +136,14 @@ def add_cabin(car: Car, glass: Color) -> None:
         rings.append([(x, y, z) for x, y in ring])
     rear_window = car.glazed >= panes
     glazed = np.array([*flags, False, True, True, False, *flags[::-1], False, rear_window, rear_window, False])
-    colors = np.empty((len(levels) - 1, len(glazed), 3))
-    colors[:] = car.paint
+    colors = np.tile(np.asarray(car.paint, np.float64), (len(levels) - 1, len(glazed), 1))
     colors[1:] = car.roof_paint
     colors[1, glazed] = glass
     car.build.loft(rings, colors, cap_color=car.roof_paint)
 
 
 def add_wheels(car: Car) -> None:
+    """Wheels on their axles, with hubcaps, spokes or holes, in wheel arches."""
     rim = jitter(car.rng, CHROME if car.chance(0.7) else (0.25, 0.25, 0.27))
     style, spokes = int(car.rng.integers(3)), int(car.rng.integers(4, 8))
     wide, share = 0.11 * car.width, car.draw(0.58, 0.74)
@@ -193,19 +178,19 @@ def add_wheels(car: Car) -> None:
 
 
 def _arch(car: Car, x: float, side: int, radius: float) -> None:
-    """The dark wheel house: a half disk just proud of the body."""
+    """A dark half disk that stands slightly out of the body."""
     low = car.clearance + 0.02
     start = np.arcsin(np.clip((low - car.wheel) / radius, -1, 1))
     angles = np.linspace(start, np.pi - start, 15)
     points = np.stack([car.wheel + radius * np.sin(angles), x + radius * np.cos(angles)], axis=-1)  # (z, x)
     inner, outer = car.width / 2 - 0.15 * car.width, car.width / 2 + 0.008
     low_y, high_y = (inner, outer) if side > 0 else (-outer, -inner)
-    # The outline counts (z, x) and must run counter-clockwise there.
+    # The outline is (z, x) and must be counter-clockwise there.
     car.build.prism(points[::-1], low_y, high_y, (0.06, 0.06, 0.065), axis="y")
 
 
 def add_front(car: Car, z: float | None = None) -> None:
-    """Lamps, grille, bumper, plate, at the nose."""
+    """Headlights, grille, bumper and license plate."""
     x, w = car.x(1.0), car.width
     z = car.nose - 0.17 if z is None else z
     lamp = jitter(car.rng, (0.97, 0.96, 0.86), 0.03)
@@ -225,7 +210,7 @@ def add_front(car: Car, z: float | None = None) -> None:
 
 
 def add_rear(car: Car, z: float | None = None, tall: float | None = None) -> None:
-    """Lamps, bumper, plate, at the tail."""
+    """Taillights, bumper and license plate."""
     x, w = car.x(0.0), car.width
     z = car.deck - 0.17 if z is None else z
     tall = car.draw(0.1, 0.2) if tall is None else tall
@@ -245,7 +230,7 @@ def _bumper(car: Car, x: float, plate: Color) -> None:
 
 
 def add_sides(car: Car, doors) -> None:
-    """Seams at ``doors`` (shares of the length), handles, mirrors."""
+    """Door seams at ``doors`` (shares of the length), handles and mirrors."""
     seam = tuple(0.45 * c for c in car.paint)
     low, high = car.clearance + 0.1, car.belt - 0.2 * (car.belt - car.clearance)
     chrome = car.chance(0.5)
@@ -261,13 +246,13 @@ def add_sides(car: Car, doors) -> None:
         car.build.rounded_box(center, [0.1, 0.2, 0.13], 0.04, car.paint)
 
 
-def dress(car: Car, doors=(0.32, 0.5, 0.7)) -> None:
-    """All that every ordinary car has."""
+def dress(car: Car, doors=(0.32, 0.5, 0.7), front_z=None, rear_z=None, rear_tall=None) -> None:
+    """Adds everything that ordinary cars have."""
     add_hull(car)
-    add_cabin(car, jitter(car.rng, GLASS, 0.05))
+    add_cabin(car)
     add_wheels(car)
-    add_front(car)
-    add_rear(car)
+    add_front(car, front_z)
+    add_rear(car, rear_z, rear_tall)
     add_sides(car, doors)
 
 
@@ -282,7 +267,7 @@ def add_rails(car: Car) -> None:
 
 
 def add_sign(car: Car) -> None:
-    """A taxi's sign or the lights of an emergency car."""
+    """A taxi sign or emergency lights."""
     x = car.x(0.5 * (car.cabin[2] + car.cabin[3]))
     if car.chance(0.5):
         car.build.rounded_box([x, 0, car.roof + 0.07], [0.16, 0.5, 0.17], 0.03, (0.96, 0.85, 0.25))
@@ -293,10 +278,10 @@ def add_sign(car: Car) -> None:
 
 
 def add_spoiler(car: Car) -> None:
+    """A rear wing."""
     x, z = car.x(0.05), car.deck + car.draw(0.12, 0.25)
     color = car.second if car.chance(0.5) else car.paint
     car.build.box([x, 0, z], [0.26, 0.86 * car.width, 0.035], color, turn("y", 8))
     for side in (1, -1):
-        car.build.box(
-            [x + 0.03, side * 0.3 * car.width, (z + car.deck - 0.06) / 2], [0.12, 0.04, z - car.deck + 0.06], color
-        )
+        center = [x + 0.03, side * 0.3 * car.width, (z + car.deck - 0.06) / 2]
+        car.build.box(center, [0.12, 0.04, z - car.deck + 0.06], color)

@@ -1,30 +1,32 @@
-"""Colored solids to build shapes from: boxes, lofts, tubes, slabs. Closed, made by hand with NumPy, few faces."""
+"""Colored solids to build shapes from: boxes, lofts, tubes, slabs. Closed, with few faces."""
 
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import trimesh
 
 Color = tuple[float, float, float]  # sRGB, each in [0, 1]
+_CORNERS = np.array([[1.0, 1], [-1, 1], [-1, -1], [1, -1]])
 
 
 def hsv(hue: float, saturation: float, value: float) -> Color:
-    """sRGB color; hue wraps around, the others are clipped to [0, 1]."""
+    """sRGB color. Hue wraps around; saturation and value are clipped to [0, 1]."""
     return colorsys.hsv_to_rgb(hue % 1.0, float(np.clip(saturation, 0, 1)), float(np.clip(value, 0, 1)))
 
 
 def jitter(rng: np.random.Generator, color: Color, amount: float = 0.05) -> Color:
-    """A color near ``color``: hue moves by a quarter of ``amount``, saturation and value by ``amount`` at most."""
+    """A color near ``color``: hue changes by at most a quarter of ``amount``, saturation and value by ``amount``."""
     h, s, v = colorsys.rgb_to_hsv(*color)
     dh, ds, dv = rng.uniform(-amount, amount, 3)
     return hsv(h + dh / 4, s + ds, v + dv)
 
 
 def rounded_rectangle(width: float, depth: float, radius: float, corner_points: int = 4) -> np.ndarray:
-    """(point, 2) outline, counter-clockwise, centered on the origin; ``radius`` is cut to half the shorter side."""
+    """(point, 2) outline, counter-clockwise, centered on the origin; ``radius`` is at most half the shorter side."""
     radius = max(min(radius, width / 2 - 1e-4, depth / 2 - 1e-4), 1e-4)
     angles = np.linspace(0, np.pi / 2, corner_points)
     arcs = []
@@ -52,16 +54,13 @@ def turn(axis: str, degrees: float) -> np.ndarray:
 
 
 class Builder:
-    """Collects solids, each in one color or colored face by face, into one mesh. Points are (x, y, z), z up."""
+    """Collects solids into one mesh, each in one color or colored by face. Points are (x, y, z), z up."""
 
     def __init__(self):
-        self._vertices: list[np.ndarray] = []
-        self._faces: list[np.ndarray] = []
-        self._colors: list[np.ndarray] = []
-        self._count = 0
+        self._vertices, self._faces, self._colors, self._count = [], [], [], 0
 
     def add(self, vertices, faces, color) -> None:
-        """Adds (vertex, 3) and (face, 3); ``color`` is one (3,) or (face, 3)."""
+        """Adds (vertex, 3) and (face, 3) in a ``color`` (3,), or (face, 3)."""
         vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
         self._vertices.append(vertices)
         self._faces.append(faces + self._count)
@@ -69,7 +68,7 @@ class Builder:
         self._count += len(vertices)
 
     def mesh(self) -> trimesh.Trimesh:
-        """Everything so far, colored by face, centered in the unit sphere (as the renderer normalizes)."""
+        """Everything so far, colored by face, normalized to the unit sphere as the renderer does."""
         vertices = np.concatenate(self._vertices)
         vertices = vertices - (vertices.min(axis=0) + vertices.max(axis=0)) / 2
         vertices = vertices / np.linalg.norm(vertices, axis=-1).max()
@@ -77,11 +76,11 @@ class Builder:
         return trimesh.Trimesh(vertices, np.concatenate(self._faces), face_colors=colors, process=False)
 
     def loft(self, rings, color, caps: bool = True, closed: bool = False, cap_color: Color | None = None) -> None:
-        """A skin through (ring, point, 3) outlines, counter-clockwise seen from where the rings go to.
+        """A skin through (ring, point, 3) outlines, counter-clockwise when seen from the last ring.
 
-        Caps are fans about the outlines' means, so an outline at an end must be star-shaped. ``closed`` joins the last
-        ring with the first instead. ``color`` is one, or (ring - 1, point, 3) for the quads after each ring and point,
-        and then the caps are of ``cap_color``.
+        Caps are fans around the mean of the first and last outline, which must be star-shaped. ``closed`` joins the
+        last ring with the first instead. ``color`` is (3,), or (ring - 1, point, 3) for the quads after each ring and
+        point, with caps in ``cap_color``.
         """
         rings = np.asarray(rings, np.float64)
         count, points = rings.shape[:2]
@@ -98,9 +97,7 @@ class Builder:
         if caps and not closed:
             first, last = len(vertices), len(vertices) + 1
             vertices = np.concatenate([vertices, rings[[0, -1]].mean(axis=1)])
-            index = np.arange(points)
-            following = (index + 1) % points
-            top = (count - 1) * points
+            index, following, top = np.arange(points), (np.arange(points) + 1) % points, (count - 1) * points
             bottom_cap = np.stack([following, index, np.full(points, first)], axis=-1)
             top_cap = np.stack([top + index, top + following, np.full(points, last)], axis=-1)
             faces = np.concatenate([faces, bottom_cap, top_cap])
@@ -108,26 +105,28 @@ class Builder:
             colors = np.concatenate([colors, cap])
         self.add(vertices, faces, colors)
 
+    def lathe(self, outline, profile, color) -> None:
+        """Copies of a (point, 2) outline stacked along z; ``profile`` is a list of (scale, z)."""
+        self.loft([_lift(scale * outline, z, "z") for scale, z in profile], color)
+
     def prism(self, outline, low: float, high: float, color, axis: str = "z") -> None:
-        """A star-shaped (point, 2) outline, counter-clockwise, pushed from ``low`` to ``high`` along an axis.
+        """A star-shaped (point, 2) outline, counter-clockwise, extruded from ``low`` to ``high`` along an axis.
 
         The outline lies in (x, y) for "z", (y, z) for "x", (z, x) for "y".
         """
         self.loft([_lift(outline, height, axis) for height in (low, high)], color)
 
     def box(self, center, size, color, rotation=None) -> None:
-        """A box of ``size`` (3,), turned by ``rotation`` (3, 3) about its center."""
+        """A box of ``size`` (3,), rotated by ``rotation`` (3, 3) about its center."""
         sx, sy, sz = np.asarray(size, np.float64) / 2
-        outline = np.array([[sx, sy], [-sx, sy], [-sx, -sy], [sx, -sy]])
-        rings = np.stack([_lift(outline, z, "z") for z in (-sz, sz)])
+        rings = np.stack([_lift(_CORNERS * [sx, sy], z, "z") for z in (-sz, sz)])
         self.loft(_place(rings, center, rotation), color)
 
     def rounded_box(self, center, size, radius: float, color, rotation=None, corner_points: int = 3) -> None:
-        """A box with all edges rounded: cushions, seats, backs."""
+        """A box with rounded edges: cushions, seats, backs."""
         sx, sy, sz = size
         radius = min(radius, sx / 2, sy / 2, sz / 2)
-        rings = []
-        angles = np.linspace(0, np.pi / 2, corner_points)
+        rings, angles = [], np.linspace(0, np.pi / 2, corner_points)
         for sign in (-1, 1):
             for angle in angles if sign < 0 else angles[::-1]:
                 inset = radius * (1 - np.sin(angle))
@@ -136,23 +135,21 @@ class Builder:
         self.loft(_place(np.stack(rings), center, rotation), color)
 
     def bar(self, start, end, start_radius: float, color, end_radius: float | None = None, points: int = 10) -> None:
-        """A round bar between two points; four ``points`` make it square, with ``radius`` half its side."""
+        """A straight `tube` between two points, which may taper."""
         end_radius = start_radius if end_radius is None else end_radius
         self.tube([start, end], [start_radius, end_radius], color, points)
 
     def tube(self, path, radius, color, points: int = 8, closed: bool = False) -> None:
-        """A tube along (step, 3); ``radius`` is one or per step. Four ``points``: a square bar of side 2 radius."""
+        """A tube along (step, 3); ``radius`` is a number or (step,). Four ``points`` give square bars of side 2 radius."""
         path = np.asarray(path, np.float64)
         radius = np.broadcast_to(radius, len(path))
         frames = _frames(path, closed)
-        outline = circle(1.0, points)
-        if points == 4:
-            outline = np.array([[1.0, 1], [-1, 1], [-1, -1], [1, -1]])
+        outline = _CORNERS if points == 4 else circle(1.0, points)
         rings = path[:, None] + radius[:, None, None] * (outline @ frames)
         self.loft(rings, color, closed=closed)
 
     def disk(self, center, radius: float, thickness: float, color, axis: str = "z", points: int = 20) -> None:
-        """A cylinder about an axis, ``center`` in its middle."""
+        """A cylinder around an axis, with ``center`` in its middle."""
         index = "xyz".index(axis)
         center = np.asarray(center, np.float64)
         offset = np.delete(center, index)
@@ -162,14 +159,14 @@ class Builder:
         self.prism(outline, center[index] - thickness / 2, center[index] + thickness / 2, color, axis)
 
     def slab(self, surface, thickness: float, color) -> None:
-        """A curved board: (row, column, 3) points of its middle, thickened along the surface's normals."""
+        """A curved board: a (row, column, 3) surface, thickened along its normals."""
         surface = np.asarray(surface, np.float64)
         du, dv = np.gradient(surface, axis=0), np.gradient(surface, axis=1)
         normal = np.cross(du, dv)
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
         front, back = surface + normal * thickness / 2, surface - normal * thickness / 2
         rows, columns = surface.shape[:2]
-        # One ring per row: along the front and home along the back.
+        # One ring per row: along the front and back along the rear.
         rings = np.concatenate([front, back[:, ::-1]], axis=1)
         self.loft(rings[:, ::-1], color, caps=False)
         for row, flip in ((0, False), (rows - 1, True)):
@@ -180,8 +177,24 @@ class Builder:
             self.add(strip.reshape(-1, 3), faces[:, ::-1] if flip else faces, color)
 
 
+@dataclasses.dataclass
+class Design:
+    """What all parts of an object share: the random stream and the mesh under construction."""
+
+    rng: np.random.Generator
+    build: Builder
+
+    def draw(self, low: float, high: float) -> float:
+        """A number sampled uniformly from [low, high)."""
+        return float(self.rng.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return bool(self.rng.random() < probability)
+
+
 def arc(center: Sequence[float], radius: float, start: float, end: float, plane: str, points: int = 9) -> np.ndarray:
-    """(point, 3) along a circle's arc; degrees in the plane "xy", "xz" or "yz", from its first axis to its second."""
+    """(point, 3) along an arc; degrees in the plane "xy", "xz" or "yz", from its first axis to its second."""
     angles = np.deg2rad(np.linspace(start, end, points))
     path = np.tile(np.asarray(center, np.float64), (points, 1))
     path[:, "xyz".index(plane[0])] += radius * np.cos(angles)
@@ -190,7 +203,7 @@ def arc(center: Sequence[float], radius: float, start: float, end: float, plane:
 
 
 def rounded_path(corners, radius: float, points: int = 4) -> np.ndarray:
-    """(point, 3) along straight lines through ``corners`` (corner, 3), the inner ones rounded off (bent steel tube)."""
+    """(point, 3) along straight lines through ``corners`` (corner, 3), rounded off like bent tube."""
     corners = np.asarray(corners, np.float64)
     path = [corners[:1]]
     for before, corner, after in zip(corners[:-2], corners[1:-1], corners[2:], strict=True):
@@ -216,11 +229,11 @@ def _place(points, center, rotation) -> np.ndarray:
 
 
 def _frames(path: np.ndarray, closed: bool) -> np.ndarray:
-    """(step, 2, 3) two unit vectors across the path at each step, turning no more than the path does."""
+    """(step, 2, 3) two unit vectors across the path at each step, twisting no more than the path does."""
     wrapped = np.roll(path, -1, axis=0) - np.roll(path, 1, axis=0)
     tangents = wrapped if closed else np.gradient(path, axis=0)
     tangents = tangents / np.linalg.norm(tangents, axis=-1, keepdims=True)
-    # Upright bars get sides along x and y, level ones a side that faces up: square bars sit as a joiner puts them.
+    # Square bars: upright ones have sides along x and y, level ones have a side that faces up.
     reference = np.array([1.0, 0, 0]) if abs(tangents[0, 2]) > 0.8 else np.array([0, 0, 1.0])
     frames = []
     for tangent in tangents:
