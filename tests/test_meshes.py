@@ -82,6 +82,12 @@ def test_up_axis(tmp_path, suffix, axis):
         assert red_is_up(path, "auto") == (actual == axis)
 
 
+def test_y_up_is_rotated_not_mirrored():
+    mesh = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], [[0, 1, 2], [0, 3, 1]], process=False)
+    expected = from_trimesh(mesh).triangles[..., [0, 2, 1]] * [1, -1, 1]
+    np.testing.assert_allclose(from_trimesh(mesh, up="y").triangles, expected, atol=1e-6)
+
+
 def test_bad_files_are_named(tmp_path):
     marker([0, 1, 0]).export(tmp_path / "whole.glb")
     for name, content, match in (

@@ -1,5 +1,8 @@
 """The SRN folder format: exact round trips, and every defect named with its path."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -151,6 +154,13 @@ def flip_bit(data):
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
+def drop_rows(data):
+    """Half of the compressed rows, with a valid checksum."""
+    length = int.from_bytes(data[33:37], "big")
+    chunk = b"IDAT" + data[41 : 41 + length // 2]
+    return data[:33] + struct.pack(">I", length // 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+
+
 def view_intrinsics(views, text="17.6 0 8.25 0 17.6 7.5 0 0 1", only=False):
     def add(folder):
         (folder / "intrinsics").mkdir()
@@ -172,6 +182,7 @@ DEFECTS = {
     "not a PNG by name": (write("rgb/000002.jpg", ""), "rgb/000002.jpg", "unexpected file"),
     "truncated PNG": (change_png(lambda data: data[:-40]), "rgb/000002.png", "not a complete PNG"),
     "without its end": (change_png(lambda data: data[:-12]), "rgb/000002.png", "not a complete PNG"),
+    "PNG of too few rows": (change_png(drop_rows), "rgb/000002.png", "not a complete PNG"),
     "damaged PNG": (change_png(flip_bit), "rgb/000002.png", "not a complete PNG"),
     "text as PNG": (write("rgb/000002.png", "hello"), "rgb/000002.png", "not a complete PNG"),
     "rectangle": (image(np.zeros((16, 12, 3), np.uint8)), "rgb/000002.png", "12x16 pixels"),

@@ -1,4 +1,4 @@
-"""The backs and arms of procedural chairs, each of several kinds. Lengths in meters."""
+"""Backs and arms of procedural chairs, each in several kinds. Lengths in meters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from threedim.procedural.chair_parts import Plan
 from threedim.procedural.solids import Color, jitter, rounded_path
 
 
-def _posts(p: Plan, scale: float = 1.0) -> float:
-    """Two posts; returns the free width between them."""
+def _posts(p: Plan) -> float:
+    """Adds two posts and returns the width between them."""
     half = p.back_width / 2 - p.bar
     for y in (half, -half):
         start = p.at_back(y, 0) - [0, 0, 0.7 * p.thickness]
@@ -18,13 +18,14 @@ def _posts(p: Plan, scale: float = 1.0) -> float:
 
 
 def _rail(p: Plan, s: float, width: float, tall: float, color: Color, thick: float = 0.02) -> None:
-    """A level board across the back, following its curve."""
+    """A level board along the curve of the back."""
     half = tall / p.back_height / 2
     surface = np.stack([p.across_back(s - half, width), p.across_back(s + half, width)])
     p.build.slab(surface, thick, color)
 
 
 def spindle_back(p: Plan) -> None:
+    """Upright spindles or slats between posts."""
     width = _posts(p)
     tall = p.draw(0.05, 0.1)
     _rail(p, 1 - tall / p.back_height / 2, width, tall, p.frame)
@@ -45,6 +46,7 @@ def spindle_back(p: Plan) -> None:
 
 
 def ladder_back(p: Plan) -> None:
+    """Level boards between posts."""
     width = _posts(p)
     count = int(p.rng.integers(2, 6))
     tall = min(p.draw(0.035, 0.09), 0.62 * p.back_height / count)
@@ -52,9 +54,8 @@ def ladder_back(p: Plan) -> None:
         _rail(p, s, width, tall, p.frame, 0.016)
 
 
-def panel_back(p: Plan, color: Color | None = None) -> None:
-    """A board or a cushion, on posts or from the seat up, its top straight or arched."""
-    color = p.fabric if color is None else color
+def panel_back(p: Plan) -> None:
+    """A board or a cushion with a straight or arched top, on posts or on the seat."""
     low = p.draw(0.15, 0.35) if p.chance(0.5) else -0.02
     width = p.back_width - 2 * p.bar
     if low > 0 or p.chance(0.4):
@@ -62,14 +63,13 @@ def panel_back(p: Plan, color: Color | None = None) -> None:
     arch = p.draw(0.05, 0.3) if p.chance(0.5) else 0.0
     rows = []
     for s in np.linspace(0, 1, 7):
-        line = [
-            (y, low + s * (0.97 - low - arch * (2 * y / width) ** 2)) for y in np.linspace(-width / 2, width / 2, 9)
-        ]
-        rows.append([p.at_back(y, height) for y, height in line])
-    p.build.slab(rows, p.draw(0.018, 0.05), color)
+        across = np.linspace(-width / 2, width / 2, 9)
+        rows.append([p.at_back(y, low + s * (0.97 - low - arch * (2 * y / width) ** 2)) for y in across])
+    p.build.slab(rows, p.draw(0.018, 0.05), p.fabric)
 
 
 def cross_back(p: Plan) -> None:
+    """Two crossed bars between two rails."""
     width = _posts(p)
     for s in (0.95, 0.18):
         _rail(p, s, width, 0.055, p.frame)
@@ -79,7 +79,7 @@ def cross_back(p: Plan) -> None:
 
 
 def hoop_back(p: Plan) -> None:
-    """A bent hoop with spindles inside (Windsor)."""
+    """A Windsor chair's bent hoop with spindles."""
     half = p.back_width / 2 - p.bar
     angles = np.linspace(0, np.pi, 15)
     power = p.draw(0.45, 0.9)
@@ -92,24 +92,25 @@ def hoop_back(p: Plan) -> None:
 
 
 def wrap_back(p: Plan) -> None:
-    """A low band around the rear of the seat on spindles: captain's and tub chairs."""
+    """A low band on spindles around the rear of the seat: captain's and tub chairs."""
     a, b = 0.5 * p.depth, 0.5 * p.width
     reach, low = p.draw(75, 105), p.draw(0.45, 0.6)
     angles = np.deg2rad(180 + np.linspace(-reach, reach, 15))
     height = min(p.back_height, 0.34)
-    rows = []
-    for s in (low, 0.75, 1.0):
+
+    def around(s, t, lift=0.0):
         lean = 1 + 0.12 * s
-        rows.append([[lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * s] for t in angles])
+        return [lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * (s + lift)]
+
+    rows = [[around(s, t) for t in angles] for s in (low, 0.75, 1.0)]
     p.build.slab(np.array(rows)[:, ::-1], 0.03, p.fabric if p.chance(0.5) else p.frame)
     for t in angles[1:-1:2]:
         foot = [0.9 * a * np.cos(t), 0.9 * b * np.sin(t), p.height - 0.4 * p.thickness]
-        lean = 1 + 0.12 * low
-        p.build.bar(foot, [lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * (low + 0.05)], 0.01, p.frame)
+        p.build.bar(foot, around(low, t, lift=0.05), 0.01, p.frame)
 
 
 def post_arms(p: Plan) -> None:
-    """A rest on a post from the front of the seat to the back."""
+    """Armrests on posts, from the front of the seat to the back."""
     z, wide = p.draw(0.18, 0.24), p.draw(0.9, 1.5)
     pad = p.fabric if p.chance(0.4) else p.frame
     for side in (1, -1):
@@ -125,19 +126,14 @@ def post_arms(p: Plan) -> None:
 
 
 def loop_arms(p: Plan) -> None:
-    """A bent tube or plastic loop on each side."""
+    """A bent tube with a pad on each side."""
     z, r = p.draw(0.17, 0.23), p.draw(0.011, 0.018)
     for side in (1, -1):
         y = side * (p.width / 2 + 0.025)
         x_front, x_rear = p.draw(0.22, 0.4) * p.depth, -0.3 * p.depth
-        corners = [
-            [x_front - 0.08, side * 0.4 * p.width, p.under],
-            [x_front - 0.05, y, p.under],
-            [x_front, y, p.height + z],
-            [x_rear, y, p.height + z],
-            [x_rear + 0.04, y, p.under],
-            [x_rear + 0.07, side * 0.4 * p.width, p.under],
-        ]
+        inner = side * 0.4 * p.width
+        corners = [[x_front - 0.08, inner, p.under], [x_front - 0.05, y, p.under], [x_front, y, p.height + z]]
+        corners += [[x_rear, y, p.height + z], [x_rear + 0.04, y, p.under], [x_rear + 0.07, inner, p.under]]
         p.build.tube(rounded_path(corners, 0.06), r, p.frame)
         middle = [(x_front + x_rear) / 2, y, p.height + z + 0.012]
         p.build.rounded_box(middle, [0.75 * (x_front - x_rear), 0.055, 0.03], 0.012, jitter(p.rng, (0.13, 0.13, 0.14)))

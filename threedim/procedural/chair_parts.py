@@ -1,6 +1,6 @@
-"""What all parts of a procedural chair share; its seats and legs, each of several kinds. Lengths in meters.
+"""Seats and legs of procedural chairs, each in several kinds. Lengths in meters.
 
-A chair faces +x; y runs across the seat, z is up, the seat is centered over the origin.
+A chair faces +x, with its left at +y. The seat is centered over the origin, and the legs stand on z = 0.
 """
 
 from __future__ import annotations
@@ -9,62 +9,46 @@ import dataclasses
 
 import numpy as np
 
-from threedim.procedural.solids import Builder, Color, arc, circle, jitter, rounded_path, rounded_rectangle, turn
+from threedim.procedural.solids import Color, Design, arc, circle, jitter, rounded_path, rounded_rectangle, turn
 
+# fmt: off
 WOODS: tuple[Color, ...] = (
-    (0.80, 0.62, 0.42),
-    (0.65, 0.44, 0.26),
-    (0.45, 0.28, 0.17),
-    (0.29, 0.18, 0.12),
-    (0.88, 0.76, 0.58),
+    (0.80, 0.62, 0.42), (0.65, 0.44, 0.26), (0.45, 0.28, 0.17), (0.29, 0.18, 0.12), (0.88, 0.76, 0.58),
     (0.56, 0.27, 0.16),
 )
 METALS: tuple[Color, ...] = ((0.75, 0.76, 0.78), (0.22, 0.22, 0.24), (0.46, 0.47, 0.50), (0.72, 0.58, 0.34))
 PAINTS: tuple[Color, ...] = (
-    (0.93, 0.92, 0.89),
-    (0.21, 0.21, 0.24),
-    (0.78, 0.16, 0.14),
-    (0.15, 0.36, 0.62),
-    (0.93, 0.72, 0.16),
-    (0.20, 0.52, 0.38),
-    (0.90, 0.45, 0.15),
-    (0.40, 0.68, 0.75),
+    (0.93, 0.92, 0.89), (0.21, 0.21, 0.24), (0.78, 0.16, 0.14), (0.15, 0.36, 0.62), (0.93, 0.72, 0.16),
+    (0.20, 0.52, 0.38), (0.90, 0.45, 0.15), (0.40, 0.68, 0.75),
 )
+# fmt: on
 
 
 @dataclasses.dataclass
-class Plan:
-    """What all parts of one chair share."""
+class Plan(Design):
+    """Proportions and colors."""
 
-    rng: np.random.Generator
-    build: Builder
     width: float  # of the seat at the front, y
     depth: float  # of the seat, x
-    height: float  # of the seat's upper side
+    height: float  # of the top of the seat
     thickness: float  # of the seat
-    rear: float  # width at the rear over width at the front
-    round: bool
-    frame: Color
-    fabric: Color
+    rear: float  # width of the seat at the rear / at the front
     bar: float  # half thickness of legs and posts
     points: int  # corners of their cross-section
     back_height: float
     recline: float  # tangent
     curve: float  # how far the back's edges come forward
-
-    def draw(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
-
-    def chance(self, probability: float) -> bool:
-        return bool(self.rng.random() < probability)
+    frame: Color
+    fabric: Color
+    round: bool = False
 
     @property
     def under(self) -> float:
-        """Height at which legs end, inside the seat."""
+        """Height of the top of the legs, inside the seat."""
         return self.height - 0.6 * self.thickness
 
     def corners(self, inset: float) -> list[np.ndarray]:
-        """(x, y) of front left, front right, rear left, rear right, ``inset`` from the edges; y > 0 is left."""
+        """(x, y) of front left, front right, rear left and rear right, ``inset`` from the edges."""
         x, y = self.depth / 2 - inset, self.width / 2 - inset
         if self.round:
             x, y = 0.66 * x, 0.66 * y
@@ -73,6 +57,7 @@ class Plan:
 
     @property
     def back_width(self) -> float:
+        """Width of the back."""
         return 0.8 * self.width if self.round else self.width * self.rear
 
     def at_back(self, y: float, s: float) -> np.ndarray:
@@ -82,16 +67,17 @@ class Plan:
         return np.array([x, y, self.height + s * self.back_height])
 
     def across_back(self, s: float, width: float, points: int = 7) -> np.ndarray:
-        """(point, 3) along the back at height ``s``, ``width`` wide."""
+        """(point, 3) across the back at height ``s``."""
         return np.stack([self.at_back(y, s) for y in np.linspace(-width / 2, width / 2, points)])
 
     def post(self, start, end, scale: float = 1.0, end_scale: float | None = None) -> None:
+        """Adds a bar of the frame's thickness, times ``scale`` at the start and ``end_scale`` at the end."""
         end_scale = scale if end_scale is None else end_scale
         self.build.bar(start, end, self.bar * scale, self.frame, self.bar * end_scale, self.points)
 
 
 def flat_seat(p: Plan, color: Color) -> None:
-    """A board; round, or narrower at the rear."""
+    """A board, round or narrower at the rear."""
     outline = rounded_rectangle(p.depth, p.width, p.draw(0.01, 0.09))
     if p.round:
         outline = circle(p.depth / 2, 24) * [1, p.width / p.depth]
@@ -105,21 +91,18 @@ def flat_seat(p: Plan, color: Color) -> None:
 
 
 def cushion(p: Plan, thickness: float) -> None:
-    """Lies on the seat."""
-    center = [0.01, 0, p.height + 0.4 * thickness]
+    """A cushion on the seat."""
     if p.round:
-        rings = [
-            [*(r * p.depth / 2 * np.array([np.cos(a), np.sin(a) * p.width / p.depth])), p.height + z * thickness]
-            for r, z in ((0.90, -0.05), (0.97, 0.3), (0.97, 0.6), (0.88, 0.95), (0.6, 1.08))
-            for a in np.arange(24) * 2 * np.pi / 24
-        ]
-        p.build.loft(np.reshape(rings, (5, 24, 3)), p.fabric)
+        profile = ((0.90, -0.05), (0.97, 0.3), (0.97, 0.6), (0.88, 0.95), (0.6, 1.08))
+        outline = circle(1.0, 24) * [1, p.width] / [1, p.depth]
+        p.build.lathe(outline, [(r * p.depth / 2, p.height + z * thickness) for r, z in profile], p.fabric)
     else:
         size = [0.94 * p.depth, 0.94 * p.width * p.rear, thickness]
-        p.build.rounded_box(center, size, 0.45 * thickness, p.fabric)
+        p.build.rounded_box([0.01, 0, p.height + 0.4 * thickness], size, 0.45 * thickness, p.fabric)
 
 
 def straight_legs(p: Plan) -> None:
+    """Four legs, some with an apron or stretchers."""
     taper = p.draw(0.55, 1.0)
     feet = p.corners(1.3 * p.bar)
     for x, y in feet:
@@ -131,6 +114,7 @@ def straight_legs(p: Plan) -> None:
 
 
 def splayed_legs(p: Plan) -> None:
+    """Four legs that spread outwards."""
     spread = p.draw(0.10, 0.26)
     tops = p.corners(0.09)
     feet = [top + spread * (0.35 * np.sign(top) + 0.2 * top / np.linalg.norm(top)) for top in tops]
@@ -159,8 +143,8 @@ def _stretchers(p: Plan, feet, tops) -> None:
         p.post((fl + rl) / 2, (fr + rr) / 2, 0.6)
     else:
         lift = np.array([0, 0, 0.04])
-        p.post(fl + lift, fr + lift, 0.6)
-        p.post(rl + lift, rr + lift, 0.6)
+        for left, right in ((fl, fr), (rl, rr)):
+            p.post(left + lift, right + lift, 0.6)
 
 
 def star_base(p: Plan) -> None:
@@ -179,25 +163,20 @@ def star_base(p: Plan) -> None:
 
 
 def disk_base(p: Plan) -> None:
-    """A column that widens into a round foot."""
+    """A column on a round foot."""
     foot, column = p.draw(0.19, 0.26), p.draw(0.02, 0.035)
     profile = [(foot, 0), (foot, 0.012), (0.75 * foot, 0.03), (1.6 * column, 0.07), (column, 0.14), (column, p.under)]
-    if p.chance(0.4):  # the tulip's
+    if p.chance(0.4):  # tulip
         profile = [(foot, 0), (foot, 0.01), (0.6 * foot, 0.05), (0.3 * foot, 0.15), (0.25 * foot, p.under)]
-    rings = [[*(r * np.array([np.cos(a), np.sin(a)])), z] for r, z in profile for a in np.arange(24) * np.pi / 12]
-    p.build.loft(np.reshape(rings, (len(profile), 24, 3)), p.frame)
+    p.build.lathe(circle(1.0, 24), profile, p.frame)
 
 
 def sled(p: Plan) -> None:
     """A bent tube on each side that rests on the floor."""
     lean, r = p.draw(0.0, 0.08), 0.7 * p.bar
     for x_front, y in p.corners(0.03)[:2]:
-        corners = [
-            [x_front - lean, y, p.under],
-            [x_front + 0.02, y, r],
-            [-x_front - 0.03, y, r],
-            [-x_front + lean, y, p.under],
-        ]
+        corners = [[x_front - lean, y, p.under], [x_front + 0.02, y, r]]
+        corners += [[-x_front - 0.03, y, r], [-x_front + lean, y, p.under]]
         p.build.tube(rounded_path(corners, 0.07), r, p.frame)
     y = p.width / 2 - 0.03
     for x in (0.3 * p.depth, -0.3 * p.depth):
@@ -205,7 +184,7 @@ def sled(p: Plan) -> None:
 
 
 def cantilever(p: Plan) -> None:
-    """One bent tube: up the front, no rear legs."""
+    """A bent tube without rear legs."""
     r, x = 0.75 * p.bar, p.depth / 2 - 0.02
     y, under = p.width / 2 - r, p.height - p.thickness
     corners = [[-x, y, under], [x, y, under], [x + 0.02, y, r], [-x, y, r]]
@@ -228,7 +207,7 @@ def rocker(p: Plan) -> None:
 
 
 def crossed(p: Plan) -> None:
-    """Two crossing pairs, as of a folding chair."""
+    """Two crossing pairs of legs, as on a folding chair."""
     x, r = p.depth / 2 - 0.03, 0.8
     for side in (1, -1):
         y = side * (p.width * p.rear / 2 - 0.02)

@@ -1,4 +1,4 @@
-"""Procedural chairs, kind by kind, of drawn proportions and colors. They face +x; lengths in meters."""
+"""Procedural chairs of several styles, with random proportions and colors. They face +x; lengths in meters."""
 
 from __future__ import annotations
 
@@ -6,99 +6,61 @@ import numpy as np
 import trimesh
 from scipy import interpolate
 
-from threedim.procedural.chair_backs import (
-    cross_back,
-    hoop_back,
-    ladder_back,
-    loop_arms,
-    panel_back,
-    post_arms,
-    spindle_back,
-    wrap_back,
-)
-from threedim.procedural.chair_parts import (
-    METALS,
-    PAINTS,
-    WOODS,
-    Plan,
-    cantilever,
-    crossed,
-    cushion,
-    disk_base,
-    flat_seat,
-    hairpins,
-    panels,
-    rocker,
-    sled,
-    splayed_legs,
-    star_base,
-    straight_legs,
-)
-from threedim.procedural.solids import Builder, hsv, jitter, rounded_path, turn
+from threedim.procedural import chair_backs as backs
+from threedim.procedural import chair_parts as parts
+from threedim.procedural.chair_parts import METALS, PAINTS, WOODS, Plan
+from threedim.procedural.solids import Builder, circle, hsv, jitter, rounded_path, turn
 
 
 def _plan(rng: np.random.Generator, build: Builder, wood: float = 0.5) -> Plan:
-    """Proportions and colors; ``wood`` is the probability of a wooden frame."""
-    pick = rng.random()
+    """Samples proportions and colors; ``wood`` is the probability of a wooden frame."""
+    u, pick = rng.uniform, rng.random()
     palette = WOODS if pick < wood else METALS if pick < wood + 0.6 * (1 - wood) else PAINTS
     frame = jitter(rng, palette[rng.integers(len(palette))])
-    fabric = hsv(rng.random(), rng.uniform(0.25, 0.85), rng.uniform(0.3, 0.9))
+    fabric = hsv(rng.random(), u(0.25, 0.85), u(0.3, 0.9))
     if rng.random() < 0.4:
         fabric = jitter(rng, PAINTS[rng.integers(len(PAINTS))])
-    return Plan(
-        rng=rng,
-        build=build,
-        width=rng.uniform(0.40, 0.52),
-        depth=rng.uniform(0.39, 0.48),
-        height=rng.uniform(0.41, 0.48),
-        thickness=rng.uniform(0.025, 0.05),
-        rear=rng.uniform(0.78, 1.0),
-        round=False,
-        frame=frame,
-        fabric=fabric,
-        bar=rng.uniform(0.014, 0.024),
-        points=4 if rng.random() < 0.5 else 10,
-        back_height=rng.uniform(0.38, 0.62),
-        recline=rng.uniform(0.04, 0.24),
-        curve=rng.uniform(0.0, 0.06),
-    )
+    seat = {"width": u(0.40, 0.52), "depth": u(0.39, 0.48), "height": u(0.41, 0.48), "thickness": u(0.025, 0.05)}
+    seat |= {"rear": u(0.78, 1.0), "bar": u(0.014, 0.024), "points": 4 if rng.random() < 0.5 else 10}
+    back = {"back_height": u(0.38, 0.62), "recline": u(0.04, 0.24), "curve": u(0.0, 0.06)}
+    return Plan(rng, build, **seat, **back, frame=frame, fabric=fabric)
 
 
-def _choose(p: Plan, *parts):
-    parts[p.rng.integers(len(parts))](p)
+def _choose(p: Plan, *options) -> None:
+    options[p.rng.integers(len(options))](p)
 
 
 def _seat(p: Plan, cushioned: float) -> None:
-    flat_seat(p, p.fabric if p.chance(0.3) else p.frame)
+    parts.flat_seat(p, p.fabric if p.chance(0.3) else p.frame)
     if p.chance(cushioned):
-        cushion(p, p.draw(0.03, 0.07))
+        parts.cushion(p, p.draw(0.03, 0.07))
 
 
 def dining_chair(rng, build) -> None:
-    """Four legs, and any back."""
+    """Four legs and any kind of back."""
     p = _plan(rng, build, wood=0.7)
-    _choose(p, straight_legs, straight_legs, splayed_legs, hairpins, panels)
+    _choose(p, parts.straight_legs, parts.straight_legs, parts.splayed_legs, parts.hairpins, parts.panels)
     _seat(p, 0.5)
-    _choose(p, spindle_back, ladder_back, panel_back, cross_back)
+    _choose(p, backs.spindle_back, backs.ladder_back, backs.panel_back, backs.cross_back)
     if p.chance(0.3):
-        post_arms(p)
+        backs.post_arms(p)
 
 
 def windsor_chair(rng, build) -> None:
-    """Turned, splayed legs; a hoop or a low rounded back."""
+    """Splayed legs; a hoop or a low round back."""
     p = _plan(rng, build, wood=0.75)
     p.points, p.round = 10, p.chance(0.4)
-    splayed_legs(p)
+    parts.splayed_legs(p)
     _seat(p, 0.15)
-    _choose(p, hoop_back, hoop_back, wrap_back)
+    _choose(p, backs.hoop_back, backs.hoop_back, backs.wrap_back)
 
 
 def office_chair(rng, build) -> None:
-    """Swivels on a star; cushioned, mostly with arms."""
+    """A cushioned swivel chair, mostly with arms."""
     p = _plan(rng, build, wood=0.05)
     p.thickness, p.rear, p.curve = p.draw(0.06, 0.1), p.draw(0.9, 1.0), p.draw(0.02, 0.09)
     p.back_height, p.recline = p.draw(0.45, 0.75), p.draw(0.05, 0.2)
-    star_base(p)
+    parts.star_base(p)
     center = [0, 0, p.height - p.thickness / 2]
     p.build.rounded_box(center, [p.depth, p.width, p.thickness], p.thickness * 0.45, p.fabric)
     low, width = p.draw(0.08, 0.25), p.width * p.draw(0.8, 0.98)
@@ -113,7 +75,7 @@ def office_chair(rng, build) -> None:
     spine += [p.at_back(0, s) - [0.035, 0, 0] for s in (low + 0.05, low + 0.35)]
     p.build.tube(rounded_path(spine, 0.05), 0.02, jitter(rng, (0.14, 0.14, 0.15)), 6)
     if p.chance(0.75):
-        loop_arms(p)
+        backs.loop_arms(p)
     if p.chance(0.25):
         head = p.at_back(0, 1.18)
         p.build.rounded_box(head, [0.05, 0.55 * width, 0.12], 0.025, p.fabric)
@@ -121,55 +83,61 @@ def office_chair(rng, build) -> None:
 
 
 def stool(rng, build) -> None:
-    """No back, or a very low one; low or as high as a bar."""
+    """Low stools and bar stools; no back or a very low one."""
     p = _plan(rng, build, wood=0.55)
     p.round = p.chance(0.65)
     p.width = p.depth = p.draw(0.31, 0.42)
     p.height, p.rear = (p.draw(0.6, 0.8), 1.0) if p.chance(0.6) else (p.draw(0.38, 0.5), 1.0)
-    _choose(p, straight_legs, splayed_legs, splayed_legs, star_base if p.height < 0.55 else disk_base)
+    _choose(
+        p,
+        parts.straight_legs,
+        parts.splayed_legs,
+        parts.splayed_legs,
+        parts.star_base if p.height < 0.55 else parts.disk_base,
+    )
     p.thickness = p.draw(0.035, 0.06)
     _seat(p, 0.75)
     if p.height > 0.55 and p.chance(0.6):
-        ring = 0.33 * p.height
-        radius = 0.62 * p.depth / 2
-        path = [[radius * np.cos(t), radius * np.sin(t), ring] for t in np.arange(24) * np.pi / 12]
+        path = np.column_stack([circle(0.62 * p.depth / 2, 24), np.full(24, 0.33 * p.height)])
         p.build.tube(path, 0.009, p.frame, 6, closed=True)
     if p.height > 0.55 and p.chance(0.5):
         p.back_height, p.recline, p.curve = p.draw(0.16, 0.26), 0.1, 0.05
-        _choose(p, ladder_back, panel_back)
+        _choose(p, backs.ladder_back, backs.panel_back)
 
 
 def tube_chair(rng, build) -> None:
-    """Bent steel tube: a sled or a cantilever, with boards or fabric."""
+    """Bent steel tube: a sled or a cantilever."""
     p = _plan(rng, build, wood=0.1)
     p.points, p.rear, p.bar = 10, 1.0, p.draw(0.014, 0.02)
-    _choose(p, sled, cantilever)
-    flat_seat(p, p.fabric)
-    _choose(p, panel_back, ladder_back, spindle_back)
+    _choose(p, parts.sled, parts.cantilever)
+    parts.flat_seat(p, p.fabric)
+    _choose(p, backs.panel_back, backs.ladder_back, backs.spindle_back)
     if p.chance(0.35):
-        post_arms(p)
+        backs.post_arms(p)
 
 
 def rocking_chair(rng, build) -> None:
+    """Legs on curved runners and a high back."""
     p = _plan(rng, build, wood=0.85)
     p.recline, p.back_height = p.draw(0.2, 0.32), p.draw(0.55, 0.75)
-    rocker(p)
+    parts.rocker(p)
     _seat(p, 0.5)
-    _choose(p, spindle_back, ladder_back, hoop_back, panel_back)
+    _choose(p, backs.spindle_back, backs.ladder_back, backs.hoop_back, backs.panel_back)
     if p.chance(0.8):
-        post_arms(p)
+        backs.post_arms(p)
 
 
 def folding_chair(rng, build) -> None:
+    """Crossed legs and a low back."""
     p = _plan(rng, build, wood=0.5)
     p.points, p.back_height, p.bar = (4 if p.chance(0.5) else 10), p.draw(0.34, 0.45), p.draw(0.011, 0.017)
-    crossed(p)
-    flat_seat(p, p.fabric if p.chance(0.7) else p.frame)
-    _choose(p, ladder_back, panel_back)
+    parts.crossed(p)
+    parts.flat_seat(p, p.fabric if p.chance(0.7) else p.frame)
+    _choose(p, backs.ladder_back, backs.panel_back)
 
 
 def armchair(rng, build) -> None:
-    """Upholstered all around, for one or for two or three."""
+    """Upholstered armchairs and sofas."""
     p = _plan(rng, build, wood=0.7)
     seats = int(rng.choice([1, 1, 1, 2]))
     inner, depth, seat = p.draw(0.5, 0.62) * seats, p.draw(0.55, 0.68), p.draw(0.36, 0.43)
@@ -204,11 +172,11 @@ def shell_chair(rng, build) -> None:
     """One curved shell for seat and back, on any thin base."""
     p = _plan(rng, build, wood=0.35)
     p.points, p.bar, p.thickness = 10, p.draw(0.011, 0.018), 0.03
-    tub = p.draw(0.3, 1.0)  # how far the sides come up
-    # The base meets the shell where that is low: near its middle.
+    tub = p.draw(0.3, 1.0)  # height of the sides
+    # The base meets the shell near its middle, where it is low.
     size = p.width, p.depth
     p.width, p.depth, p.rear = 0.84 * p.width, 0.80 * p.depth, 1.0
-    _choose(p, splayed_legs, splayed_legs, disk_base, star_base, hairpins, sled)
+    _choose(p, parts.splayed_legs, parts.splayed_legs, parts.disk_base, parts.star_base, parts.hairpins, parts.sled)
     p.width, p.depth = size
     high, flare = p.draw(0.32, 0.5), p.draw(0.05, 0.15)
     # The middle line from the front edge, back along the seat, up the back: (x, z, half width, rise of the sides).
@@ -239,22 +207,16 @@ def shell_chair(rng, build) -> None:
         p.build.rounded_box([0.05, 0, p.height + 0.024], [0.27, 0.32, 0.04], 0.018, jitter(rng, p.fabric, 0.15))
 
 
+# fmt: off
 STYLES = (
-    dining_chair,
-    dining_chair,
-    windsor_chair,
-    office_chair,
-    stool,
-    tube_chair,
-    rocking_chair,
-    folding_chair,
-    armchair,
+    dining_chair, dining_chair, windsor_chair, office_chair, stool, tube_chair, rocking_chair, folding_chair, armchair,
     shell_chair,
 )
+# fmt: on
 
 
 def make_chair(rng: np.random.Generator) -> trimesh.Trimesh:
-    """A chair drawn from ``rng``, facing +x, in the unit sphere, colored by face."""
+    """A random chair, facing +x, in the unit sphere, colored by face."""
     build = Builder()
     STYLES[rng.integers(len(STYLES))](rng, build)
     return build.mesh()

@@ -1,7 +1,7 @@
-"""Procedural objects to learn from without any download: chairs and cars, no two alike.
+"""Procedural chairs and cars to train on without any download, no two alike.
 
-Everything about an object is drawn from (kind, seed) alone. Objects stand upright (z up) in one canonical pose, as in
-ShapeNet: chairs face +x, cars drive along +x.
+An object depends on (kind, seed) alone. Objects stand upright (z up) in a canonical pose, as in ShapeNet: chairs face
++x, cars drive along +x.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import trimesh
 from threedim.procedural.cars import make_car
 from threedim.procedural.chairs import make_chair
 
-# The number goes into the random stream: a kind added later does not change the others.
+# The number is part of the random seed, so that adding a kind does not change the others.
 _MAKERS = {"chair": (0, make_chair), "car": (1, make_car)}
 KINDS = tuple(_MAKERS)
 
 
 def make_shape(kind: str, seed: int) -> trimesh.Trimesh:
-    """One object.
+    """Makes one object.
 
     Args:
       kind: "chair" or "car".

@@ -140,7 +140,7 @@ class Builder:
         self.tube([start, end], [start_radius, end_radius], color, points)
 
     def tube(self, path, radius, color, points: int = 8, closed: bool = False) -> None:
-        """A tube along (step, 3); ``radius`` is a number or (step,). Four ``points`` give square bars of side 2 radius."""
+        """A tube along (step, 3); ``radius`` may be (step,). Four ``points`` give a square bar of side 2 radius."""
         path = np.asarray(path, np.float64)
         radius = np.broadcast_to(radius, len(path))
         frames = _frames(path, closed)
