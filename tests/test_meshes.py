@@ -50,6 +50,20 @@ def test_normals_of_the_file_are_used_and_turned_towards_the_face(tmp_path, sign
     np.testing.assert_allclose(np.linalg.norm(geometry.normals, axis=-1), 1, atol=1e-5)
 
 
+def test_normals_follow_the_transform_of_an_instance():
+    ball = trimesh.creation.icosphere(subdivisions=2)
+    ball = trimesh.Trimesh(ball.vertices, ball.faces, vertex_normals=ball.vertices, process=False)
+    matrix = trimesh.transformations.rotation_matrix(0.7, [1, 2, 3]) @ np.diag([1.0, 0.4, 0.7, 1.0])
+    scene = trimesh.Scene()
+    scene.add_geometry(ball, transform=matrix)
+    geometry = from_trimesh(scene)
+    # The normal of an ellipsoid is the gradient of |inverse(A) x|^2.
+    inverse = np.linalg.inv(matrix[:3, :3])
+    expected = geometry.triangles @ inverse.T @ inverse
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(geometry.normals, expected, atol=1e-3)
+
+
 def marker(up):
     """A gray bar with a red end in direction ``up``."""
     up = np.asarray(up, float)
