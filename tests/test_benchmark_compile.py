@@ -126,6 +126,7 @@ def compiled(folder, topology, fsdp, programs, **model):
     return record.read(path)["figures"], done.stdout
 
 
+@pytest.mark.slow
 def test_one_evaluation_of_the_sampler(tiny_config):
     tiny_config.model.ch_mult, tiny_config.model.attn_resolutions = (1,), (8,)
     figures = compile_lib.measure(tiny_config, "cpu:1", 1, ["evaluation"])

@@ -118,6 +118,7 @@ def test_an_input_view_is_never_held_out():
             rows.held_out_indices(count, inputs)
 
 
+@pytest.mark.slow
 def test_scores_fall_when_views_disagree(tmp_path):
     camera = viewpoints.sphere_cameras(20, 2.6, viewpoints.default_intrinsics(12), 0)
     rgba = raycast.render_views(shapes.make_shape("car", 0), camera, 12, 8).astype(float)
