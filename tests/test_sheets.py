@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from threedim import files, pixels
+from threedim.output import sheets
 from threedim.output.animations import save_gif
 from threedim.output.sheets import make_grid, make_sheet
 
@@ -156,6 +157,13 @@ def test_sheet_holds_every_view_once_and_truth_below_drawn():
     assert place[160][1] == place[163][1]
     with pytest.raises(ValueError, match="do not agree"):
         make_sheet(gray(0, 1), [noise(2, 8, 8, 3)])
+
+
+def test_lines_of_a_long_sheet_name_their_views(monkeypatch):
+    named = []
+    monkeypatch.setattr(sheets, "make_grid", lambda pictures, **options: named.extend(options["row_labels"]))
+    make_sheet(noise(1, 8, 8, 3), [noise(3, 8, 8, 3), noise(3, 8, 8, 3)], columns=2)
+    assert named == ["input", "sampled 1-2", "true 1-2", "sampled 3-3", "true 3-3"]
 
 
 # Files
