@@ -2,7 +2,9 @@
 
 import json
 import re
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -87,6 +89,16 @@ def test_the_seed_decides_the_result(tiny_config, run):
         results.append(*views_of(sample_lib.sample(tiny_config, run)).values())
     np.testing.assert_array_equal(results[0], results[1])
     assert not np.array_equal(results[0][1:], results[2][1:])
+
+
+def test_each_object_has_its_own_noise():
+    camera = cameras.Camera(np.eye(3)[None], np.zeros((1, 3)), np.eye(3)[None])
+    views = types.SimpleNamespace(inputs=np.zeros((1, 8, 8, 3), np.uint8), cameras=camera, targets=camera)
+    names = ("car", "chair", "car")
+    batch = [(types.SimpleNamespace(name=name), views) for name in names]
+    finished = {name: np.zeros((0, 8, 8, 3), np.uint8) for name in names}
+    keys = [jax.random.key_data(key).tolist() for key in sample_lib._arguments(batch, finished, seed=0)[3]]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_orbit_and_several_inputs(tiny_config, run):
