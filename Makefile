@@ -7,7 +7,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Tests mostly compile, which uses one core each.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-train test test-slow lint clean
+.PHONY: demo demo-train test test-slow clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'

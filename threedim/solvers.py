@@ -84,7 +84,7 @@ def _extrapolate(now: Estimate, before: Estimate, h: jax.Array) -> jax.Array:
     return now.x_hat + (now.x_hat - before.x_hat) / (2 * r)
 
 
-SOLVERS = {
+SOLVERS: dict[str, Solver] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpm_solver_2m": dpm_solver_2m,
