@@ -68,6 +68,7 @@ def _model() -> ml_collections.ConfigDict:
     m.zero_init = True  # zero-initialize attention outputs and the last convolution, as in the paper
     m.dropout = 0.1
     m.dtype = "bfloat16"  # convolutions and matrix products: "bfloat16" or "float32"; everything else is float32
+    m.attention = "auto"  # "plain" operations, "cudnn" (NVIDIA GPUs), or "auto": cuDNN where it is safe and faster
     return m
 
 
@@ -91,6 +92,9 @@ def _train() -> ml_collections.ConfigDict:
     t.init_from = ""  # run folder, .safetensors file or packaged weights to start from; any image size
     t.learning_rate = 1e-4
     t.warmup_examples = 10_000_000  # length of the linear warm-up, pairs
+    t.schedule = "constant"  # after the warm-up; or "cosine" or "linear": falls to zero at num_steps
+    t.decay_start = 0  # pairs before it falls
+    t.grad_clip = 0.0  # largest global norm of the gradient; 0 does not clip, as in the paper
     t.adam_b1 = 0.9
     t.adam_b2 = 0.99
     t.ema_half_life = 500_000.0  # half-life of the parameter average, pairs
@@ -102,6 +106,7 @@ def _train() -> ml_collections.ConfigDict:
     t.num_workers = 8  # data loading processes; 0 loads in the main process
     t.log_every = 100  # steps
     t.checkpoint_every = 5_000  # steps
+    t.checkpoint_minutes = 10.0  # at most this long between checkpoints; with several processes, as of a log line
     t.keep_last = 3  # number of most recent checkpoints to keep
     t.keep_every = 100_000  # steps between checkpoints that are never deleted; 0 for none
     t.sample_every = 10_000  # steps between preview images of held-out objects; 0 disables them

@@ -20,6 +20,7 @@ def get_config():
     t = c.train
     t.batch_size, t.num_steps, t.num_workers = 16, 1300, 0
     t.learning_rate, t.warmup_examples, t.ema_half_life = 1e-3, 1600, 8000.0
+    t.grad_clip = 1.0
     t.log_every, t.checkpoint_every, t.keep_every = 50, 250, 0
     t.sample_every, t.sample_steps = 500, 64
 

@@ -34,6 +34,9 @@ PRESETS = {
     "fast": {"num_steps": 32, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
 }
 
+# How a network is computed, not what: what is compared leaves it out.
+EXECUTION = ("model.dtype", "model.attention")
+
 # Settings that must not change while a run trains: they decide what is learned and from which stream of examples.
 FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size")
 

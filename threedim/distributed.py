@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -112,6 +113,11 @@ def lead_first(function: Callable[[], T]) -> T:
     return result if is_lead() else function()
 
 
+def lead_decides(decision: bool) -> bool:
+    """The decision of process 0, in all processes."""
+    return decision if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.bool_(decision)))
+
+
 def wait_for_all(what: str) -> None:
     """Waits until every process has reached this point, which may take hours. ``what`` names the point."""
     if jax.process_count() > 1:
@@ -124,6 +130,16 @@ def check_same(what: str, value: Any) -> None:
         everybody = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
         if np.unique(everybody).size > 1:
             raise UserError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
+
+
+@contextlib.contextmanager
+def dies_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process at once, also within the compiler, where Python cannot raise KeyboardInterrupt."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class StopSignal:

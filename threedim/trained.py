@@ -50,7 +50,7 @@ class Trained:
             settings_lib.plain(self.config),
             settings_lib.plain(config),
             only=("model", "diffusion", "data.pose"),
-            ignore=("model.dtype", "model.dropout"),
+            ignore=(*config_lib.EXECUTION, "model.dropout"),
         )
         settings_lib.refuse(
             f"{self.name} was trained with other settings", changes, "Use the config that it was trained with."

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.dataset.transformations import process_prefetch
 
 from threedim.data.records import ObjectDataset
 from threedim.errors import UserError
@@ -19,6 +23,9 @@ from threedim.errors import UserError
 _MIN_SHUFFLED = 1024
 # Batches that each worker reads ahead.
 _AHEAD = 2
+# Grain stops its workers one after another, and waits 25 s for each that is still writing to its full pipe, before it
+# kills it. Nothing is lost: a batch depends on its number alone.
+process_prefetch._PROCESS_KILL_TIMEOUT_S = 0.2
 _open_streams = weakref.WeakSet()
 
 
@@ -115,7 +122,7 @@ def train_batches(
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, pipes).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD),
-            worker_init_fn=_ignore_stop_signals,
+            worker_init_fn=_end_with_parent,
         )
     return Batches(iter(stream))
 
@@ -153,9 +160,15 @@ class _Rows:
         return self.stream[step * self.batch_size + self.rows[place]]
 
 
-def _ignore_stop_signals(worker_index: int, worker_count: int) -> None:
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
     # Ctrl-C, and on Slurm SIGTERM, reach the whole process group. The main process decides when to stop and closes the
-    # workers: it would wait forever for a worker that dies while writing.
+    # workers: it would wait forever for a worker that dies while writing. If it is killed, they have to notice.
     del worker_index, worker_count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

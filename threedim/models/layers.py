@@ -190,6 +190,7 @@ class AttentionBlock(nn.Module):
     dtype: Any = jnp.float32
     groups: int = 32
     zero_init: bool = True  # the last projection begins at zero
+    implementation: ops.Attention = "auto"
 
     @nn.compact
     def __call__(self, h_in: jax.Array) -> jax.Array:
@@ -208,7 +209,7 @@ class AttentionBlock(nn.Module):
             return y.reshape(n, height * width, self.heads, -1).transpose(0, 2, 1, 3)  # (n, head, length, dim)
 
         q, k, v = project("query", h), project("key", seen), project("value", seen)
-        h = ops.attend(q, k, v).transpose(0, 2, 1, 3).reshape(h_in.shape)
+        h = ops.attend(q, k, v, self.implementation).transpose(0, 2, 1, 3).reshape(h_in.shape)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=last_init(self.zero_init), name="out")(h)
         return ops.merge_residual(h, h_in)
 
@@ -224,12 +225,18 @@ class XUNetBlock(nn.Module):
     cross: bool = True
     groups: int = 32
     zero_init: bool = True
+    implementation: ops.Attention = "auto"
 
     @nn.compact
     def __call__(self, h: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         h = ResnetBlock(self.features, None, self.dropout, self.dtype, self.groups, name="res")(h, emb, train=train)
         attention = functools.partial(
-            AttentionBlock, heads=self.heads, dtype=self.dtype, groups=self.groups, zero_init=self.zero_init
+            AttentionBlock,
+            heads=self.heads,
+            dtype=self.dtype,
+            groups=self.groups,
+            zero_init=self.zero_init,
+            implementation=self.implementation,
         )
         if self.attention:
             h = attention("self", name="attn_self")(h)

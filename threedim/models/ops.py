@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+Attention = Literal["auto", "plain", "cudnn"]
 
 
 def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
@@ -71,18 +73,33 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Scaled dot-product attention with softmax in float32; by cuDNN where ``has_flash_attention``.
+# cuDNN's bfloat16 gradient returns values that are not finite on Hopper for lengths such as 64 = 8 x 8 pixels
+# (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160 and #1072, huggingface/trl#7181), which has ended a run after 7,400
+# steps. Multiples of its tile, 128, are not affected; below 1,024 plain operations cost little.
+_SAFE_MULTIPLE, _LONG = 128, 1024
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention = "auto") -> jax.Array:
+    """Scaled dot-product attention with softmax in float32.
 
     Args:
       q, k, v: (batch, head, length, dim), of one dtype; keys may have another length than queries.
+      implementation: "plain" operations; "cudnn", NVIDIA's library; or "auto": cuDNN where it is available, safe and
+        pays, which are lengths of at least 1,024 that are multiples of 128. Programs for a CPU are always plain.
 
     Returns:
       (batch, head, length, dim) of that dtype.
+
+    Raises:
+      ValueError: if "cudnn" does not support this dtype, ``dim`` or the GPU of this machine.
     """
     # Decided while tracing: JAX looks for cuDNN when it traces the call and raises without it, even if the branch is
     # never lowered. On a machine with a GPU, programs for the CPU still take the default branch.
-    if not has_flash_attention(q.dtype, q.shape[-1], jax.local_devices()[0]):
+    available = has_flash_attention(q.dtype, q.shape[-1], jax.local_devices()[0])
+    pays = all(length >= _LONG and length % _SAFE_MULTIPLE == 0 for length in (q.shape[-2], k.shape[-2]))
+    if implementation == "cudnn" and not available and jax.local_devices()[0].platform == "gpu":
+        raise ValueError(f"cuDNN has no attention for {q.dtype} with {q.shape[-1]} channels per head on this GPU")
+    if implementation == "plain" or not available or (implementation == "auto" and not pays):
         return _softmax_attention(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cuda=_flash_attention, default=_softmax_attention)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from threedim import encodings
 from threedim.cameras import Camera
 from threedim.models.layers import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, last_init
+from threedim.models.ops import Attention
 
 PyTree = Any
 
@@ -45,12 +46,14 @@ class UNet(nn.Module):
         brightness and color of an image.
       zero_init: whether the last convolution and the last projection of each attention start at zero [7.1].
       dropout: dropout rate in training.
+      attention: how attention is computed, see `ops.attend`.
       remat: rematerialization. "none" keeps all activations for the gradient; "blocks" keeps the input of each block
         and recomputes the rest; "all" keeps the inputs of each level's sequence of blocks only.
       dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are always float32.
 
     Raises:
-      ValueError: if the image size is not divisible, the dropout rate is out of range, or ``remat`` is unknown.
+      ValueError: if the image size is not divisible, the dropout rate is out of range, or ``attention`` or ``remat`` is
+        unknown.
     """
 
     image_size: int = 128
@@ -63,6 +66,7 @@ class UNet(nn.Module):
     norm_groups: int = 32
     zero_init: bool = True
     dropout: float = 0.1
+    attention: Attention = "auto"
     remat: Literal["none", "blocks", "all"] = "none"
     dtype: Any = jnp.float32
 
@@ -73,14 +77,15 @@ class UNet(nn.Module):
         levels = len(self.ch_mult)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.remat not in ("none", "blocks", "all"):
-            raise ValueError(f'remat must be "none", "blocks" or "all", got {self.remat!r}')
+        for name, known in (("attention", get_args(Attention)), ("remat", ("none", "blocks", "all"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
                 f"which {levels} levels (ch_mult {tuple(self.ch_mult)}) need"
             )
-        attention = [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
+        attends = [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
 
         self.logsnr_dense1 = nn.Dense(self.emb_ch, dtype=self.dtype)
         self.logsnr_dense2 = nn.Dense(self.emb_ch, dtype=self.dtype)
@@ -98,13 +103,14 @@ class UNet(nn.Module):
             features, cross = self.ch * self.ch_mult[level], not self.stacked
             return remat(XUNetBlock)(
                 features,
-                attention[level],
+                attends[level],
                 self.attn_heads,
                 self.dropout,
                 self.dtype,
                 cross,
                 self.norm_groups,
                 self.zero_init,
+                self.attention,
             )
 
         def resample(direction: str) -> ResnetBlock:

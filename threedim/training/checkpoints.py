@@ -53,24 +53,21 @@ class Checkpoints:
     Args:
       workdir: folder of the run, local or gs://; created if missing.
       keep_last: number of newest checkpoints to keep, at least 1.
-      keep_every: additionally keeps, for good, the first regular save at or after each multiple of this many steps.
+      keep_every: additionally keeps, for good, the first checkpoint at or after each multiple of this many steps.
         0 keeps none.
-      save_every: `save` ignores steps that are not a multiple of this, unless forced.
 
     Raises:
       UserError: if a number is out of range.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep_last: int, keep_every: int = 0, save_every: int = 1):
-        lowest = (("keep_last", keep_last, 1), ("keep_every", keep_every, 0), ("save_every", save_every, 1))
-        for name, value, low in lowest:
+    def __init__(self, workdir: epath.PathLike, *, keep_last: int, keep_every: int = 0):
+        for name, value, low in (("keep_last", keep_last, 1), ("keep_every", keep_every, 0)):
             if value < low:
                 raise UserError(f"{name} must be at least {low}, got {value}")
         _quiet_orbax()
-        self._save_every = save_every
         self._saving = None
         self._folder = _checkpoint_folder(workdir)
-        policies = [checkpoint_managers.LatestN(keep_last), _EveryNSteps(keep_every, save_every)]
+        policies = [checkpoint_managers.LatestN(keep_last), _FirstOfEach(keep_every)]
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -87,7 +84,7 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def save(self, step: int, state: PyTree, *, force: bool = False) -> bool:
+    def save(self, step: int, state: PyTree) -> bool:
         """Starts a save in the background, after waiting for the previous one.
 
         When it returns, the state may be donated: Orbax has copied it to the host (on a CPU it holds the buffers, and
@@ -96,17 +93,14 @@ class Checkpoints:
         Args:
           step: number of finished steps.
           state: tree of named numeric arrays; may be sharded.
-          force: saves at any step, whatever ``save_every`` says.
 
         Returns:
-          Whether a save was started: False between multiples of ``save_every``, and if the step is already saved.
+          Whether a save was started: False if the step is already saved.
 
         Raises:
           CheckpointError: if an earlier save failed, or if there are checkpoints of later steps.
           ValueError: if a leaf is not a numeric array.
         """
-        if step % self._save_every and not force:
-            return False
         steps = list(self._manager.all_steps())
         if step in steps:
             return False
@@ -374,21 +368,17 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
 
 
 @dataclasses.dataclass(frozen=True)
-class _EveryNSteps(checkpoint_managers.PreservationPolicy):
-    """Keeps the first regular save at or after each multiple of ``every``."""
+class _FirstOfEach(checkpoint_managers.PreservationPolicy):
+    """Keeps the first checkpoint at or after each multiple of ``every`` steps; none if it is 0."""
 
     every: int
-    save_every: int
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
-        return [
-            self.every > 0
-            and c.step >= self.every
-            and c.step % self.save_every == 0
-            and c.step % self.every < self.save_every
-            for c in checkpoints
-        ]
+        first = {}
+        for step in sorted(c.step for c in checkpoints if self.every):
+            first.setdefault(step // self.every, step)
+        return [c.step > 0 and c.step // self.every > 0 and first[c.step // self.every] == c.step for c in checkpoints]
 
 
 def _not_orbax_progress(record: logging.LogRecord) -> bool:

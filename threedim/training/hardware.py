@@ -96,14 +96,15 @@ def training_flops(network: UNet, process: Process, recipe: Recipe) -> float:
     return count_flops(make_train_step(network, process, recipe), state, metrics, batch)
 
 
-def step_flops(lowered: jax.stages.Lowered, network: UNet, process: Process, recipe: Recipe) -> float | None:
-    """`training_flops` of a step that is lowered already, which spares tracing it again where its backend counts.
+def step_flops(
+    lowered: jax.stages.Lowered, platform: str, network: UNet, process: Process, recipe: Recipe
+) -> float | None:
+    """`training_flops` of a step that is lowered already, which on a CPU spares tracing it again.
 
     None if FLOPs cannot be counted, as `can_count_flops` says.
     """
-    counted = lowered.cost_analysis() if network.remat == "none" and recipe.microbatches == 1 else None
-    if counted:
-        return counted["flops"]
+    if platform == "cpu" and network.remat == "none" and recipe.microbatches == 1:
+        return lowered.cost_analysis()["flops"]
     return training_flops(network, process, recipe) if can_count_flops() else None
 
 

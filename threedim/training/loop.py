@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from threedim import config as config_lib
@@ -27,12 +28,15 @@ from threedim.training.checkpoints import Checkpoints
 from threedim.training.initial import fit_params
 from threedim.training.metrics import MetricWriter
 from threedim.training.preview import Preview
-from threedim.training.step import NEVER, Metrics, Recipe, TrainState, init_state, make_train_step
+from threedim.training.step import RECENT, Metrics, Recipe, TrainState, init_state, make_train_step
 from threedim.training.throughput import Cost, Trace, Window
+
+# So many skipped steps of the last `RECENT` ones end a run.
+MAX_SKIPPED = 10
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """The loss or its gradient is not finite; the message names the step and the last good checkpoint."""
+    """Too many steps had a loss or gradient that is not finite; the message names the last of them and a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
     Raises:
       UserError: if settings contradict each other, the devices, or the run in ``workdir``; if its newest checkpoint is
-        damaged (`CheckpointError`); or if the loss is not finite (`NonFiniteError`), with nothing saved after that.
+        damaged (`CheckpointError`); or if ten of the last thousand steps were skipped, since their loss or gradient was
+        not finite (`NonFiniteError`).
     """
     # --- Check the settings and the data, before anything is written ---
     run = _check(config, epath.Path(workdir))
@@ -71,8 +76,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
-        keep = {"keep_last": t.keep_last, "keep_every": t.keep_every, "save_every": t.checkpoint_every}
-        checkpoints = stack.enter_context(Checkpoints(workdir, **keep))
+        checkpoints = Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every)
+        stack.enter_context(checkpoints)
 
         # --- Restore the newest checkpoint, or begin ---
         state, start = _restore_or_begin(run, checkpoints, allow_change)
@@ -81,18 +86,19 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             return state
 
         # --- Open what the loop uses, and compile the step ---
-        stop = stack.enter_context(distributed.StopSignal())
         lead = distributed.is_lead()
         next_batch = _open_data(run, start, stack)
         preview = _preview(run) if t.sample_every else None
         writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
         batch = next_batch()
         step_fn, cost = _compile(run, state, batch)
+        stop = stack.enter_context(distributed.StopSignal())
         bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
         trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
         # --- Train ---
         step, window, stopped_by = start, Window(run.mesh, run.recipe, cost), None
+        save_due, saved_at = False, time.monotonic()
         while step < t.num_steps and stopped_by is None:
             trace.before_step(step)
             state, window.metrics = step_fn(state, window.metrics, batch)
@@ -103,10 +109,12 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             if not last:
                 with window.waiting():  # the host reads the next batch while the device computes
                     batch = next_batch()
-            saves = step % t.checkpoint_every == 0 or last
             logs = step % t.log_every == 0 or last
-            if saves or logs:
-                _check_finite(run, checkpoints, window.metrics, step)
+            save_due |= last or step % t.checkpoint_every == 0
+            if logs or jax.process_count() == 1:
+                save_due |= distributed.lead_decides(time.monotonic() - saved_at > 60 * t.checkpoint_minutes)
+            if save_due or logs:
+                finite = _check_finite(run, checkpoints, window.metrics, step)
             shown = {}
             if logs:
                 scalars = window.scalars(step)
@@ -114,10 +122,11 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
                 shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
                 if step - start <= t.log_every and not last:
                     _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
-                window = Window(run.mesh, run.recipe, cost)
+                window = Window(run.mesh, run.recipe, cost, window)
             bar.set(step, **shown)
-            if saves:
-                checkpoints.save(step, state, force=last)
+            if save_due and (finite or last):
+                checkpoints.save(step, state)
+                save_due, saved_at = False, time.monotonic()
             if preview is not None and (step % t.sample_every == 0 or step == t.num_steps):
                 with window.paused():
                     writer.images(step, {"held_out": preview.sample(state.ema_params)})
@@ -142,6 +151,8 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
         if t[name] < 1:
             raise UserError(f"train.{name} must be at least 1, got {t[name]}")
+    if not t.checkpoint_minutes > 0:
+        raise UserError(f"train.checkpoint_minutes must be positive, got {t.checkpoint_minutes}")
     if t.sample_every:
         config_lib.sampler_settings(config, num_steps=t.sample_steps)
     records = distributed.lead_first(lambda: sources.prepare_from_config(config.data))
@@ -211,25 +222,31 @@ def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple
         compiler_options=cpu.compiler_options(),
     )
     began = time.perf_counter()
-    lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch)
-    compiled = lowered.compile()
+    with distributed.dies_on_interrupt():
+        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch)
+        compiled = lowered.compile()
     seconds = time.perf_counter() - began
-    count_flops = functools.partial(hardware.step_flops, lowered, run.network, process, run.recipe)
+    platform = run.mesh.devices.flat[0].platform
+    count_flops = functools.partial(hardware.step_flops, lowered, platform, run.network, process, run.recipe)
     cost = Cost(compiled, run.mesh, run.recipe, count_flops)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{parameters:,} parameters; {len(run.dataset):,} objects; {cost.describe()}; compiled in {seconds:.0f} s")
     return compiled, cost
 
 
-def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: int) -> None:
-    bad = int(metrics.first_bad_step)
-    if bad != NEVER:
+def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: int) -> bool:
+    """Whether the last step was finite; waits for it. Raises after too many that were not."""
+    skipped = np.roll(jax.device_get(metrics.skipped), -step)  # the last step is last
+    count = int(skipped.sum())
+    if count >= MAX_SKIPPED:
         good = checkpoints.latest_step()
         raise NonFiniteError(
-            f"the loss or its gradient is not finite at step {bad + 1} (found at step {step}); "
-            + (f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved")
-            + f" in {run.workdir}. Lower train.learning_rate or lengthen train.warmup_examples."
+            f"{count} of the last {RECENT:,} steps were skipped, the last at step {step - int(skipped[::-1].argmax())} "
+            f"(seed {run.config.seed}): their loss or gradient is not finite. "
+            + (f"The last checkpoint is that of step {good}" if good is not None else "No checkpoint was saved")
+            + f" in {run.workdir}. Lower train.learning_rate, lengthen train.warmup_examples or set train.grad_clip."
         )
+    return not skipped[-1]
 
 
 def _say_time_left(seconds_per_step: float, cost: Cost, steps: int) -> None:

@@ -58,9 +58,9 @@ def check_run_info(
     """
     before, fingerprint = read_run_info(workdir)
     after = settings_lib.plain(config)
-    frozen = settings_lib.differences(before, after, only=config_lib.FROZEN)
+    frozen = settings_lib.differences(before, after, only=config_lib.FROZEN, ignore=config_lib.EXECUTION)
     frozen += settings_lib.differences({"data fingerprint": fingerprint}, {"data fingerprint": data_fingerprint})
     if not allow_change:
         advice = "Change them back, use another workdir, or accept the change with --allow_change."
         settings_lib.refuse(f"the run in {workdir} was started with other settings", frozen, advice)
-    return frozen + settings_lib.differences(before, after, ignore=config_lib.FROZEN)
+    return frozen + [line for line in settings_lib.differences(before, after) if line not in frozen]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -20,7 +20,8 @@ from threedim.models.unet import UNet
 PyTree = Any
 Batch = dict[str, jax.Array]
 
-NEVER = jnp.iinfo(jnp.int32).max
+# Steps that `Metrics` remembers to have skipped or not.
+RECENT = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Recipe:
 
     Attributes:
       batch_size: pairs per step over all devices.
-      learning_rate: reached at the end of the warm-up, then constant.
+      learning_rate: reached at the end of the warm-up.
       warmup_examples: examples over which the learning rate rises linearly; 0 starts at full rate.
       adam_b1, adam_b2: Adam's decay rates.
       ema_half_life: half-life of the parameter average, in examples.
@@ -40,6 +41,9 @@ class Recipe:
       microbatches: parts of a batch that are computed one after another to save memory.
       relative_poses: gives cameras to the network in the coordinates of the pair's clean view.
       augmentation: random changes of every pair.
+      num_steps, schedule, decay_start: "constant", or a "cosine" or "linear" decay of the learning rate to zero at
+        ``num_steps``, beginning after ``decay_start`` examples.
+      grad_clip: largest global norm of the gradient; 0 does not clip.
       color_weight: weight of color against brightness in the loss (``diffusion.loss``).
     """
 
@@ -56,11 +60,16 @@ class Recipe:
     relative_poses: bool = False
     augmentation: Augmentation = NO_AUGMENTATION
     color_weight: float = 1.0
+    num_steps: int = 1
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    decay_start: float = 0
+    grad_clip: float = 0.0
 
     def __post_init__(self):
         if self.microbatches < 1 or self.batch_size % self.microbatches:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.microbatches} microbatches")
         lowest = {"batch_size": 1, "learning_rate": 0, "warmup_examples": 0, "ema_half_life": 1, "color_weight": 0}
+        lowest |= {"num_steps": 1, "decay_start": 0, "grad_clip": 0}
         for name, low in lowest.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -68,11 +77,23 @@ class Recipe:
             raise ValueError(f"uncond_prob must be in [0, 1), got {self.uncond_prob}")
         if not self.ema_rampup > 0:
             raise ValueError(f"ema_rampup must be positive, got {self.ema_rampup}")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f'schedule must be "constant", "cosine" or "linear", got {self.schedule!r}')
+        if self.schedule != "constant" and self.decay_start >= self.num_steps * self.batch_size:
+            raise ValueError(
+                f"decay_start must be before the end of the run, {self.num_steps * self.batch_size} pairs, got "
+                f"{self.decay_start}"
+            )
 
     def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
         """Learning rate of the step with this number, from 0."""
         examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
-        return self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
+        rate = self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
+        if self.schedule == "constant":
+            return rate
+        length = self.num_steps * self.batch_size - self.decay_start
+        done = jnp.clip((examples - self.decay_start) / length, 0.0, 1.0)
+        return rate * (1.0 - done if self.schedule == "linear" else 0.5 + 0.5 * jnp.cos(jnp.pi * done))
 
     def ema_decay_at(self, step: jax.Array | int) -> jax.Array:
         """Decay of the parameter average in the step with this number: 0.5 ** (batch / half-life)."""
@@ -81,8 +102,8 @@ class Recipe:
         return 0.5 ** (self.batch_size / half_life)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam with the warm-up [7.2]."""
-        return optax.adam(self.learning_rate_at, b1=self.adam_b1, b2=self.adam_b2)
+        """Adam [7.2] without the learning rate, which depends on the step and not on the number of updates."""
+        return optax.scale_by_adam(b1=self.adam_b1, b2=self.adam_b2)
 
 
 @flax.struct.dataclass
@@ -97,21 +118,22 @@ class TrainState:
 
 @flax.struct.dataclass
 class Metrics:
-    """Sums over the steps since the last log line, kept on the device."""
+    """Sums since the last log line over the steps that were not skipped, kept on the device."""
 
     steps: jax.Array
     loss: jax.Array
-    grad_norm: jax.Array
+    grad_norm: jax.Array  # before clipping
     quartile_loss: jax.Array  # (4,) by t: [0, 1/4) is nearly clean, [3/4, 1) nearly noise
     quartile_count: jax.Array  # (4,)
-    first_bad_step: jax.Array  # the first step with a loss or gradient that is not finite
+    skipped_steps: jax.Array
+    skipped: jax.Array  # (RECENT,) bool: whether step i was skipped, at i % RECENT; not reset by a log line
 
     @classmethod
     def zeros(cls) -> Metrics:
         """No steps yet. Each leaf has its own buffer, since all of them are donated to the step."""
         shapes = {"quartile_loss": (4,), "quartile_count": (4,)}
-        sums = {name: jnp.zeros(shapes.get(name, ())) for name in cls.__dataclass_fields__ if name != "first_bad_step"}
-        return cls(**sums, first_bad_step=jnp.asarray(NEVER, jnp.int32))
+        sums = {name: jnp.zeros(shapes.get(name, ())) for name in cls.__dataclass_fields__ if name != "skipped"}
+        return cls(**sums, skipped=jnp.zeros(RECENT, bool))
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
@@ -151,7 +173,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
     """The training step, ready to be jitted: gradients of the loss, Adam, parameter average, metrics.
 
-    The noise of a pair does not depend on the number of microbatches; its dropout does.
+    A step whose loss or gradient is not finite changes nothing but the step number and the metrics. The noise of a pair
+    does not depend on the number of microbatches; its dropout does.
 
     Args:
       network, process, recipe: what is trained, and how.
@@ -196,21 +219,28 @@ def make_train_step(
             total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
             loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
             example_loss = example_loss.T.reshape(-1)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(grads)
+        if recipe.grad_clip:
+            grads = optax.tree.scale(jnp.minimum(1.0, recipe.grad_clip / grad_norm), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state)
+        params = optax.apply_updates(state.params, optax.tree.scale(-recipe.learning_rate_at(state.step), updates))
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
 
-        grad_norm = optax.tree.norm(grads)
-        quartile = jax.nn.one_hot(jnp.clip(4 * examples.t, 0, 3).astype(jnp.int32), 4)  # (batch, 4)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        metrics = Metrics(
-            steps=metrics.steps + 1,
-            loss=metrics.loss + loss,
-            grad_norm=metrics.grad_norm + grad_norm,
-            quartile_loss=metrics.quartile_loss + example_loss @ quartile,
-            quartile_count=metrics.quartile_count + quartile.sum(axis=0),
-            first_bad_step=jnp.minimum(metrics.first_bad_step, jnp.where(finite, NEVER, state.step)),
-        )
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        # Not optax.apply_if_finite: it applies a bad update once there were many, and looks at every number again.
+        before = state.params, state.ema_params, state.opt_state
+        kept = optax.tree.where(finite, (params, ema_params, opt_state), before)
+        quartile = jax.nn.one_hot(jnp.clip(4 * examples.t, 0, 3).astype(jnp.int32), 4)  # (batch, 4)
+        sums = {
+            "steps": 1.0,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "quartile_loss": example_loss @ quartile,
+            "quartile_count": quartile.sum(axis=0),
+        }
+        sums = {name: getattr(metrics, name) + jnp.where(finite, value, 0.0) for name, value in sums.items()}
+        skipped_steps = metrics.skipped_steps + ~finite
+        skipped = metrics.skipped.at[state.step % RECENT].set(~finite)
+        return TrainState(state.step + 1, *kept), Metrics(**sums, skipped_steps=skipped_steps, skipped=skipped)
 
     return train_step

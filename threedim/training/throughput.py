@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,10 +64,12 @@ class Cost:
 
 
 class Window:
-    """Metrics and timing since the last log line."""
+    """Metrics and timing since the last log line; remembers which steps the ``before`` it have skipped."""
 
-    def __init__(self, mesh: Mesh, recipe: Recipe, cost: Cost):
+    def __init__(self, mesh: Mesh, recipe: Recipe, cost: Cost, before: Window | None = None):
         self.metrics = jax.device_put(Metrics.zeros(), sharding.replicated(mesh))
+        if before is not None:
+            self.metrics = self.metrics.replace(skipped=before.metrics.skipped)
         self._mesh, self._recipe, self._cost = mesh, recipe, cost
         self._waited = 0.0
         self._began = time.perf_counter()
@@ -98,12 +101,13 @@ class Window:
             for i in range(4)
             if m.quartile_count[i]
         }
-        steps = float(m.steps)
+        steps = float(m.steps + m.skipped_steps)
         examples_per_second = steps * self._recipe.batch_size / seconds
         scalars = {
-            "loss": float(m.loss / m.steps),
+            "loss": float(m.loss / m.steps) if m.steps else math.nan,
             **quartiles,
-            "grad_norm": float(m.grad_norm / m.steps),
+            "grad_norm": float(m.grad_norm / m.steps) if m.steps else math.nan,
+            "skipped_steps": float(m.skipped_steps),
             "learning_rate": float(self._recipe.learning_rate_at(step - 1)),
             "ema_decay": float(self._recipe.ema_decay_at(step - 1)),
             "seconds_per_step": seconds / steps,
