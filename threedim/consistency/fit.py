@@ -34,10 +34,6 @@ class FitState(NamedTuple):
     step: jax.Array  # steps done
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses
-
-
 def distortion_loss(weights: jax.Array, edges: jax.Array) -> jax.Array:
     """Distortion loss of mip-NeRF 360 (Barron et al. 2022, eq. 15), (ray,), in linear instead of quadratic time.
 
@@ -77,10 +73,6 @@ def _losses(params, proposal, origins, directions, colors, weight, key, bounds, 
         facing = orientation_loss(weights[:oriented], normals, directions[:oriented])
         total += settings.orientation_weight * (num_rays / oriented) * jnp.sum(facing * weight[:oriented])
     return total, jnp.sum(error * weight)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fitting
 
 
 def learning_rate(settings: FieldSettings) -> optax.Schedule:

@@ -23,7 +23,6 @@ from threedim.consistency.rows import Row, ScoredObject
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
-from threedim.evaluation.scores import Extractor
 from threedim.files import read_json
 from threedim.progress import progress
 
@@ -73,7 +72,7 @@ def is_done(out: epath.Path, row: Row, one: ScoredObject) -> bool:
     return True
 
 
-def take_fid(out: epath.Path, row: Row, extract: Extractor, weights: dict[str, str] | None) -> None:
+def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, weights: dict[str, str] | None) -> None:
     """FID between the held-out views of a row's scored objects and the fields' renders [7.4].
 
     ``weights`` are the name and sha256 of the file that the features are computed with.

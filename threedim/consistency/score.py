@@ -40,7 +40,6 @@ from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.metrics import inception
-from threedim.evaluation.scores import Extractor
 from threedim.output import sheets
 from threedim.progress import Progress, progress
 
@@ -64,9 +63,9 @@ def score(
     max_objects: int = 0,
     objects_at_once: int = 1,
     weights: epath.PathLike | None = None,
-    extract: Extractor | None = None,
+    extract: inception.FeatureExtractor | None = None,
 ) -> dict[str, Any]:
-    """Scores folders of objects and writes the files that the module's docstring lists.
+    """Scores folders of objects, writes the files that the module's docstring lists, and returns results.json.
 
     Args:
       views: folders in SRN format, "DIR" or "NAME=DIR"; the name of a row defaults to the folder's. The samples.json of
@@ -78,9 +77,6 @@ def score(
       objects_at_once: fields fitted side by side, on an accelerator with room for them.
       weights: file with the weights of the FID's network; without it the FID is left out.
       extract: features for the FID instead of those.
-
-    Returns:
-      The content of results.json.
 
     Raises:
       MissingError, BadObjectError: if a folder does not exist or is not in SRN format.
@@ -114,12 +110,10 @@ def score(
             done += steps * len(batch)
 
     # FID, and all rows together.
-    if params is not None:
-        extract = inception.FeatureExtractor(params)
-    if extract is not None:
-        identity = provenance.file_identity(weights) if weights else None
-        for row in rows:
-            results_lib.take_fid(out, row, extract, identity)
+    extract = inception.FeatureExtractor(params) if params else extract
+    identity = provenance.file_identity(weights) if weights else None
+    for row in rows if extract else ():
+        results_lib.take_fid(out, row, extract, identity)
     return results_lib.collect(out, settings)
 
 
@@ -146,10 +140,6 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Scoring
 
 
 def _score_batch(
@@ -179,10 +169,10 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
     """Compares one object's field with its held-out views, and writes renders, strip and figures."""
     pictures, cameras, _, held_out = views
     held, seen_by = pictures[held_out], cameras[held_out]
-    renders, rendering = _render(fitted, held, seen_by, bounds, settings)
-    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
     inputs = [one.numbers.index(view) for view in settings.input_views]
+    renders, rendering = _render(fitted, held, seen_by, bounds, settings)
     from_input, _ = _render(fitted, pictures[inputs], cameras[inputs], bounds, settings)
+    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
     name = one.folder.name
     kept = folder / "renders" / name
     if kept.exists():  # of an interrupted attempt
@@ -237,10 +227,6 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
         row_labels=[f"view {one.held_out[index]}" for index in chosen],
         col_labels=["held out", "field", f"difference x{_DIFFERENCE_GAIN}", "depth, near is dark"],
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
 
 
 def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldSettings:

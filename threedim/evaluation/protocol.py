@@ -41,8 +41,8 @@ def evaluate(
     config: ml_collections.ConfigDict,
     workdir: epath.PathLike,
     *,
-    extract: scores.Extractor | None = None,
-    compare: scores.Comparer | None = None,
+    extract: inception.FeatureExtractor | None = None,
+    compare: lpips.PerceptualDistance | None = None,
 ) -> epath.Path:
     """Samples missing views, scores all of them, and writes ``results.json`` and ``report.html``.
 

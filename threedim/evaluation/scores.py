@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,25 +24,6 @@ _NO_LPIPS = (
     f"--config.evaluate.lpips_lin=FILE; {lpips.HOW_TO_GET_WEIGHTS}"
 )
 _NO_FID = f"no weights are given with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
-
-
-class Extractor(Protocol):
-    """Computes the features of the FID, as `inception.FeatureExtractor` does."""
-
-    num_features: int
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(image, feature) of (image, height, width, 3) uint8."""
-
-
-class Comparer(Protocol):
-    """Computes LPIPS, as `lpips.PerceptualDistance` does."""
-
-    name: str
-    smallest: int
-
-    def __call__(self, truth: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-        """(image,) for each of the others, which are (image or 1, height, width, 3) uint8."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +60,7 @@ class Scores:
       num_views: views of all objects that will be added.
       size: height and width of a view.
       seed: chooses the views and patches of the patch distance.
-      extract: features for the FID; None leaves it out.
-      compare: LPIPS; None leaves it out.
+      extract, compare: for the FID and LPIPS; None leaves them out.
 
     Attributes:
       objects: what `add` has seen, by name.
@@ -88,7 +68,12 @@ class Scores:
     """
 
     def __init__(
-        self, num_views: int, size: int, seed: int, extract: Extractor | None = None, compare: Comparer | None = None
+        self,
+        num_views: int,
+        size: int,
+        seed: int,
+        extract: inception.FeatureExtractor | None = None,
+        compare: lpips.PerceptualDistance | None = None,
     ):
         self.objects: dict[str, ObjectScores] = {}
         small, none = f"pictures of {size} px are smaller than ", ""

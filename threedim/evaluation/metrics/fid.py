@@ -24,13 +24,12 @@ class FeatureMoments:
     """Number, mean and covariance of feature vectors, in float64, from parts of any size in any order.
 
     Each part is centered at its own mean before it is squared, and parts are merged by the difference of their means
-    (Chan et al. 1979), which avoids the cancellation of a sum of squares.
+    (Chan et al. 1979), which avoids the cancellation of a sum of squares. ``scatter`` (feature, feature) is the sum
+    over vectors of the outer product of their deviation from the mean.
     """
 
     def __init__(self, num_features: int):
-        self.count, self.mean = 0, np.zeros(num_features)
-        # The sum over vectors of the outer product of their deviation from the mean.
-        self.scatter = np.zeros((num_features, num_features))
+        self.count, self.mean, self.scatter = 0, np.zeros(num_features), np.zeros((num_features, num_features))
 
     def add(self, features: np.ndarray) -> None:
         """Adds vectors (vector, feature); UserError if they have another number of features or are not finite."""

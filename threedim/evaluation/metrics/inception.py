@@ -6,6 +6,7 @@ only if they were computed with this one. Its weights are a download.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ HOW_TO_GET_WEIGHTS = (
 _SIDE, _NUM_CLASSES, _EPSILON = 299, 1008, 1e-3
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
+_max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+# Over the neighbors that are inside the map.
+_mean_pool = functools.partial(nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False)
 _Kernel = tuple[int, int]
 _1x1, _3x3, _5x5, _1x7, _7x1, _1x3, _3x1 = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1), (1, 3), (3, 1)
 
@@ -83,7 +87,7 @@ class InceptionV3(nn.Module):
             single = _chain(x, f"{block}branch3x3", (384, _1x1))
             double = _chain(x, f"{block}branch3x3dbl", (448, _1x1), (384, _3x3))
             # As published; the other blocks of this kind, and those of the paper, pool by the mean.
-            pooled = _max_pool(x, stride=1, padding="SAME") if letter == "c" else _mean_pool(x)
+            pooled = _max_pool(x, strides=(1, 1), padding="SAME") if letter == "c" else _mean_pool(x)
             x = _join(
                 _conv(x, f"{block}branch1x1", 320, _1x1),
                 _conv(single, f"{block}branch3x3_2a", 384, _1x3),
@@ -114,21 +118,9 @@ def _join(*branches: jax.Array) -> jax.Array:
     return jnp.concatenate(branches, axis=-1)
 
 
-def _max_pool(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Array:
-    return nn.max_pool(x, (3, 3), (stride, stride), padding)
-
-
-def _mean_pool(x: jax.Array) -> jax.Array:
-    """Mean over the 3x3 neighbors that are inside the map."""
-    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
-
-
 @jax.jit
 def prepare(images: jax.Array) -> jax.Array:
-    """The network's input, (batch, 299, 299, 3) float32 in [-1, 1], from uint8, or from float in [0, 1].
-
-    Resized bilinearly without antialiasing, as in the original FID code.
-    """
+    """(batch, 299, 299, 3) float32 in [-1, 1] from uint8, or float in [0, 1], resized as in the original FID code."""
     images = images.astype(jnp.float32) / (255.0 if images.dtype == jnp.uint8 else 1.0)
     shape = (len(images), _SIDE, _SIDE, images.shape[-1])
     return 2.0 * jax.image.resize(images, shape, "bilinear", antialias=False) - 1.0
@@ -166,10 +158,7 @@ def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, 
 
 
 def load_params(path: epath.PathLike) -> dict[str, Any]:
-    """Parameters of `InceptionV3` from a `.pth`, `.npz` or `.safetensors` file.
-
-    Raises `MissingError`, which says how to get it, or `UserError` if it is damaged or holds something else.
-    """
+    """Parameters of `InceptionV3` from a `.pth`, `.npz` or `.safetensors` file; raises as `read_state_dict`."""
     if not epath.Path(path).is_file():
         raise MissingError(f"{path}: no such file, so no FID; {HOW_TO_GET_WEIGHTS}")
     return fold(torch_files.read_state_dict(path), str(path))

@@ -93,20 +93,17 @@ def load_weights(backbone: epath.PathLike, lin: epath.PathLike) -> Weights:
             raise UserError(f"{path}: not finite: {', '.join(wrong)}")
     if wrong := [name for name, array in heads.items() if (array < 0).any()]:
         raise UserError(f"{lin}: negative weights, which would make distances negative: {', '.join(wrong)}")
-    params = {
-        f"features_{index}": {
-            "kernel": np.transpose(features[f"features.{index}.weight"], (2, 3, 1, 0)).astype(np.float32),
-            "bias": features[f"features.{index}.bias"].astype(np.float32),
-        }
-        for index, _ in _CONVS
-    }
+    params = {}
+    for index, _ in _CONVS:
+        kernel, bias = (features[f"features.{index}.{part}"].astype(np.float32) for part in ("weight", "bias"))
+        params[f"features_{index}"] = {"kernel": np.transpose(kernel, (2, 3, 1, 0)), "bias": bias}
     return {"backbone": params, "lin": [heads[name].astype(np.float32).ravel() for name in lin_shapes()]}
 
 
 def not_as_published(backbone: Mapping[str, str], lin: Mapping[str, str]) -> list[str]:
     """A warning for each file, given by "name" and "sha256", that is not the published one.
 
-    Names and shapes cannot tell: other VGG16 networks share them, as do the lin weights of version 0.0.
+    Other VGG16 networks have the same names and shapes, as have the lin weights of version 0.0.
     """
     return [
         f"LPIPS: {file['name']} is not the published file of weights ({_PUBLISHED[kind]}...) by its sha256; unless it "
@@ -118,44 +115,36 @@ def not_as_published(backbone: Mapping[str, str], lin: Mapping[str, str]) -> lis
 
 @jax.jit
 def _distances(params: Weights, truth: jax.Array, *others: jax.Array) -> list[jax.Array]:
-    def maps(pictures):
+    def maps(pictures: jax.Array) -> tuple[jax.Array, ...]:
         return Features().apply({"params": params["backbone"]}, pictures.astype(jnp.float32) / 127.5 - 1.0)
 
+    def distance(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.sum(weight * (a - b) ** 2, axis=-1), axis=(1, 2))
+
     true = maps(truth)
-    return [
-        sum(
-            jnp.mean(jnp.sum(weight * (a - b) ** 2, axis=-1), axis=(1, 2))
-            for a, b, weight in zip(true, maps(pictures), params["lin"], strict=True)
-        )
-        for pictures in others
-    ]
+    return [sum(map(distance, true, maps(pictures), params["lin"])) for pictures in others]
 
 
 class PerceptualDistance:
     """LPIPS by weights from `load_weights`, for ``chunk_size`` true pictures (50 MB each) per device and call."""
 
-    name = "VGG16"
-    smallest = 16  # shorter side of a picture in pixels that leaves one pixel in the last feature map
+    name, smallest = "VGG16", 16  # pixels of the shorter side that leave one pixel in the last feature map
 
     def __init__(self, weights: Weights, *, chunk_size: int = 16):
         self._distances = Batched(_distances, weights, chunk_size)
 
     def __call__(self, truth: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-        """Distances of sets of pictures from the true ones, whose features are computed once.
+        """Distances of sets of pictures from the true ones, (picture,) float64 for each set, 0 for equal pictures.
 
         Args:
           truth: (picture, height, width, 3) uint8, at least 16 px high and wide.
           others: each of the same shape, or a single picture that is compared with all.
-
-        Returns:
-          For each of the others (picture,) float64, 0 for equal pictures.
         """
         for images in (truth, *others):
             check_pictures("lpips: pictures", images)
             if images.ndim != 4 or images.shape[1:] != truth.shape[1:] or len(images) not in (1, len(truth)):
                 raise UserError(f"lpips: pictures {images.shape} cannot be compared with true ones {truth.shape}")
         if min(truth.shape[1:3]) < self.smallest:
-            raise UserError(
-                f"lpips: pictures {truth.shape} are smaller than the {self.smallest} px that {self.name} needs"
-            )
+            needed = f"the {self.smallest} px that {self.name} needs"
+            raise UserError(f"lpips: pictures {truth.shape} are smaller than {needed}")
         return [each.astype(np.float64) for each in self._distances(truth, *others)]

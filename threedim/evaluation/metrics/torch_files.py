@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from etils import epath
 
@@ -46,22 +45,31 @@ _ALLOWED = {_DICT, _SIZE, *_TENSOR, *_PARAMETER, *_STORAGES}
 def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
     """Reads named arrays, in their order and dtype, from a file of weights without executing anything in it.
 
-    Args:
-      path: a `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)``, in the zip format or that of
-        PyTorch 0.1.10 to 1.5; or a `.npz` or `.safetensors`. May be remote.
-
-    Raises:
-      MissingError: if the file does not exist.
-      UserError: if the file is of another kind, damaged, or holds anything other than named arrays.
+    A `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)``, in the zip format or that of PyTorch
+    0.1.10 to 1.5; or a `.npz` or `.safetensors`. May be remote. Raises `MissingError` if it does not exist, `UserError`
+    if it is of another kind, damaged, or holds anything other than named arrays.
     """
     path = epath.Path(path)
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
-    if path.suffix not in readers:
-        raise UserError(f"{path}: weights must be in a file named {', '.join(readers)}")
+    kinds = {".npz": "a readable .npz of plain arrays", ".safetensors": "a readable .safetensors"}
+    kinds |= dict.fromkeys((".pth", ".pt", ".bin"), "readable as a PyTorch file of named tensors")
+    if path.suffix not in kinds:
+        raise UserError(f"{path}: weights must be in a file named {', '.join(kinds)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file of weights")
-    return readers[path.suffix](path.read_bytes(), str(path))
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".npz":
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix == ".safetensors":
+            return safetensors.numpy.load(data)
+        if data.startswith(b"<"):
+            raise UserError("a page of text, not weights; did the download return an error page?")
+        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
+    except KeyError as error:
+        raise UserError(f"{path}: NumPy has no dtype for entries of {error}; save them as float32") from error
+    except (TypeError, safetensors.SafetensorError, *_DAMAGED) as error:
+        raise UserError(f"{path}: not {kinds[path.suffix]}: {error}") from error
 
 
 def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -72,32 +80,6 @@ def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     wrong += [f"{name} is {shape}, must be {shapes[name]}" for name, shape in found.items() if shape != shapes[name]]
     if wrong:
         raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
-
-
-def _read_npz(data: bytes, source: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (TypeError, *_DAMAGED) as error:
-        raise UserError(f"{source}: not a readable .npz of plain arrays: {error}") from error
-
-
-def _read_safetensors(data: bytes, source: str) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{source}: not a readable .safetensors: {error}") from error
-    except KeyError as error:
-        raise UserError(f"{source}: NumPy has no dtype for entries of {error}; save them as float32") from error
-
-
-def _read_torch(data: bytes, source: str) -> dict[str, np.ndarray]:
-    if data.startswith(b"<"):
-        raise UserError(f"{source}: a page of text, not weights; did the download return an error page?")
-    try:
-        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
-    except _DAMAGED as error:
-        raise UserError(f"{source}: not readable as a PyTorch file of named tensors: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +145,10 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise UserError("its list of storages is not that of its tensors")
     for key in keys:
-        count, expected = int.from_bytes(file.read(8), "little", signed=True), storages[key].count
-        if count != expected:
-            raise UserError(f"storage {key} has {count} elements instead of {expected}")
-        stored[key] = file.read(min(count * storages[key].dtype.itemsize, len(data)))
+        storage = storages[key]
+        if (count := int.from_bytes(file.read(8), "little", signed=True)) != storage.count:
+            raise UserError(f"storage {key} has {count} elements instead of {storage.count}")
+        stored[key] = file.read(min(count * storage.dtype.itemsize, len(data)))
     return _arrays(root, stored.__getitem__)
 
 
@@ -207,8 +189,7 @@ class _Mark:
 
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 _LITERALS.add("SHORT_BINSTRING")  # text of Python 2, which wrote the LPIPS weights
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_LIST": [], "EMPTY_DICT": {}}
-_CONSTANTS["MARK"] = _Mark
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_LIST": [], "EMPTY_DICT": {}, "MARK": _Mark}
 # Opcodes that take several items from the stack: how many, or None for all above the mark.
 _TAKES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 _TAKES |= {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None}
