@@ -60,8 +60,7 @@ def spiral_cameras(views: int, radius: float, K: np.ndarray) -> Camera:
     """
     _check(views, radius, K)
     progress = np.arange(views) / views
-    azimuth = -np.rad2deg(_SPIRAL_TURN * progress)
-    return cameras_lib.orbit(azimuth, 90.0 * progress, radius, K)
+    return cameras_lib.orbit(-np.rad2deg(_SPIRAL_TURN * progress), 90.0 * progress, radius, K)
 
 
 def _check(views: int, radius: float, K: np.ndarray) -> None:
