@@ -156,6 +156,5 @@ class _Rows:
 def _ignore_stop_signals(worker_index: int, worker_count: int) -> None:
     # Ctrl-C, and on Slurm SIGTERM, reach the whole process group. The main process decides when to stop and closes the
     # workers: it would wait forever for a worker that dies while writing.
-    del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
