@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -22,7 +23,7 @@ _AHEAD = 2
 _open_streams = weakref.WeakSet()
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
+class Batches(contextlib.AbstractContextManager, Iterator[dict[str, np.ndarray]]):
     """An endless stream of batches. ``close()``, its ``with`` block and the end of the program stop its processes."""
 
     def __init__(self, iterator: grain.DatasetIterator):
@@ -39,9 +40,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *exception) -> None:
         self.close()

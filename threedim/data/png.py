@@ -41,10 +41,9 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image)
         image = white
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    image = image.convert("RGB")
     if old % size == 0:
-        return np.array(image.reduce(old // size) if size != old else image)
+        return np.array(image.reduce(old // size))
     # Not Pillow's BOX filter, which takes each source pixel fully or not at all.
     edges = np.arange(size + 1) * (old / size)
     entry = np.minimum(edges.astype(np.int64), old - 1)

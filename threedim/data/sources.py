@@ -1,19 +1,8 @@
 """From ``config.data`` to records: which objects make up which split, and preparing them.
 
-Fields of ``config.data``:
-
-* ``dir``: output folder: ``dir/records``, made from ``dir/procedural`` or ``dir/unpacked`` if the source needs them.
-* ``source``: "" renders procedural shapes; otherwise a folder of released splits (folders or zips) or of objects.
-* ``train_split``, ``val_split``, ``test_split``: folders or zips in ``source``, such as "cars_train"; "" for no
-  validation or test split. If ``train_split`` is "", ``source`` is itself a folder of objects, and ``num_test_objects``
-  of them are held out at random with ``split_seed``.
-* ``resplit_seed``: -1 keeps the released splits; otherwise they are merged, shuffled and split again with this seed.
-  For chairs, this gives the paper's chairs* [3].
-* ``holdout_views``: number of evenly spaced views of each training object to hold out. Applied when records are
-  opened, so changing it needs no new conversion.
-* ``on_bad``: "raise" or "skip", for objects that break the format.
-* ``procedural``: ``kinds``, ``num_train_objects``, ``num_test_objects``, ``views``, ``test_views``, ``size``,
-  ``samples``, ``seed``.
+``dir/records`` is made from ``dir/procedural`` or ``dir/unpacked`` if the source needs them. ``holdout_views`` evenly
+spaced views of each training object are held out when records are opened, so changing it needs no new conversion.
+configs/base.py documents all fields.
 """
 
 from __future__ import annotations

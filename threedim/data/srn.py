@@ -44,19 +44,12 @@ class BadObjectError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectViews:
-    """All views of one object, still encoded.
+    """All views of one object, still encoded."""
 
-    Attributes:
-      name: the folder's name.
-      pngs: one encoded PNG per view, in numeric order of the views.
-      cameras: batched (views,), K in pixels of the PNGs.
-      size: height and width of every PNG, pixels.
-    """
-
-    name: str
-    pngs: list[bytes]
-    cameras: Camera
-    size: int
+    name: str  # of the folder
+    pngs: list[bytes]  # in numeric order of the views
+    cameras: Camera  # batched (views,), K in pixels of the PNGs
+    size: int  # height and width of every PNG, pixels
 
     def decode(self, indices=None, size: int | None = None) -> tuple[np.ndarray, Camera]:
         """Decodes views, composited on white and downsampled to ``size`` pixels (not resized by default).
@@ -244,14 +237,13 @@ def _read_intrinsics(folder: epath.Path, images: dict[str, epath.Path], size: in
         if not common.exists():
             raise BadObjectError(common, "file is missing, and there is no folder intrinsics/ either")
         return np.tile(_read_common_intrinsics(common, size), (len(images), 1, 1))
+    # Only intrinsics.txt says which size it is for, and copies of the release have per-view files for larger images.
+    limit = np.inf if common.exists() else size
     paths = _files_of_views(per_view, images)
     numbers = [_read_numbers(path, (9,), "9 numbers, a row-major K") for path in paths]
-    K = np.stack([_checked_K(path, np.reshape(row, (3, 3))) for path, row in zip(paths, numbers, strict=True)])
+    K = np.stack([_checked_K(path, np.reshape(row, (3, 3)), limit) for path, row in zip(paths, numbers, strict=True)])
     if not common.exists():
-        for path, K_view in zip(paths, K, strict=True):
-            _check_principal_point(path, K_view, size)
         return K
-    # Only intrinsics.txt says which size it is for, and copies of the release have per-view files for larger images.
     # So only the shape of the frustum can be compared: K divided by the focal length.
     K_common = _read_common_intrinsics(common, size)
     for path, K_view in zip(paths, K, strict=True):
@@ -269,21 +261,17 @@ def _read_common_intrinsics(path: epath.Path, size: int) -> np.ndarray:
     height, width = numbers[8:10]
     if not height == width > 0 or not np.isfinite(height):
         raise BadObjectError(path, f"expected a positive square 'height width', got {height:g} {width:g}")
-    K = _checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
-    K = (K * np.asarray([[size / width], [size / height], [1]])).astype(np.float32)
-    _check_principal_point(path, K, size)
-    return K
+    K = _checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]], width)
+    return (K * np.asarray([[size / width], [size / height], [1]])).astype(np.float32)
 
 
-def _checked_K(path: epath.Path, K) -> np.ndarray:
+def _checked_K(path: epath.Path, K, size: float) -> np.ndarray:
+    """K as float32, if it is that of an image of at most ``size`` pixels."""
     K = np.asarray(K, np.float32)
     with _blame(path):
         cameras_lib.check_intrinsics(K)
-    return K
-
-
-def _check_principal_point(path: epath.Path, K: np.ndarray, size: int) -> None:
     cx, cy = K[:2, 2]
     if not (0 <= cx <= size and 0 <= cy <= size):
-        where = f"principal point ({cx:g}, {cy:g}) is outside the {size}x{size} image"
+        where = f"principal point ({cx:g}, {cy:g}) is outside the {size:g}x{size:g} image"
         raise BadObjectError(path, f"{where}; is K for another size?")
+    return K

@@ -34,25 +34,15 @@ class BadMeshError(UserError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """A soup of colored triangles inside the unit sphere, z up. All arrays are float32 unless said otherwise.
+    """A soup of colored triangles inside the unit sphere, z up. All arrays are float32 unless said otherwise."""
 
-    Attributes:
-      triangles: (face, corner, 3) positions.
-      normals: (face, corner, 3) unit shading normals, on the side where the corners run counter-clockwise.
-      colors: (face, corner, 4) linear RGBA in [0, 1]; multiplies the texture.
-      uv: (face, corner, 2) texture coordinates, v up from the lower edge of the image.
-      texture: (face,) int32 index into ``textures``, -1 for none.
-      alpha_cutoff: (face,) 0 for opaque; in (0, 1] the lowest alpha that is visible; inf to blend.
-      textures: (height, width, 4) uint8 sRGB images with straight alpha.
-    """
-
-    triangles: np.ndarray
-    normals: np.ndarray
-    colors: np.ndarray
-    uv: np.ndarray
-    texture: np.ndarray
-    alpha_cutoff: np.ndarray
-    textures: tuple[np.ndarray, ...] = ()
+    triangles: np.ndarray  # (face, corner, 3) positions
+    normals: np.ndarray  # (face, corner, 3), unit, on the side where the corners run counter-clockwise
+    colors: np.ndarray  # (face, corner, 4) linear RGBA in [0, 1]; multiplies the texture
+    uv: np.ndarray  # (face, corner, 2) texture coordinates, v up from the lower edge of the image
+    texture: np.ndarray  # (face,) int32 index into ``textures``, -1 for none
+    alpha_cutoff: np.ndarray  # (face,) 0 for opaque; in (0, 1] the lowest alpha that is visible; inf to blend
+    textures: tuple[np.ndarray, ...] = ()  # (height, width, 4) uint8 sRGB images with straight alpha
 
 
 def srgb_to_linear(value):

@@ -50,25 +50,15 @@ _MIN_ELEVATION = -15.0
 
 @dataclasses.dataclass(frozen=True)
 class ViewSettings:
-    """How objects are rendered.
+    """How objects are rendered."""
 
-    Attributes:
-      views: images per object.
-      size: height and width, pixels.
-      samples: rays per pixel.
-      seed: seed of the cameras; those of an object depend on the seed and its name.
-      path: "sphere", sampled uniformly, or "spiral", the same for all objects.
-      radius: distance of the cameras, in radii of the object.
-      min_elevation: lowest elevation of cameras on the sphere, degrees.
-    """
-
-    views: int
-    size: int
-    samples: int = 16
-    seed: int = 0
-    path: str = "sphere"
-    radius: float = RADIUS
-    min_elevation: float = -90.0
+    views: int  # images per object
+    size: int  # height and width, pixels
+    samples: int = 16  # rays per pixel
+    seed: int = 0  # of the cameras; those of an object depend on the seed and its name
+    path: str = "sphere"  # sampled uniformly; or "spiral", the same for all objects
+    radius: float = RADIUS  # distance of the cameras, in radii of the object
+    min_elevation: float = -90.0  # lowest elevation of cameras on the sphere, degrees
 
     def __post_init__(self):
         for name in ("views", "size", "samples"):
@@ -167,9 +157,8 @@ def render_procedural(
       split: "train" or "test".
       kinds: of `shapes.KINDS`, taken in turn.
       num_objects: of all kinds together.
-      views, size, samples: as in `ViewSettings`.
+      views, size, samples, num_workers: as in `ViewSettings` and `render_meshes`.
       seed: seed of shapes and cameras.
-      num_workers: as in `render_meshes`.
 
     Raises:
       UserError: if an argument is out of range, or ``out`` holds objects rendered with other settings.
@@ -210,15 +199,13 @@ def _render_all(
     with progress(len(makers), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
         if (workers := min(num_workers or os.cpu_count() or 1, len(todo))) <= 1:
             for name in todo:
-                problems[name] = _render_object(name, makers[name], os.fspath(out), settings)
+                problems[name] = _render_object(name, makers[name], out, settings)
                 bar.advance()
         else:
             # Spawned, not forked: JAX, which the cameras import, has threads.
             pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
             try:
-                running = {
-                    pool.submit(_render_object, name, makers[name], os.fspath(out), settings): name for name in todo
-                }
+                running = {pool.submit(_render_object, name, makers[name], out, settings): name for name in todo}
                 for future in concurrent.futures.as_completed(running):
                     problems[running[future]] = future.result()
                     bar.advance()
@@ -228,14 +215,14 @@ def _render_all(
     return Report(rendered, kept, [problems[name] for name in todo if problems[name] is not None])
 
 
-def _render_object(name: str, make: Callable, out: str, settings: ViewSettings) -> str | None:
+def _render_object(name: str, make: Callable, out: epath.Path, settings: ViewSettings) -> str | None:
     """Writes one object. Returns the error message of a bad mesh."""
     try:
         mesh = make()
     except (BadMeshError, OSError) as error:
         return str(error)
     cameras = settings.cameras(name)
-    srn.write_object(epath.Path(out) / name, render_views(mesh, cameras, settings.size, settings.samples), cameras)
+    srn.write_object(out / name, render_views(mesh, cameras, settings.size, settings.samples), cameras)
     return None
 
 
