@@ -49,10 +49,12 @@ command=(
   # B: to the batch script alone. Not SIGTERM, which Slurm sends to the tasks itself when it preempts or cancels a job.
   "--signal=B:USR1@$opt_signal_seconds" "--chdir=$root" "--output=$opt_log_dir/%x-%j.job.log" --open-mode=append
 )
-for name in time partition account qos constraint mem; do
-  value=opt_$name
-  [[ -z ${!value} ]] || command+=("--$name=${!value}")
-done
+[[ -z $opt_time ]] || command+=("--time=$opt_time")
+[[ -z $opt_partition ]] || command+=("--partition=$opt_partition")
+[[ -z $opt_account ]] || command+=("--account=$opt_account")
+[[ -z $opt_qos ]] || command+=("--qos=$opt_qos")
+[[ -z $opt_constraint ]] || command+=("--constraint=$opt_constraint")
+[[ -z $opt_mem ]] || command+=("--mem=$opt_mem")
 command+=("${opt_sbatch_flag[@]}" "$root/launch/slurm_job.sh" "--python=$opt_python" "--log_dir=$opt_log_dir")
 command+=("--signal_seconds=$opt_signal_seconds" "--setup=$opt_setup" -- "${program_args[@]}")
 run mkdir -p "$opt_log_dir"

@@ -122,8 +122,7 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
     Args:
       images: pairs of views, (batch, 2, height, width, 3) in [-1, 1]; frame 0 is the clean view, frame 1 the target.
       camera: their cameras, axes (batch, 2).
-      key: a key used for nothing else.
-      process: the diffusion process.
+      key, process: a key used for nothing else, and the diffusion process.
       uncond_prob: probability of making a pair unconditional: pose encodings zeroed, clean frame replaced by noise.
     """
     batch = images.shape[0]

@@ -99,12 +99,8 @@ def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarr
 class ObjectDataset:
     """Random access to the objects of a split, or to some views of each. Decodes only the views that are asked for.
 
-    Can be pickled: each process opens the files itself.
-
-    Attributes:
-      names: the objects' names.
-      fingerprint: sha256 of the content and of the choice of views.
-      image_size: height and width of the smallest images, pixels.
+    ``image_size`` is the height and width of the smallest images, pixels; ``fingerprint`` is the sha256 of the content
+    and of the choice of views. Can be pickled: each process opens the files itself.
     """
 
     def __init__(self, out_dir: epath.PathLike, split: str, info: SplitInfo, held_out: int = 0, part: str = "all"):

@@ -119,8 +119,7 @@ def add_cabin(car: Car) -> None:
         edges += [start, stop]
         flags += [False, panes - k <= car.glazed]
     edges, flags = np.array([*edges, 1.0]), [*flags, False]
-    bow, front_glass, rear_glass = car.draw(0.03, 0.09), 0.88, 0.84
-    rings = []
+    bow, rings = car.draw(0.03, 0.09), []
     for z, s in levels:
         rear = rear_foot + (rear_roof - rear_foot) * min(s, 1.0)
         front = front_foot + (front_roof - front_foot) * min(s, 1.0)
@@ -128,10 +127,9 @@ def add_cabin(car: Car) -> None:
         if s > 1:  # the roof's edge is rounded
             rear, front, half = rear + 0.08, front - 0.08, half - 0.09
         side = rear + (front - rear) * edges
-        nose = [(front + bow * (1 - y**2), y * half) for y in (-front_glass, 0, front_glass)]
-        tail = [(rear - 0.5 * bow * (1 - y**2), y * half) for y in (rear_glass, 0, -rear_glass)]
-        ring = [(x, -half) for x in side] + nose + [(x, half) for x in side[::-1]] + tail
-        rings.append([(x, y, z) for x, y in ring])
+        nose = [(front + bow * (1 - y**2), y * half, z) for y in (-0.88, 0, 0.88)]
+        tail = [(rear - 0.5 * bow * (1 - y**2), y * half, z) for y in (0.84, 0, -0.84)]
+        rings.append([(x, -half, z) for x in side] + nose + [(x, half, z) for x in side[::-1]] + tail)
     glazed = np.array([*flags, False, True, True, False, *flags[::-1], False, *2 * [car.glazed >= panes], False])
     colors = np.tile(np.asarray(car.paint, np.float64), (len(levels) - 1, len(glazed), 1))
     colors[1:] = car.roof_paint
@@ -154,9 +152,8 @@ def add_wheels(car: Car) -> None:
                 room = 0.93 * float(car.top(axle)) - r
                 _arch(car, x, side, max(min(r * (flare + 0.1 * cladding), room), 1.04 * r))
             car.build.disk([x, y, r], r, wide, TIRE, axis="y", points=22)
-            face = TIRE if style == 1 else rim
             if style != 1:
-                car.build.disk([x, y + out, r], share * r, 0.02, face, axis="y", points=18)
+                car.build.disk([x, y + out, r], share * r, 0.02, rim, axis="y", points=18)
             if style == 0:
                 car.build.disk([x, y + out, r], 0.28 * share * r, 0.04, (0.2, 0.2, 0.21), axis="y", points=10)
             elif style == 1:
