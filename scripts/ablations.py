@@ -15,7 +15,6 @@ of threedim.main:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import runpy
 import shlex
@@ -44,20 +43,12 @@ DATA = {"srn_cars": "cars", "srn_chairs_star": "chairs_star", "demo": "demo", "s
 _WEIGHTS = ("inception", "lpips_backbone", "lpips_lin")
 # A regression is sampled in one step without guidance, and has a prediction of its own.
 _SAMPLER = "preset num_steps solver eta spacing logsnr_range guidance_interval guidance_weight fresh_uncond_noise"
-_NOT_FOR_REGRESSION = ("diffusion.prediction", "train.sample_steps", "train.uncond_prob")
-_NOT_FOR_REGRESSION += tuple(f"sample.{name}" for name in _SAMPLER.split())
+_NOT_FOR_REGRESSION = ["diffusion.prediction", "train.sample_steps", "train.uncond_prob"]
+_NOT_FOR_REGRESSION += [f"sample.{name}" for name in _SAMPLER.split()]
 # Set here for each row, or by a flag before ``--``.
-_SET_HERE = (
-    "config",
-    "mode",
-    "workdir",
-    "sample.seed",
-    "sample.conditioning",
-    "sample.out",
-    "model.network",
-    "diffusion.regression",
-)
-_SET_HERE += tuple(f"evaluate.{name}" for name in ("out", "views", "max_objects", *_WEIGHTS))
+_SET_HERE = ["config", "mode", "workdir", "model.network", "diffusion.regression"]
+_SET_HERE += [f"sample.{name}" for name in ("seed", "conditioning", "out")]
+_SET_HERE += [f"evaluate.{name}" for name in ("out", "views", "max_objects", *_WEIGHTS)]
 
 
 def commands(given: argparse.Namespace, flags: Sequence[str]) -> list[list[str]]:
@@ -65,8 +56,8 @@ def commands(given: argparse.Namespace, flags: Sequence[str]) -> list[list[str]]
     out, config, workdirs = epath.Path(given.out), epath.Path(given.config), _workdirs(given)
     found, views = [], []
     for row in ROWS:
-        file = f"{config.parent}/ablations/{row.config}.py:{DATA[config.stem]}" if row.config else given.config
-        workdir = workdirs[row.trained_as]
+        variant = f"{config.parent}/ablations/{row.trained_as}.py:{DATA[config.stem]}"
+        file, workdir = given.config if row.trained_as == "3dim" else variant, workdirs[row.trained_as]
         own = [flag for flag in flags if row.key != "regression" or _field(flag) not in _NOT_FOR_REGRESSION]
         main = ["-m", "threedim.main", f"--config={file}", f"--workdir={workdir}", *own]
         if workdir == str(out / "runs" / row.key):
@@ -84,8 +75,7 @@ def commands(given: argparse.Namespace, flags: Sequence[str]) -> list[list[str]]
     score += [f"--max_objects={given.consistency_objects}"] if given.consistency_objects else []
     score += [f"--objects_at_once={given.consistency_at_once}"] if given.consistency_at_once > 1 else []
     score += [f"--inception={given.inception}"] if given.inception else []
-    score += [f"--set={change}" for change in given.consistency_set]
-    return [*found, score]
+    return [*found, [*score, *(f"--set={change}" for change in given.consistency_set)]]
 
 
 def _workdirs(given: argparse.Namespace) -> dict[str, str]:
@@ -115,7 +105,7 @@ def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
             raise MissingError(f"--{name}={file}: no such file")
     if bool(given.lpips_backbone) != bool(given.lpips_lin):
         raise UserError("--lpips_backbone and --lpips_lin must both be set, or neither")
-    known = [field.name for field in dataclasses.fields(FieldSettings)]
+    known = FieldSettings.__dataclass_fields__
     for change in given.consistency_set:
         if change.partition("=")[0] not in known or "=" not in change:
             raise UserError(f"--consistency_set={change}: expected NAME=VALUE with NAME one of {', '.join(known)}")
@@ -132,12 +122,7 @@ def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def run(given: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Runs the commands that have not finished.
-
-    Raises:
-      UserError: if the folder holds ablations with other settings, or a training run stopped early.
-      subprocess.CalledProcessError: if a command fails.
-    """
+    """Runs the commands that have not finished; `UserError` if one fails, stops early, or settings have changed."""
     out, todo = epath.Path(given.out), commands(given, flags)
     path, log = out / "settings.json", out / "commands.json"
     settings = {"config": given.config, "workdirs": _workdirs(given), "flags": list(flags)}
@@ -145,34 +130,34 @@ def run(given: argparse.Namespace, flags: Sequence[str]) -> None:
     files.write_atomically(path, json.dumps(settings, indent=2) + "\n")
     finished = read_json(log) if log.exists() else {}
     for place, arguments in enumerate(todo, start=1):
-        if place == len(todo):
-            write_true_views(out)
         command, began = shlex.join(["python", *arguments]), time.monotonic()
+        last, values = place == len(todo), dict(text.partition("=")[::2] for text in arguments)
+        if last:
+            write_true_views(out)
         print(f"[{place}/{len(todo)}] {command}", flush=True)
         # The score depends on what the commands before it wrote, and skips finished fits by itself.
-        if command in finished and place < len(todo) and _is_current(arguments):
+        if command in finished and not last and _is_current(values):
             print("already finished", flush=True)
             continue
-        subprocess.run([sys.executable, *arguments], check=True)
-        if "--mode=train" in arguments:
+        try:
+            subprocess.run([sys.executable, *arguments], check=True)
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"exit code {error.returncode} from: {shlex.join(error.cmd)}") from error
+        if values.get("--mode") == "train":
             # A signal stops a training run with exit code 0.
-            trained = open_run(_value(arguments, "--workdir"))
-            if trained.step < (last := trained.config.train.num_steps):
-                raise UserError(f"{trained.name} stopped at step {trained.step} of {last}; run this command again")
+            trained = open_run(values["--workdir"])
+            if trained.step < (steps := trained.config.train.num_steps):
+                raise UserError(f"{trained.name} stopped at step {trained.step} of {steps}; run this command again")
         finished[command] = round(time.monotonic() - began, 1)
         files.write_atomically(log, json.dumps(finished, indent=2) + "\n")
 
 
-def _is_current(arguments: Sequence[str]) -> bool:
+def _is_current(flags: dict[str, str]) -> bool:
     """Whether scores are of the run's newest checkpoint."""
-    if "--mode=train" in arguments:
+    if flags["--mode"] == "train":
         return True
-    results = read_json(epath.Path(_value(arguments, "--config.evaluate.out")) / "results.json")
-    return results["checkpoint_step"] == open_run(_value(arguments, "--workdir")).step
-
-
-def _value(arguments: Sequence[str], name: str) -> str:
-    return next(a.partition("=")[2] for a in arguments if a.startswith(f"{name}="))
+    results = read_json(epath.Path(flags["--config.evaluate.out"]) / "results.json")
+    return results["checkpoint_step"] == open_run(flags["--workdir"]).step
 
 
 def write_true_views(out: epath.Path) -> None:
@@ -216,10 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(shlex.join(["python", *each]) for each in commands(given, flags)))
             return
         if not given.table:
-            try:
-                run(given, flags)
-            except subprocess.CalledProcessError as error:
-                raise UserError(f"exit code {error.returncode} from: {shlex.join(error.cmd)}") from error
+            run(given, flags)
         print(ablations_table.write(epath.Path(given.out)))
 
 

@@ -25,6 +25,7 @@ from threedim.training.step import abstract_params
 
 REAL_DATA = "real_data"  # the folder of the true views
 _DECIDES = 2.0  # standard errors by which a difference must exceed zero
+_WORST_FIRST = ("does not hold", "not measured", "undecided", "holds")
 _OBJECTS, _VIEWS = 4, 3  # in the picture
 
 
@@ -34,18 +35,17 @@ class Row:
 
     key: str  # names its folder
     title: str
-    trained_as: str  # key of the row whose training run it uses; the name in --workdir
-    config: str  # in configs/ablations; "" for the config of the whole model
+    trained_as: str  # row whose training run it uses; the name in --workdir, and but for "3dim" in configs/ablations
     flags: tuple[str, ...]  # for sampling
     published: str  # name in `published.TABLES`
 
 
 _INPUT_ONLY = ("--config.sample.conditioning=input",)
 ROWS = (
-    Row("3dim", "3DiM", "3dim", "", (), "3DiM, 471M"),
-    Row("image_to_image", "image-to-image", "3dim", "", _INPUT_ONLY, "3DiM, always from the input view"),
-    Row("regression", "regression", "regression", "regression", (), "Regression"),
-    Row("concat_unet", "Concat-UNet", "concat_unet", "concat_unet", (), "Concat-UNet"),
+    Row("3dim", "3DiM", "3dim", (), "3DiM, 471M"),
+    Row("image_to_image", "image-to-image", "3dim", _INPUT_ONLY, "3DiM, always from the input view"),
+    Row("regression", "regression", "regression", (), "Regression"),
+    Row("concat_unet", "Concat-UNet", "concat_unet", (), "Concat-UNet"),
 )
 
 # Key: (title, unit, decimals, +1 if high is good else -1).
@@ -85,10 +85,9 @@ def verdict(difference: float, error: float | None) -> str:
 
 
 def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
-    """Which of `CLAIMS` hold.
+    """Which of `CLAIMS` hold by {row: {"figures": {measure: `figure`}}}: those all of whose parts hold.
 
-    Takes {row: {"figures": {measure: `figure`}}}; a part has the "difference" in favor of the claim. A claim holds if
-    all its parts hold, and fails if one fails.
+    A part has the "difference" in favor of the claim.
     """
     found = []
     for text, better, worse, measures in CLAIMS:
@@ -102,20 +101,17 @@ def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
             difference = MEASURES[name][3] * (one[name]["mean"] - other[name]["mean"]) + 0.0  # not -0.0
             both = (one[name]["standard_error"], other[name]["standard_error"])
             error = None if None in both else math.hypot(*both)
-            parts.append({"measure": name, "difference": difference, "standard_error": error})
-            parts[-1]["verdict"] = verdict(difference, error)
-        verdicts = [part["verdict"] for part in parts]
-        worst = ("does not hold", "not measured", "undecided", "holds")
-        overall = next(each for each in worst if each in verdicts)
+            part = {"measure": name, "difference": difference, "standard_error": error}
+            parts.append(part | {"verdict": verdict(difference, error)})
+        overall = min((part["verdict"] for part in parts), key=_WORST_FIRST.index)
         found.append({"text": text, "better": better, "worse": worse, "verdict": overall, "parts": parts})
     return found
 
 
 def collect(out: epath.Path) -> dict[str, Any]:
-    """The figures of a folder, the content of ``ablations.json``.
+    """The content of ``ablations.json``.
 
-    Raises `UserError` if there are no scores, if rows have different objects or protocols, or if scores of one training
-    run are of different checkpoints.
+    `UserError` if there are no scores, or scores of different objects, protocols, or checkpoints of a training run.
     """
     path = out / "consistency/results.json"
     fields = read_json(path)["rows"] if path.exists() else {}
@@ -127,17 +123,14 @@ def collect(out: epath.Path) -> dict[str, Any]:
             if (one["protocol"], sorted(one["objects"])) != (first["protocol"], sorted(first["objects"])):
                 raise UserError(f"{out / row.key / name} has another protocol or other objects; move it away")
             if steps.setdefault(row.trained_as, step) != step:
-                raise UserError(
-                    f"{out / row.key / name} is of step {step}, others of step {steps[row.trained_as]}; move one away"
-                )
+                others = f"others of step {steps[row.trained_as]}"
+                raise UserError(f"{out / row.key / name} is of step {step}, {others}; move one away")
         if not seeds:
             continue
-        values: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+        scored = []
         for name, one in seeds.items():
             field = fields.get(f"{row.key}_{name.replace('_', '')}", {})
-            all_of_it = one["dataset"] | {f"consistency_{key}": field.get(key) for key in ("psnr", "ssim", "fid")}
-            for measure in MEASURES:
-                values[measure] += [all_of_it[measure]] if all_of_it.get(measure) is not None else []
+            scored.append(one["dataset"] | {f"consistency_{key}": value for key, value in field.items()})
         config = ml_collections.ConfigDict(next(iter(seeds.values()))["config"])
         params = jax.tree.leaves(abstract_params(config_lib.network(config)))
         rows[row.key] = {
@@ -146,16 +139,13 @@ def collect(out: epath.Path) -> dict[str, Any]:
             "training_steps": steps[row.trained_as],
             "batch_size": config.train.batch_size,
             "seeds": len(seeds),
-            "figures": {measure: figure(each) for measure, each in values.items()},
+            "figures": {m: figure([each[m] for each in scored if each.get(m) is not None]) for m in MEASURES},
         }
     if first is None:
         raise MissingError(f"{out} has no scores yet, such as {out / ROWS[0].key}/seed_0/results.json")
     real, log = fields.get(REAL_DATA), out / "commands.json"
     return {
-        "protocol": first["protocol"],
-        "num_objects": first["num_objects"],
-        "num_views": first["num_views"],
-        "published": first["published"],
+        **{name: first[name] for name in ("protocol", "num_objects", "num_views", "published")},
         "rows": rows,
         REAL_DATA: real and {f"consistency_{name}": real[name] for name in ("psnr", "ssim", "fid")},
         "orderings": orderings(rows),
@@ -198,24 +188,24 @@ def _orderings(results: dict[str, Any]) -> str:
     paper = results["published"] if results["published"] in published.CONSISTENCY else "cars"
     lines = [["the paper finds", "", "measure", "difference", f"in the paper, {published.TABLES[paper].title}"]]
     for claim in results["orderings"]:
-        for place, part in enumerate(claim["parts"]):
+        head = [claim["text"], f"**{claim['verdict']}**"]
+        for part in claim["parts"]:
             title, unit, decimals, _ = MEASURES[part["measure"]]
-            error = part.get("standard_error")
-            text = f" ± {error:.{decimals}f}" if error is not None else ""
-            text = f"{part['difference']:+.{decimals}f}{text}{unit}" if "difference" in part else "–"
+            ours, error = part.get("difference"), part.get("standard_error")
             theirs = published_difference(paper, claim, part["measure"])
-            head = [claim["text"], f"**{claim['verdict']}**"] if place == 0 else ["", ""]
-            lines.append([*head, title, text, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
+            spread = "" if error is None else f" ± {error:.{decimals}f}"
+            ours = "–" if ours is None else f"{ours:+.{decimals}f}{spread}{unit}"
+            lines.append([*head, title, ours, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
+            head = ["", ""]
     return table(lines)
 
 
 def published_difference(name: str, claim: dict[str, Any], measure: str) -> float | None:
     """The difference of a claim in the paper's table; None if the paper does not have it."""
     source = published.CONSISTENCY if measure.startswith("consistency_") else published.TABLES
-    rows = {row.name: row for row in source[name].rows} if name in source else {}
-    names = {row.key: row.published for row in ROWS}
-    pair = [rows.get(names[claim[side]]) for side in ("better", "worse")]
-    values = [row and getattr(row, measure.removeprefix("consistency_"), None) for row in pair]
+    theirs = {row.name: dataclasses.asdict(row) for row in source[name].rows}
+    ours = {row.key: theirs.get(row.published, {}) for row in ROWS}
+    values = [ours[claim[side]].get(measure.removeprefix("consistency_")) for side in ("better", "worse")]
     return None if None in values else MEASURES[measure][3] * (values[0] - values[1])
 
 
@@ -223,8 +213,8 @@ def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray:
     """Input view, true view, and the sampled view of each row, for evenly spaced objects and views."""
     folders = [out / key / "seed_0" for key in results["rows"]]
     samples = read_json(folders[0] / "samples.json")["objects"]
-    names = sorted(samples)
-    names = [names[len(names) * i // min(_OBJECTS, len(names))] for i in range(min(_OBJECTS, len(names)))]
+    names, num_objects = sorted(samples), min(_OBJECTS, len(samples))
+    names = [names[len(names) * i // num_objects] for i in range(num_objects)]
     cells, labels = [], []
     for name in names:
         inputs, targets = samples[name]["input_views"], samples[name]["target_views"]
@@ -232,9 +222,8 @@ def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray:
         places = [(2 * i + 1) * len(targets) // (2 * count) for i in range(count)]
         views = [targets[place] for place in places]
         truth, _ = srn.read_object(out / REAL_DATA / "views" / name).decode([inputs[0], *views])
-        # The files of a sampled object begin with its input views.
-        files_of = [len(inputs) + place for place in places]
-        sampled = [srn.read_object(folder / "views" / name).decode(files_of)[0] for folder in folders]
+        numbers = [len(inputs) + place for place in places]  # the files begin with the input views
+        sampled = [srn.read_object(folder / "views" / name).decode(numbers)[0] for folder in folders]
         for i, view in enumerate(views):
             cells.append(np.stack([truth[0], truth[1 + i], *(each[i] for each in sampled)]))
             labels.append(f"{name[-12:]}, view {view}")

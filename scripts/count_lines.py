@@ -16,18 +16,8 @@ import sys
 import tokenize
 
 MAX_FILE, MAX_FUNCTION = 400, 80
-SUFFIXES = (".py", ".sh")
 _NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-
-
-def docstring_lines(tree: ast.Module) -> set[int]:
-    """Numbers of the lines that docstrings occupy."""
-    lines: set[int] = set()
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            lines |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return lines
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def count(path: pathlib.Path) -> tuple[int, int, int, list[str]]:
@@ -38,17 +28,16 @@ def count(path: pathlib.Path) -> tuple[int, int, int, list[str]]:
     if path.suffix != ".py":
         code = sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
         return len(lines), code, 0, problems
-    tree = ast.parse(text)
-    docstrings = docstring_lines(tree)
-    code = set()
+    code, docstrings = set(), set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _NO_CODE:
             code |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
         if isinstance(node, ast.FunctionDef) and "tests" not in path.parts:
             length = node.end_lineno - node.lineno + 1
-            if length > MAX_FUNCTION:
-                problems.append(f"{path}: {node.name} has {length} lines")
+            problems += [f"{path}: {node.name} has {length} lines"] if length > MAX_FUNCTION else []
     return len(lines), len(code - docstrings), len(docstrings), problems
 
 
@@ -60,17 +49,15 @@ def main() -> None:
     listed = subprocess.run(["git", "-C", root, "ls-files"], check=True, capture_output=True, text=True).stdout
     folders: dict[str, list[int]] = {}
     problems = []
-    for name in listed.splitlines():
-        path = root / name
-        if path.suffix not in SUFFIXES or not path.exists():
+    for path in (root / name for name in listed.splitlines()):
+        if path.suffix not in (".py", ".sh") or not path.exists():
             continue
-        lines, code, docstrings, too_long = count(path)
+        *counts, too_long = count(path)
         problems += too_long
-        parts = pathlib.Path(name).parts
+        parts = path.relative_to(root).parts
         for folder in {"/".join(parts[:depth]) or "." for depth in range(min(len(parts), 3))}:
-            row = folders.setdefault(folder, [0, 0, 0, 0])
-            for index, value in enumerate((1, lines, code, docstrings)):
-                row[index] += value
+            before = folders.get(folder, [0, 0, 0, 0])
+            folders[folder] = [a + b for a, b in zip(before, (1, *counts), strict=True)]
     print(f"{'folder':28}{'files':>7}{'lines':>8}{'code':>8}{'docstrings':>12}")
     for folder, (files, lines, code, docstrings) in sorted(folders.items()):
         print(f"{folder:28}{files:7}{lines:8}{code:8}{docstrings:12} ({100 * docstrings / lines:.0f} %)")

@@ -10,26 +10,25 @@ Works on a copy of the checkout in a temporary folder; commit or discard changes
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "faults.txt"
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """One line of the file."""
 
     path: str
     original: str
     faulty: str
-    tests: tuple[str, ...]
+    tests: str
 
 
 def read() -> list[Fault]:
@@ -41,9 +40,8 @@ def read() -> list[Fault]:
         fields = [field.strip() for field in line.split(" | ")]
         if len(fields) != 4:
             raise ValueError(f"{FAULTS}, line {number}: expected path | original | faulty | tests")
-        fault = Fault(*fields[:3], tuple(fields[3].split()))
-        count = (ROOT / fault.path).read_text(encoding="utf-8").count(fault.original)
-        if count != 1:
+        fault = Fault(*fields)
+        if (count := (ROOT / fault.path).read_text(encoding="utf-8").count(fault.original)) != 1:
             raise ValueError(f"{FAULTS}, line {number}: {fault.original!r} occurs {count} times in {fault.path}")
         faults.append(fault)
     return faults
@@ -57,7 +55,7 @@ def is_found(fault: Fault, copy: pathlib.Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider"]
     try:
         environment = os.environ | {"PYTHONPATH": str(copy)}
-        done = subprocess.run([*command, *fault.tests], cwd=copy, env=environment, capture_output=True, check=False)
+        done = subprocess.run([*command, *fault.tests.split()], cwd=copy, env=environment, capture_output=True)
     finally:
         path.write_text(text, encoding="utf-8")
     if done.returncode not in (0, 1):
@@ -75,7 +73,7 @@ def main() -> None:
     if given.check:
         print(f"{len(faults)} faults")
         return
-    missed = []
+    missed = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", "__pycache__"))
@@ -83,12 +81,11 @@ def main() -> None:
         shutil.copytree(ROOT / "threedim" / "data", copy / "threedim" / "data", dirs_exist_ok=True)
         for number, fault in enumerate(faults, start=1):
             found = is_found(fault, copy)
-            missed += [] if found else [fault]
-            print(
-                f"[{number}/{len(faults)}] {'found ' if found else 'MISSED'} {fault.path}: {fault.faulty}", flush=True
-            )
+            missed += not found
+            said = f"{'found ' if found else 'MISSED'} {fault.path}: {fault.faulty}"
+            print(f"[{number}/{len(faults)}] {said}", flush=True)
     if missed:
-        sys.exit(f"{len(missed)} of {len(faults)} faults were not found")
+        sys.exit(f"{missed} of {len(faults)} faults were not found")
 
 
 if __name__ == "__main__":

@@ -107,45 +107,33 @@ def write(given: argparse.Namespace) -> list[epath.Path]:
     return paths
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 def _check_same(trained: Trained, results: Mapping[str, Any], given: argparse.Namespace) -> None:
     if (results["sampling"] or {}).get("weights") != trained.identity:
-        raise UserError(
-            f"{given.evaluation} is not an evaluation of {given.weights}; evaluate with "
-            f"--config.sample.weights={given.weights}"
-        )
+        said = f"{given.evaluation} is not an evaluation of {given.weights}"
+        raise UserError(f"{said}; evaluate with --config.sample.weights={given.weights}")
     # The run may have gone on since the export.
-    changes = settings_lib.differences(
-        settings_lib.plain(open_run(given.workdir).config),
-        settings_lib.plain(trained.config),
-        only=("seed", "model", "diffusion", "data"),
-        ignore=("data.dir",),
-    )
-    settings_lib.refuse(
-        f"{given.weights} is not of the run in {given.workdir}", changes, "Name the run of the weights."
-    )
+    of_run, now = (settings_lib.plain(each.config) for each in (open_run(given.workdir), trained))
+    only = ("seed", "model", "diffusion", "data")
+    changes = settings_lib.differences(of_run, now, only, ignore=("data.dir",))
+    what = f"{given.weights} is not of the run in {given.workdir}"
+    settings_lib.refuse(what, changes, "Name the run of the weights.")
 
 
 def _stages(trained: Trained, given: argparse.Namespace) -> list[Stage]:
     """The run, after the runs that its first weights came from."""
-    stages = [_stage(epath.Path(given.workdir), given.config, settings_lib.plain(trained.config), trained.step)]
+    stages = [_stage(epath.Path(given.workdir), given.config, trained)]
     for text in given.started_from:
         folder, _, config_file = text.partition("=")
-        source = stages[0].settings["train"]["init_from"]
-        if epath.Path(source).name != epath.Path(folder).name or not config_file:
-            raise UserError(
-                f"--started_from={text}: expected RUN=CONFIG, and {stages[0].workdir} started from {source or 'none'}"
-            )
-        run = open_run(folder)
-        stages.insert(0, _stage(epath.Path(folder), config_file, settings_lib.plain(run.config), run.step))
+        source, before = stages[0].settings["train"]["init_from"], epath.Path(folder)
+        if epath.Path(source).name != before.name or not config_file:
+            said = f"{stages[0].workdir} started from {source or 'none'}"
+            raise UserError(f"--started_from={text}: expected RUN=CONFIG, and {said}")
+        stages.insert(0, _stage(before, config_file, open_run(folder)))
     return stages
 
 
-def _stage(workdir: epath.Path, config_file: str, settings: dict[str, Any], steps: int) -> Stage:
-    path = workdir / "metrics.jsonl"
+def _stage(workdir: epath.Path, config_file: str, trained: Trained) -> Stage:
+    settings, steps, path = settings_lib.plain(trained.config), trained.step, workdir / "metrics.jsonl"
     if not path.exists():
         raise MissingError(f"{path} is missing; it says how long the run took")
     # The last line may be cut short.
@@ -158,32 +146,29 @@ def _stage(workdir: epath.Path, config_file: str, settings: dict[str, Any], step
     return Stage(workdir, config_file, settings, steps, seconds, lines)
 
 
-def _training_views(
-    config: ml_collections.ConfigDict, fingerprint: str, results: Mapping[str, Any]
-) -> tuple[np.ndarray, str]:
+def _training_views(config: ml_collections.ConfigDict, fingerprint: str, results: Mapping[str, Any]):
     """The mean of all training views, (height, width, 3) uint8, and a paragraph about the data."""
     train, test = (sources.open_from_config(config.data, split) for split in ("train", "test"))
     if (train.fingerprint, test.fingerprint) != (fingerprint, results["protocol"]["data_fingerprint"]):
         raise UserError(f"{config.data.dir} holds other data than the run was trained or evaluated with")
     size = config.model.image_size
-    total, count, centers = np.zeros((size, size, 3)), 0, []
+    total, centers = np.zeros((size, size, 3)), []
     with progress(len(train), desc="mean of the training views, objects") as bar:
         for index in range(len(train)):
             pictures, cameras = train.views(index, range(train.num_views(index)), size)
             total += pictures.sum(axis=0, dtype=np.float64)
-            count += len(pictures)
             centers.append(cameras.t)
             bar.advance()
     centers = np.concatenate(centers).astype(np.float64)
     distance = np.linalg.norm(centers, axis=-1)
     elevation = np.degrees(np.arcsin(np.clip(centers[:, 2] / distance, -1, 1)))
     about = (
-        f"{len(train):,} training objects with {count:,} views from distances of {distance.min():.2f} to "
+        f"{len(train):,} training objects with {len(centers):,} views from distances of {distance.min():.2f} to "
         f"{distance.max():.2f} and elevations of {elevation.min():.0f} to {elevation.max():.0f} degrees; {len(test):,} "
         f"held-out objects. Source: {config.data.source or 'procedural ' + ', '.join(config.data.procedural.kinds)}. "
         f"Fingerprints: train `{train.fingerprint[:12]}`, test `{test.fingerprint[:12]}`."
     )
-    return np.rint(total / count).astype(np.uint8), about
+    return np.rint(total / len(centers)).astype(np.uint8), about
 
 
 def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], picture: np.ndarray) -> dict[str, Any]:
@@ -194,10 +179,6 @@ def _score_picture(config: ml_collections.ConfigDict, tasks: Sequence[Task], pic
         views = task.load()
         scored.add(task, views, np.ascontiguousarray(np.broadcast_to(picture, views.truth.shape)))
     return scored.results()["dataset"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sections
 
 
 def _weights(path: epath.PathLike, trained: Trained, count: int, dtype: str) -> str:
@@ -215,44 +196,44 @@ def _weights(path: epath.PathLike, trained: Trained, count: int, dtype: str) -> 
 
 def _training(stages: Sequence[Stage], results: Mapping[str, Any]) -> str:
     """A table with a column for each run, the last one first."""
-    rows: dict[str, list[str]] = {}
+    columns = []
+    shown = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
     for stage in reversed(stages):
         c, train, last = stage.settings, stage.settings["train"], stage.lines[-1]
         dates = dict.fromkeys(str(datetime.date.fromtimestamp(stage.lines[i]["time"])) for i in (0, -1))
         rates = [line["mfu"] for line in stage.lines if line.get("mfu")]
-        noise = ", ".join(f"{last[key]:.3f}" for key in sorted(last) if key.startswith("loss_by_noise/"))
-        shown = ("learning_rate", "warmup_examples", "adam_b1", "adam_b2", "ema_half_life", "ema_rampup", "uncond_prob")
         cells = {
             "": stage.workdir.name,
             "steps": f"{stage.steps:,} of {train['batch_size']} pairs at {c['model']['image_size']} px",
             "started from": train["init_from"] or "random weights",
             "time": f"{stage.seconds / 3600:.2f} h ({stage.pairs / stage.seconds:.1f} pairs/s), {' to '.join(dates)}",
             "final loss": f"{last['loss']:.4f}",
-            "by noise level, from clean to noise": noise,
+            "by noise level, from clean to noise": ", ".join(
+                f"{last[key]:.3f}" for key in sorted(last) if key.startswith("loss_by_noise/")
+            ),
             "model FLOPs utilization": f"{100 * np.mean(rates):.1f} %" if rates else "not logged (CPU)",
             "augmentation": _settings(c["data"]["augment"]),
             "settings": _settings({name: train[name] for name in (*shown, "color_weight")}),
             "seed": str(c["seed"]),
         }
-        for title, cell in cells.items():
-            rows.setdefault(title, []).append(cell)
+        columns.append(cells.values())
+    lines = list(zip(cells, *columns, strict=True))
     seeds = f"sampling {results['config']['sample']['seed']}, evaluation {results['protocol']['seed']}"
-    return table([[title, *cells] for title, cells in rows.items()]) + f"\n\nOther seeds: {seeds}."
+    return table(lines) + f"\n\nOther seeds: {seeds}."
 
 
 def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], consistency: dict | None) -> str:
-    rows = {
-        f"**{name}**": results["dataset"],
-        "input view repeated": results["baselines"]["input view repeated"],
-        "mean of all training views": mean,
-    }
+    rows = {f"**{name}**": results["dataset"], **results["baselines"], "mean of all training views": mean}
     shown = [key for key in _COLUMNS if results["dataset"].get(key) is not None]
     lines = [["", *(_COLUMNS[key][0] for key in shown)]]
-    lines += [[title, *(_figure(figures, key) for key in shown)] for title, figures in rows.items()]
-    sampling, device = results["sampling"], results["device"]
+    for title, figures in rows.items():
+        spreads = [figures.get(f"{key}_std_over_objects") for key in shown]
+        cells = [number(figures.get(key), _COLUMNS[key][1], each) for key, each in zip(shown, spreads, strict=True)]
+        lines.append([title, *cells])
+    sampling, device, view = results["sampling"], results["device"], results["protocol"]["input_view"]
     about = (
         f"{results['num_objects']} held-out objects, {results['num_views']:,} views of "
-        f"{results['protocol']['image_size']} px from input view {results['protocol']['input_view']}: "
+        f"{results['protocol']['image_size']} px from input view {view}: "
         f"{sampling['num_steps']} steps of {sampling['solver']} with guidance {sampling['guidance_weight']:g} on "
         f"{device['count']} {device['kind']} device(s). Means over all views ± standard deviation over objects. The "
         "patch distance asks whether views look real, not whether they are right. "
@@ -270,14 +251,8 @@ def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], cons
     if consistency:
         lines = [["3D consistency", "PSNR, dB ↑", "SSIM ↑", "objects"]]
         for row, one in consistency["rows"].items():
-            lines.append(
-                [
-                    f"**{row}**" if row == name else row,
-                    f"{one['psnr']:.2f}",
-                    f"{one['ssim']:.3f}",
-                    str(one["num_objects"]),
-                ]
-            )
+            title = f"**{row}**" if row == name else row
+            lines.append([title, f"{one['psnr']:.2f}", f"{one['ssim']:.3f}", str(one["num_objects"])])
         changed = _settings(consistency["not_the_frozen_settings"])
         parts += [table(lines)] + ([f"The field differs from the default one: {changed}."] if changed else [])
     return "\n\n".join(parts)
@@ -286,6 +261,7 @@ def _scores(name: str, results: Mapping[str, Any], mean: Mapping[str, Any], cons
 def _limits(results: Mapping[str, Any], mean: Mapping[str, Any], stages: Sequence[Stage]) -> list[str]:
     psnr, objects, bins = results["dataset"]["psnr"], results["objects"], results["psnr_by_angle"]
     order = sorted(objects, key=lambda name: objects[name]["psnr"])
+    worst, best = (f"{objects[name]['psnr']:.2f} dB ({name})" for name in (order[0], order[-1]))
     others = {"the repeated input view": results["baselines"]["input view repeated"], "the mean image": mean}
     against = [f"{psnr - figures['psnr']:+.2f} dB against {what}" for what, figures in others.items()]
     near, far = bins[0], bins[-1]
@@ -295,8 +271,7 @@ def _limits(results: Mapping[str, Any], mean: Mapping[str, Any], stages: Sequenc
         f"PSNR: {', '.join(against)}.",
         f"PSNR is {near['psnr']:.2f} dB at {near['from_degrees']} to {near['to_degrees']} degrees from the input view "
         f"and {far['psnr']:.2f} dB at {far['from_degrees']} to {far['to_degrees']}.",
-        f"Worst object: {objects[order[0]]['psnr']:.2f} dB ({order[0]}); best: {objects[order[-1]]['psnr']:.2f} dB "
-        f"({order[-1]}).",
+        f"Worst object: {worst}; best: {best}.",
         "One training run and one sampling seed: the scores have no errors over either.",
     ]
 
@@ -307,8 +282,8 @@ def _commands(given: argparse.Namespace, stages: Sequence[Stage], dtype: str, re
     run, file = f"runs/{name}", f"threedim/pretrained/{name}.safetensors"
     evaluation, todo = f"{run}/evaluation/{name}", []
     for stage in stages:
-        last, source = stage is stages[-1], stage.settings["train"]["init_from"]
-        workdir = run if last else f"runs/{stage.workdir.name}"
+        source = stage.settings["train"]["init_from"]
+        workdir = run if stage is stages[-1] else f"runs/{stage.workdir.name}"
         flags = _flags(stage.config_file, stage.settings, ("seed", "data", "model", "diffusion", "train"))
         flags += [f"--config.train.init_from={f'runs/{epath.Path(source).name}' if todo else source}"] if source else []
         flags.append(f"--config.train.num_steps={stage.steps}")
@@ -329,8 +304,8 @@ def _commands(given: argparse.Namespace, stages: Sequence[Stage], dtype: str, re
         todo.append([*score, f"--out={run}/consistency"])
         card.append(f"--consistency={run}/consistency")
     card += [f"--started_from=runs/{stage.workdir.name}={stage.config_file}" for stage in stages[-2::-1]]
-    card += [f"--config={given.config}"]
-    todo.append([*card, *(f"--note={note}" for note in given.note), "--out=threedim/pretrained", "--overwrite"])
+    notes = [f"--note={note}" for note in given.note]
+    todo.append([*card, f"--config={given.config}", *notes, "--out=threedim/pretrained", "--overwrite"])
     return [shlex.join(["python", "-m", *arguments]) for arguments in todo]
 
 
@@ -366,10 +341,6 @@ def _sheet(evaluation: epath.Path, tasks: Sequence[Task], size: int) -> np.ndarr
 
 def _settings(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _figure(figures: Mapping[str, Any], key: str) -> str:
-    return number(figures.get(key), _COLUMNS[key][1], figures.get(f"{key}_std_over_objects"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

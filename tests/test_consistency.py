@@ -226,7 +226,7 @@ def test_wrong_rows_are_refused(views, tmp_path):
         score.score([str(views), str(tmp_path / "b" / "views")], out, QUICK)
     with pytest.raises(MissingError, match="no such folder"):
         score.score([str(tmp_path / "absent")], out, QUICK)
-    with pytest.raises(UserError, match="cannot be averaged down"):
+    with pytest.raises(UserError, match="cannot be averaged"):
         score.score([str(views)], out, QUICK, size=32)
     with pytest.raises(UserError, match="among the 10 views"):
         score.score([str(views)], out, QUICK, input_views=[10])

@@ -49,16 +49,16 @@ def test_wrong_arguments():
         shapes.make_shape("car", -1)
 
 
-@pytest.mark.parametrize(("module", "make"), [(chairs, chairs.make_chair), (cars, cars.make_car)])
-def test_every_style_is_sampled(monkeypatch, module, make):
-    styles, sampled = module.STYLES, []
+@pytest.mark.parametrize("kind", shapes.KINDS)
+def test_every_style_is_sampled(monkeypatch, kind):
+    styles, sampled = shapes.STYLES[kind], []
 
     def record(style):
         return lambda rng, builder: sampled.append(style) or builder.box([0, 0, 0], [1, 1, 1], (1, 0, 0))
 
-    monkeypatch.setattr(module, "STYLES", tuple(map(record, styles)))
+    monkeypatch.setitem(shapes.STYLES, kind, tuple(map(record, styles)))
     for seed in range(200):
-        make(np.random.default_rng(seed))
+        shapes.make_shape(kind, seed)
     assert len(set(styles)) >= 8
     assert min(sampled.count(style) for style in styles) > 200 / len(styles) / 3
 

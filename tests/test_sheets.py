@@ -7,8 +7,7 @@ from PIL import Image
 
 from threedim import files, pixels
 from threedim.output import sheets
-from threedim.output.animations import save_gif
-from threedim.output.sheets import make_grid, make_sheet
+from threedim.output.sheets import make_grid, make_sheet, save_gif
 
 
 def noise(*shape, seed=0):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 _MAX_LISTED = 20
 
@@ -36,11 +37,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts from leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def like(tree: Any, leaves: Mapping[str, Any]) -> Any:
@@ -75,17 +72,13 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
     Arrays on an accelerator, or sharded over hosts, are summed where they are (then all processes must call this);
     arrays in this host's memory are summed by NumPy, which needs no compilation.
     """
-    sums = {
-        path: _checksum(np.asarray(leaf), np) if _on_host(leaf) else _device_checksum(leaf)
-        for path, leaf in leaves.items()
-    }
+    sums = {}
+    for path, leaf in leaves.items():
+        on_host = isinstance(leaf, np.ndarray) or (
+            leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
+        )
+        sums[path] = _checksum(np.asarray(leaf), np) if on_host else _device_checksum(leaf)
     return {path: f"{int(value):08x}" for path, value in jax.device_get(sums).items()}
-
-
-def _on_host(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray):
-        return True
-    return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
 
 
 def _checksum(x: Any, xnp: Any) -> Any:

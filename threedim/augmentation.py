@@ -37,13 +37,13 @@ class Augmentation:
     def __post_init__(self):
         if not isinstance(self.orientation, bool | np.bool_):
             raise ValueError(f"orientation must be True or False, got {self.orientation!r}")
-        object.__setattr__(self, "scale", tuple(self.scale) if isinstance(self.scale, list) else self.scale)
-        numbers = self.scale if isinstance(self.scale, tuple) else ()
-        if len(numbers) != 2 or not all(isinstance(factor, int | float) for factor in numbers):
-            raise ValueError(f"scale must be two factors (low, high), got {self.scale!r}")
-        low, high = self.scale
-        if not 0 < low <= high < float("inf"):
-            raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {self.scale}")
+        if isinstance(self.scale, list):
+            object.__setattr__(self, "scale", tuple(self.scale))
+        match self.scale:
+            case (int() | float() as low, int() | float() as high) if 0 < low <= high < float("inf"):
+                pass
+            case _:
+                raise ValueError(f"scale must be two factors (low, high) with 0 < low <= high, got {self.scale!r}")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue must be in [0, 0.5] turns, got {self.hue}")
 
@@ -97,7 +97,7 @@ def random_rotations(key: jax.Array, count: int) -> jax.Array:
         (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
         (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     )
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    return jnp.moveaxis(jnp.asarray(rows), -1, 0)
 
 
 def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
@@ -114,12 +114,8 @@ def turn_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
     high, low = jnp.max(images, axis=-1), jnp.min(images, axis=-1)
     chroma = high - low
     safe = jnp.where(chroma > 0, chroma, 1.0)
-    sixths = jnp.where(
-        high == red,
-        (green - blue) / safe,
-        jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
-    )
-    sixths = sixths + 6.0 * turns
+    sixths = jnp.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe)
+    sixths = jnp.where(high == red, (green - blue) / safe, sixths) + 6.0 * turns
     # How far each channel is below the highest one, as a fraction of the chroma.
     k = jnp.mod(sixths[..., None] + jnp.asarray([5.0, 3.0, 1.0]), 6.0)
     below = jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)

@@ -98,7 +98,7 @@ class Camera:
         if camera_to_world.shape[-2:] not in ((4, 4), (3, 4)):
             raise ValueError(f"camera-to-world matrix must be 4x4 or 3x4, got shape {camera_to_world.shape}")
         bottom = camera_to_world[..., 3:, :]
-        if bottom.size and not np.allclose(bottom, [0, 0, 0, 1], atol=1e-5):
+        if not np.allclose(bottom, [0, 0, 0, 1], atol=1e-5):
             raise ValueError(f"last row of a camera-to-world matrix must be 0 0 0 1, got {bottom.reshape(-1, 4)[0]}")
         K = np.broadcast_to(np.asarray(K, np.float32), (*camera_to_world.shape[:-2], 3, 3))
         return cls(camera_to_world[..., :3, :3], camera_to_world[..., :3, 3], K)
@@ -129,9 +129,7 @@ class Camera:
 
     def to_opengl_matrix(self):
         """Camera-to-world matrices with OpenGL axes, (..., 4, 4)."""
-        axes = np.eye(4)
-        axes[:3, :3] = _OPENGL_TO_OPENCV
-        return self.to_matrix() @ axes.astype(np.float32)
+        return self.to_matrix() * np.append(_OPENGL_TO_OPENCV.diagonal(), 1).astype(np.float32)
 
     def resized(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> Camera:
         """The camera of the same image after a resize from ``old_size`` to ``new_size``, both (height, width).
@@ -163,13 +161,11 @@ class Camera:
         x, y = xnp.meshgrid(x, y, indexing="xy")
         fx, fy = self.K[..., 0, 0, None, None], self.K[..., 1, 1, None, None]
         cx, cy = self.K[..., 0, 2, None, None], self.K[..., 1, 2, None, None]
-        local = xnp.stack([(x - cx) / fx, (y - cy) / fy, xnp.ones_like((x - cx) / fx)], axis=-1)
+        local_x, local_y = ((x - cx) / fx)[..., None], ((y - cy) / fy)[..., None]  # and z = 1
         # Multiply-adds, not a matmul, which an accelerator may compute in lower precision: the encoding multiplies
         # errors by up to 2^14.
         rotation = self.R[..., None, None, :, :]
-        direction = (
-            rotation[..., 0] * local[..., 0:1] + rotation[..., 1] * local[..., 1:2] + rotation[..., 2] * local[..., 2:3]
-        )
+        direction = rotation[..., 0] * local_x + rotation[..., 1] * local_y + rotation[..., 2]
         direction = direction / xnp.sqrt(xnp.sum(direction**2, axis=-1, keepdims=True))
         origin = xnp.broadcast_to(self.t[..., None, None, :], direction.shape)
         return origin, direction

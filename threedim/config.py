@@ -66,36 +66,28 @@ def process(config: ml_collections.ConfigDict) -> Process:
 def recipe(config: ml_collections.ConfigDict) -> Recipe:
     """The training recipe of ``config.train``, with what ``config.data`` does to pairs."""
     if process(config).regression and config.train.uncond_prob > 0:
-        raise UserError(
-            f"config.train: uncond_prob must be 0 with diffusion.regression, which uses no guidance; got "
-            f"{config.train.uncond_prob}"
-        )
+        problem = "uncond_prob must be 0 with diffusion.regression, which uses no guidance"
+        raise UserError(f"config.train: {problem}; got {config.train.uncond_prob}")
     with _section("data.augment"):
         augmentation = Augmentation(**{k: tuple(v) if k == "scale" else v for k, v in config.data.augment.items()})
-    names = {field.name for field in dataclasses.fields(Recipe)} & set(config.train)
+    fields = {f.name: config.train[f.name] for f in dataclasses.fields(Recipe) if f.name in config.train}
     with _section("train"):
-        return Recipe(
-            **{name: config.train[name] for name in names},
-            seed=config.seed,
-            relative_poses=_relative_poses(config),
-            augmentation=augmentation,
-        )
+        return Recipe(**fields, seed=config.seed, relative_poses=_relative_poses(config), augmentation=augmentation)
 
 
 def sampler_settings(config: ml_collections.ConfigDict, num_steps: int | None = None) -> Settings:
     """The sampler settings of ``config.sample``: its preset, and the fields set beside it.
 
-    Args:
-      config: the configuration.
-      num_steps: denoising steps, instead of those of the config.
+    ``num_steps`` replaces the number of denoising steps of the config.
 
     Raises:
       UserError: on an unknown preset, a value out of range, or settings that do not fit ``config.diffusion``.
     """
     s = config.sample
     preset = PRESETS[_choice("sample.preset", s.preset, PRESETS)]
-    given = {f.name: s[f.name] for f in dataclasses.fields(Settings) if s[f.name] is not None}
-    fields = preset | given | ({"num_steps": num_steps} if num_steps is not None else {})
+    fields = preset | {f.name: s[f.name] for f in dataclasses.fields(Settings) if s[f.name] is not None}
+    if num_steps is not None:
+        fields["num_steps"] = num_steps
     with _section("sample"):
         settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
         settings.check(process(config))

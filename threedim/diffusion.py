@@ -105,25 +105,15 @@ def posterior(z: jax.Array, x_hat: jax.Array, logsnr_t: jax.Array, logsnr_s: jax
 
 
 class Examples(NamedTuple):
-    """Noised pairs: the network's inputs and what it is to predict. Leading axes (batch,).
+    """Noised pairs: the network's inputs and what it is to predict. Leading axes (batch,)."""
 
-    Attributes:
-      x: clean views, (batch, height, width, 3) in [-1, 1]; noise if the pair is unconditional.
-      z: noisy targets, same shape.
-      logsnr: noise levels of both frames, (batch, 2).
-      camera: cameras of both frames, axes (batch, 2).
-      cond_mask: (batch,) bool, False if the pair is unconditional.
-      label: what the network is to predict, shaped like ``z``.
-      t: (batch,), time of the target frame.
-    """
-
-    x: jax.Array
-    z: jax.Array
-    logsnr: jax.Array
-    camera: Camera
-    cond_mask: jax.Array
-    label: jax.Array
-    t: jax.Array
+    x: jax.Array  # clean views, (batch, height, width, 3) in [-1, 1]; noise if the pair is unconditional
+    z: jax.Array  # noisy targets, same shape
+    logsnr: jax.Array  # noise levels of both frames, (batch, 2)
+    camera: Camera  # of both frames, axes (batch, 2)
+    cond_mask: jax.Array  # (batch,) bool, False if the pair is unconditional
+    label: jax.Array  # what the network is to predict, shaped like ``z``
+    t: jax.Array  # (batch,), time of the target frame
 
 
 def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Process, uncond_prob: float) -> Examples:
@@ -132,8 +122,7 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
     Args:
       images: pairs of views, (batch, 2, height, width, 3) in [-1, 1]; frame 0 is the clean view, frame 1 the target.
       camera: their cameras, axes (batch, 2).
-      key: a key used for nothing else.
-      process: the diffusion process.
+      key, process: a key used for nothing else, and the diffusion process.
       uncond_prob: probability of making a pair unconditional: pose encodings zeroed, clean frame replaced by noise.
     """
     batch = images.shape[0]
@@ -154,18 +143,14 @@ def make_examples(images: jax.Array, camera: Camera, key: jax.Array, process: Pr
 def loss(network: Network, examples: Examples, color_weight: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Mean squared error of the network's output on the target frame [2.1, 7.2].
 
-    Args:
-      network: the network.
-      examples: noised pairs.
-      color_weight: weight of the error's deviation from its mean over channels, at full noise; it approaches 1 with the
-        noise's share of the variance. 1 in the paper.
+    ``color_weight`` is the weight of the error's deviation from its mean over channels, at full noise; it approaches 1
+    with the noise's share of the variance. 1 in the paper.
 
     Returns:
       The mean over the batch, and the loss of each example, (batch,).
     """
     e = examples
-    output = network(e.x, e.z, e.logsnr, e.camera, e.cond_mask)
-    error = output - e.label
+    error = network(e.x, e.z, e.logsnr, e.camera, e.cond_mask) - e.label
     per_example = jnp.mean(error**2, axis=(1, 2, 3))
     if color_weight != 1:
         color = error - error.mean(axis=-1, keepdims=True)

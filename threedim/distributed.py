@@ -37,8 +37,7 @@ def initialize(
     Args:
       coordinator_address: "host:port" of process 0. Detected automatically, like the next two, on TPU pods and GKE, and
         under Slurm and Open MPI.
-      num_processes: number of processes.
-      process_id: index of this process, from 0.
+      num_processes, process_id: the number of processes, and the index of this one, from 0.
       timeout: seconds to wait for the others.
 
     Raises:
@@ -63,15 +62,14 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
-        if coordinator_address is None:
-            raise UserError(
-                "--distributed: the other processes could not be detected automatically; outside of TPU pods, GKE, "
-                f"Slurm and Open MPI use --coordinator_address, --num_processes and --process_id ({error})"
-            ) from error
-        raise UserError(
-            f"--distributed: process {process_id} of {num_processes} could not connect to "
-            f"{coordinator_address}: is the port free, did all processes start within {timeout} s? ({error})"
-        ) from error
+        problem = (
+            "the other processes could not be detected automatically; outside of TPU pods, GKE, Slurm and Open MPI"
+        )
+        problem += " use --coordinator_address, --num_processes and --process_id"
+        if coordinator_address is not None:
+            problem = f"process {process_id} of {num_processes} could not connect to {coordinator_address}: "
+            problem += f"is the port free, did all processes start within {timeout} s?"
+        raise UserError(f"--distributed: {problem} ({error})") from error
 
 
 def _wait_for(address: str, timeout: float) -> None:
@@ -86,10 +84,8 @@ def _wait_for(address: str, timeout: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"--distributed: no answer from {address} for {timeout} s ({error}): is process 0 running there, "
-                    "is the port open between the machines?"
-                ) from error
+                hint = "is process 0 running there, is the port open between the machines?"
+                raise UserError(f"--distributed: no answer from {address} for {timeout} s ({error}): {hint}") from error
             time.sleep(0.2)
 
 
@@ -155,7 +151,7 @@ class StopSignal:
         self._received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignal:
-        numbers = (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
@@ -165,10 +161,8 @@ class StopSignal:
 
     def reached(self, step: int) -> signal.Signals | None:
         """The signal, if the run is to stop after this step. Call it after every step."""
-        if self._together and multihost_utils.reached_preemption_sync_point(step):
-            self._received = signal.SIGTERM
-        elif self._together:
-            return None
+        if self._together:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self._received
 
     def _receive(self, number: int, frame: Any) -> None:

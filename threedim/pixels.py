@@ -9,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from threedim import files
+from threedim.data import png
 from threedim.errors import MissingError, UserError
 
 
@@ -36,18 +37,11 @@ def save_png(path: epath.PathLike, image) -> None:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"{path}: picture must be uint8 (height, width, 3), got {image.dtype} {image.shape}")
-    encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "PNG")
-    files.write_atomically(path, encoded.getvalue())
+    files.write_atomically(path, png.encode_png(image))
 
 
 def load_png(path: epath.PathLike) -> np.ndarray:
-    """Reads a picture, (height, width, 3) uint8.
-
-    Raises:
-      MissingError: if it does not exist.
-      UserError: if it cannot be decoded.
-    """
+    """Reads a picture, (height, width, 3) uint8. MissingError if there is none, UserError if it cannot be decoded."""
     path = epath.Path(path)
     if not path.exists():
         raise MissingError(f"{path}: no such picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -9,26 +10,30 @@ from typing import Any
 import tqdm
 
 
-class Progress:
-    """A progress bar on a terminal; a plain line now and then in a log file. A context manager, made by `progress`."""
+class Progress(contextlib.AbstractContextManager):
+    """A bar with the time left on a terminal; a plain line now and then in a log file. A context manager.
 
-    def __init__(self, total: int, initial: int, desc: str, enabled: bool, interval: float, file: Any):
-        self.total = total
-        self.initial = initial
-        self._desc = desc
-        self._file = file
-        self._interval = interval
+    Args:
+      total: number of items.
+      initial: items finished by an earlier process.
+      desc: label.
+      enabled: False shows nothing: for all processes but one.
+      interval: seconds between plain lines, if ``file`` is not a terminal.
+      file: standard error if None.
+    """
+
+    def __init__(
+        self, total: int, *, initial=0, desc: str = "", enabled=True, interval: float = 30.0, file: Any = None
+    ):
+        self.total, self.initial = total, initial
+        self._desc, self._interval, self._file = desc, interval, sys.stderr if file is None else file
         self._shown: dict[str, str] = {}
-        self._done = initial
+        self._done, self._printed = initial, None
         self._began = self._printed_at = time.monotonic()
-        self._printed: int | None = None
-        self._closed = not enabled
-        self._bar = None
-        if enabled and file.isatty():
-            self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, file=file, dynamic_ncols=True, smoothing=0.1)
-
-    def __enter__(self) -> Progress:
-        return self
+        self._closed, self._bar = not enabled, None
+        if enabled and self._file.isatty():
+            options = {"file": self._file, "dynamic_ncols": True, "smoothing": 0.1}
+            self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, **options)
 
     def __exit__(self, *exception) -> None:
         self.close()
@@ -72,23 +77,4 @@ class Progress:
         print(", ".join(parts), file=self._file, flush=True)
 
 
-def progress(
-    total: int,
-    *,
-    initial: int = 0,
-    desc: str = "",
-    enabled: bool = True,
-    interval: float = 30.0,
-    file: Any = None,
-) -> Progress:
-    """A progress bar with the time left.
-
-    Args:
-      total: number of items.
-      initial: items finished by an earlier process.
-      desc: label.
-      enabled: False shows nothing: for all processes but one.
-      interval: seconds between plain lines, if ``file`` is not a terminal.
-      file: standard error if None.
-    """
-    return Progress(total, initial, desc, enabled, interval, sys.stderr if file is None else file)
+progress = Progress

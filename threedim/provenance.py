@@ -52,19 +52,12 @@ def processor() -> dict[str, Any]:
 
 def device() -> dict[str, Any]:
     """The devices of this process, and the number of processes."""
-    devices = jax.local_devices()
-    return {
-        "platform": devices[0].platform,
-        "kind": devices[0].device_kind,
-        "count": len(devices),
-        "processes": jax.process_count(),
-    }
+    first, *others = jax.local_devices()
+    found = {"platform": first.platform, "kind": first.device_kind}
+    return found | {"count": 1 + len(others), "processes": jax.process_count()}
 
 
 def file_identity(path: epath.PathLike) -> dict[str, str]:
     """Name and sha256 of a file."""
-    digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return {"name": epath.Path(path).name, "sha256": digest.hexdigest()}
+        return {"name": epath.Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -14,6 +14,7 @@ resumes after its last finished view.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.files import read_json
-from threedim.output import animations, sheets
+from threedim.output import sheets
 from threedim.progress import progress
 from threedim.sampling import Sampler
 from threedim.settings import check_claim
@@ -60,10 +61,8 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     devices = jax.local_devices()
     batch_size = config.sample.batch_size
     if batch_size < 1 or batch_size % len(devices):
-        raise UserError(
-            f"sample.batch_size must be a positive multiple of this process's {len(devices)} device(s), got "
-            f"{batch_size}"
-        )
+        rule = f"must be a positive multiple of this process's {len(devices)} device(s)"
+        raise UserError(f"sample.batch_size {rule}, got {batch_size}")
     trained = find_weights(config, workdir)
     trained.check_config(config)
     sampler = config_lib.sampler(config)
@@ -73,10 +72,9 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     out = output_folder(config, workdir, trained)
     distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
-    if distributed.is_lead():
-        for task in tasks:
-            if task not in todo:  # a process may have been killed between writing the object and cleaning up
-                _unfinished(out, task).rmtree(missing_ok=True)
+    for task in tasks if distributed.is_lead() else ():
+        if task not in todo:  # a process may have been killed between writing the object and cleaning up
+            _unfinished(out, task).rmtree(missing_ok=True)
     distributed.check_same("the list of objects to sample", [task.name for task in todo])
     todo = todo[jax.process_index() :: jax.process_count()]
     if not todo:
@@ -154,13 +152,9 @@ def _arguments(batch: list[tuple[Task, Views]], finished: dict[str, np.ndarray],
     """Inputs, their cameras, target cameras, keys and finished views, each with axes (object, ...)."""
     tasks, views = zip(*batch, strict=True)
     keys = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(task.name.encode())) for task in tasks]
-    return (
-        np.stack([pixels.to_float(each.inputs) for each in views]),
-        Camera.stack([each.cameras for each in views]),
-        Camera.stack([each.targets for each in views]),
-        jax.numpy.stack(keys),
-        np.stack([pixels.to_float(finished[task.name]) for task in tasks]),
-    )
+    inputs, done = [each.inputs for each in views], [finished[task.name] for task in tasks]
+    cameras, targets = Camera.stack([each.cameras for each in views]), Camera.stack([each.targets for each in views])
+    return pixels.to_float(inputs), cameras, targets, jax.numpy.stack(keys), pixels.to_float(done)
 
 
 def _unfinished(out: epath.Path, task: Task) -> epath.Path:
@@ -169,12 +163,8 @@ def _unfinished(out: epath.Path, task: Task) -> epath.Path:
 
 def _read_finished(out: epath.Path, task: Task, size: int) -> np.ndarray:
     """The views that an interrupted run has finished, up to the first gap, (view, height, width, 3) uint8."""
-    pictures = []
-    while len(pictures) < len(task.target_views):
-        path = _unfinished(out, task) / f"{len(pictures):06d}.png"
-        if not path.exists():
-            break
-        pictures.append(pixels.load_png(path))
+    paths = [_unfinished(out, task) / f"{index:06d}.png" for index in range(len(task.target_views))]
+    pictures = [pixels.load_png(path) for path in itertools.takewhile(lambda path: path.exists(), paths)]
     return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
 
 
@@ -182,7 +172,7 @@ def _write(out: epath.Path, task: Task, known: Views, sampled: np.ndarray) -> No
     scale = max(1, 128 // sampled.shape[-2])
     rows = [sampled] if known.truth is None else [sampled, known.truth]
     pixels.save_png(out / "sheets" / f"{task.name}.png", sheets.make_sheet(known.inputs, rows, columns=8, scale=scale))
-    animations.save_gif(out / "gifs" / f"{task.name}.gif", sampled, fps=8, scale=scale)
+    sheets.save_gif(out / "gifs" / f"{task.name}.gif", sampled, fps=8, scale=scale)
     # Last: an object whose folder exists is finished.
     cameras = Camera.stack([*known.cameras, *known.targets])
     srn.write_object(out / "views" / task.name, np.concatenate([known.inputs, sampled]), cameras)

@@ -111,11 +111,9 @@ class Settings:
         """
         self.levels(process)
         if process.regression and (self.num_steps != 1 or self.guidance_weight != 0 or self.spacing != "t"):
-            raise ValueError(
-                "a network trained by regression predicts the image in one step from noise: "
-                "num_steps must be 1, guidance_weight 0 and "
-                f'spacing "t"; got {self.num_steps}, {self.guidance_weight} and {self.spacing!r}'
-            )
+            rule = 'in one step from noise: num_steps must be 1, guidance_weight 0 and spacing "t"'
+            found = f"{self.num_steps}, {self.guidance_weight} and {self.spacing!r}"
+            raise ValueError(f"a network trained by regression predicts the image {rule}; got {found}")
 
     def levels(self, process: Process) -> np.ndarray:
         """Noise levels, (num_steps + 1,), rising; the network is evaluated at all but the last."""
@@ -136,17 +134,11 @@ class Settings:
 
 
 class KnownViews(NamedTuple):
-    """The views to choose the conditioning from.
+    """The views to choose the conditioning from."""
 
-    Attributes:
-      features: of each known view; leaves are (batch, capacity, ...). Entries from ``count`` on are never read.
-      camera: of each known view, axes (batch, capacity).
-      count: (batch,) int32, number of known views, at least 1.
-    """
-
-    features: PyTree
-    camera: Camera
-    count: jax.Array
+    features: PyTree  # of each view; leaves are (batch, capacity, ...). Entries from ``count`` on are never read
+    camera: Camera  # of each view, axes (batch, capacity)
+    count: jax.Array  # (batch,) int32, number of known views, at least 1
 
 
 def choose_view(key: jax.Array, count: jax.Array) -> jax.Array:
@@ -167,17 +159,12 @@ def _fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
 class Sampler:
     """Samples views with a trained network; hashable, so that compiled programs are keyed by it.
 
-    Attributes:
-      denoiser: the network.
-      process: the diffusion process that it was trained for.
-      settings: solver, steps, guidance and conditioning.
-
     Raises:
       ValueError: if the settings do not fit the process.
     """
 
     denoiser: Denoiser
-    process: Process
+    process: Process  # that the denoiser was trained for
     settings: Settings
 
     def __post_init__(self):
@@ -219,10 +206,9 @@ class Sampler:
         batch, inputs, *shape = images.shape
         views = targets.t.shape[1]
         if inputs < 1 or cameras.t.shape[:2] != (batch, inputs) or targets.t.shape[0] != batch or key.shape != (batch,):
-            raise ValueError(
-                f"images {images.shape}, cameras {cameras.t.shape[:-1]}, targets {targets.t.shape[:-1]} and keys "
-                f"{key.shape} must share the batch axis, with at least one input view and a camera for each"
-            )
+            found = f"images {images.shape}, cameras {cameras.t.shape[:-1]}, targets {targets.t.shape[:-1]} and keys"
+            rule = "must share the batch axis, with at least one input view and a camera for each"
+            raise ValueError(f"{found} {key.shape} {rule}")
         if views < 1:
             raise ValueError("no target cameras")
         if finished is not None and (finished.shape[0] != batch or list(finished.shape[2:]) != shape):
@@ -247,12 +233,7 @@ class Sampler:
     ) -> jax.Array:
         """Samples one view per example, a ``jax.lax.scan`` over the steps [2.2, 7.3].
 
-        Args:
-          params: parameters of the network.
-          known: the views known so far.
-          camera: target cameras, axes (batch,).
-          key: (batch,) keys, used for nothing else.
-          shape: (height, width, channel) of a view.
+        Target cameras have axes (batch,), keys (batch,), and ``shape`` is (height, width, channel).
 
         Returns:
           (batch, height, width, channel) in [-1, 1], float32.
@@ -306,8 +287,7 @@ class Sampler:
             target = denoiser.embed_camera(params, camera, conditional, positions)
             return target, jax.tree.map(fold_frames, uncond_target, target) if guided.any() else None
 
-        if not denoiser.relative_poses:
-            fixed_target = embed_target(camera)
+        fixed_target = None if denoiser.relative_poses else embed_target(camera)
 
         def predict_x(z: jax.Array, i: jax.Array, key: jax.Array) -> jax.Array:
             index = choose_view(_fold_in(key, 0), known.count)
@@ -315,8 +295,7 @@ class Sampler:
                 lambda leaf: jax.vmap(lambda row, i: row[i])(leaf, index), (known.features, known.camera)
             )
             logsnr = jnp.full((batch,), jnp.asarray(levels)[i])
-            moves = denoiser.relative_poses
-            target, both_targets = embed_target(camera.relative_to(view_camera)) if moves else fixed_target
+            target, both_targets = fixed_target or embed_target(camera.relative_to(view_camera))
 
             def without_guidance() -> jax.Array:
                 return denoiser.denoise(params, z, logsnr, target, view)

@@ -22,15 +22,10 @@ from threedim.diffusion import Process, alpha_sigma, posterior
 
 
 class Estimate(NamedTuple):
-    """The network's estimate at one noise level.
+    """The network's estimate at one noise level."""
 
-    Attributes:
-      x_hat: (batch, height, width, channel) in [-1, 1].
-      logsnr: λ, a scalar.
-    """
-
-    x_hat: jax.Array
-    logsnr: jax.Array
+    x_hat: jax.Array  # (batch, height, width, channel) in [-1, 1]
+    logsnr: jax.Array  # λ, a scalar
 
 
 # (z, now, before, logsnr_s) -> mean of z_s, and its standard deviation or None if it has none.
@@ -84,12 +79,7 @@ def _extrapolate(now: Estimate, before: Estimate, h: jax.Array) -> jax.Array:
     return now.x_hat + (now.x_hat - before.x_hat) / (2 * r)
 
 
-SOLVERS: dict[str, Solver] = {
-    "ancestral": ancestral,
-    "ddim": ddim,
-    "dpm_solver_2m": dpm_solver_2m,
-    "dpm_solver_2m_sde": dpm_solver_2m_sde,
-}
+SOLVERS: dict[str, Solver] = {f.__name__: f for f in (ancestral, ddim, dpm_solver_2m, dpm_solver_2m_sde)}
 
 
 def spaced_in_t(process: Process, num_steps: int) -> np.ndarray:
@@ -108,8 +98,7 @@ def spaced_in_logsnr(process: Process, num_steps: int, logsnr_range: tuple[float
       ValueError: if the range is empty or not within that of the process.
     """
     low, high = logsnr_range
-    if not process.logsnr_min <= low < high < process.logsnr_max:
-        raise ValueError(
-            f"logsnr_range must rise within [{process.logsnr_min}, {process.logsnr_max}), got {(low, high)}"
-        )
-    return np.append(np.linspace(low, high, num_steps), process.logsnr_max).astype(np.float32)
+    least, most = process.logsnr_min, process.logsnr_max
+    if not least <= low < high < most:
+        raise ValueError(f"logsnr_range must rise within [{least}, {most}), got {(low, high)}")
+    return np.append(np.linspace(low, high, num_steps), most).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
-from threedim.data import records, sources, srn
+from threedim.data import sources, srn
 from threedim.errors import UserError
 
 SPLITS = ("test", "val", "train", "holdout")
@@ -21,34 +22,21 @@ Read = Callable[[Sequence[int]], tuple[np.ndarray, Camera]]
 
 
 class Views(NamedTuple):
-    """The known and the target views of an object.
+    """The known and the target views of an object."""
 
-    Attributes:
-      inputs: known views, (inputs, height, width, 3) uint8.
-      cameras: their cameras, axes (inputs,).
-      targets: target cameras, axes (views,).
-      truth: the true views there, (views, height, width, 3) uint8, or None if unknown.
-    """
-
-    inputs: np.ndarray
-    cameras: Camera
-    targets: Camera
-    truth: np.ndarray | None
+    inputs: np.ndarray  # known views, (inputs, height, width, 3) uint8
+    cameras: Camera  # their cameras, axes (inputs,)
+    targets: Camera  # target cameras, axes (views,)
+    truth: np.ndarray | None  # the true views there, (views, height, width, 3) uint8, or None if unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One object to sample. Its pictures are read on demand, since a test set may not fit into memory.
-
-    Attributes:
-      name: the object's name.
-      input_views, target_views: view numbers in the object's folder; for an orbit, the numbers along it.
-      load: reads the views.
-    """
+    """One object to sample. Its pictures are read on demand, since a test set may not fit into memory."""
 
     name: str
-    input_views: list[int]
-    target_views: list[int]
+    input_views: list[int]  # numbers in the object's folder
+    target_views: list[int]  # the same; for an orbit, the numbers along it
     load: Callable[[], Views]
 
 
@@ -64,7 +52,7 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         raise UserError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
     if s.object:
         views = srn.read_object(s.object)
-        return [_make_task(s, views.name, len(views.pngs), lambda numbers: views.decode(numbers, size))]
+        return [_make_task(s, views.name, len(views.pngs), functools.partial(views.decode, size=size))]
     if s.split not in SPLITS:
         raise UserError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
     sources.prepare_from_config(config.data)
@@ -77,29 +65,25 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     else:
         # The first of a shuffled list, so that a larger number includes these.
         chosen = sorted(np.random.default_rng(s.objects_seed).permutation(len(dataset))[:count].tolist())
-    return [_task_of(s, dataset, known, index, size) for index in chosen]
+    tasks = []
+    for index in chosen:
+        name, count = dataset.names[index], dataset.num_views(index)
+        read = functools.partial(dataset.views, index, size=size)
+        if known is None:
+            tasks.append(_make_task(s, name, count, read))
+            continue
+        # Held-out cameras of a training object; the inputs are training views.
+        number = known.names.index(name)
+        inputs = _chosen_views(s.input_views, known.num_views(number), name)
+        targets = list(range(count))[: s.num_views or None]
+        read_inputs = functools.partial(known.views, number, size=size)
+        tasks.append(Task(name, inputs, targets, functools.partial(_load, read_inputs, inputs, read, targets)))
+    return tasks
 
 
-def _task_of(
-    s: ml_collections.ConfigDict,
-    dataset: records.ObjectDataset,
-    known: records.ObjectDataset | None,
-    index: int,
-    size: int,
-) -> Task:
-    name, count = dataset.names[index], dataset.num_views(index)
-    if known is None:
-        return _make_task(s, name, count, lambda numbers: dataset.views(index, numbers, size))
-    # Held-out cameras of a training object; the inputs are training views.
-    number = known.names.index(name)
-    inputs = _chosen_views(s.input_views, known.num_views(number), name)
-    targets = list(range(count))[: s.num_views or None]
-
-    def load() -> Views:
-        truth, cameras = dataset.views(index, targets, size)
-        return Views(*known.views(number, inputs, size), cameras, truth)
-
-    return Task(name, inputs, targets, load)
+def _load(read_inputs: Read, inputs: list[int], read_targets: Read, targets: list[int]) -> Views:
+    truth, cameras = read_targets(targets)
+    return Views(*read_inputs(inputs), cameras, truth)
 
 
 def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) -> Task:
@@ -119,12 +103,7 @@ def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) 
     rest = [view for view in range(count) if view not in inputs][: s.num_views or None]
     if not rest:
         raise UserError(f"object {name} has no views besides the input views; set sample.cameras to 'orbit'")
-
-    def load() -> Views:
-        truth, cameras = read(rest)
-        return Views(*read(inputs), cameras, truth)
-
-    return Task(name, inputs, rest, load)
+    return Task(name, inputs, rest, functools.partial(_load, read, inputs, read, rest))
 
 
 def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
@@ -132,8 +111,7 @@ def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:
     numbers = [int(number) for number in wanted] or list(range(count))
     wrong = [number for number in numbers if not 0 <= number < count]
     if wrong or len(set(numbers)) != len(numbers):
-        raise UserError(
-            f"sample.input_views {tuple(numbers)} must be distinct views of object {name}, which has {count} (0 to "
-            f"{count - 1}); with --mode=evaluate it is evaluate.input_view that sets them"
-        )
+        rule = f"must be distinct views of object {name}, which has {count} (0 to {count - 1})"
+        hint = "with --mode=evaluate it is evaluate.input_view that sets them"
+        raise UserError(f"sample.input_views {tuple(numbers)} {rule}; {hint}")
     return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -28,33 +29,25 @@ PACKAGED = epath.Path(__file__).parent / "pretrained"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Trained weights that have been found but not read yet.
+    """Trained weights that have been found but not read yet."""
 
-    Attributes:
-      name: of the run or file, for messages.
-      config: what they were trained with.
-      step: training steps.
-      identity: sha256 of a file; "" for a run.
-      params: reads the averaged parameters, float32, onto a sharding (the first local device if None).
-    """
-
-    name: str
-    config: ml_collections.ConfigDict
-    step: int
-    identity: str
-    params: Callable[..., PyTree]
+    name: str  # of the run or file, for messages
+    config: ml_collections.ConfigDict  # what they were trained with
+    step: int  # training steps
+    identity: str  # sha256 of a file; "" for a run
+    params: Callable[..., PyTree]  # reads the averaged ones, float32, onto a sharding (the first local device if None)
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
         """Raises `UserError` unless ``config`` has the network and process that the weights were trained with."""
+        before, now = settings_lib.plain(self.config), settings_lib.plain(config)
         changes = settings_lib.differences(
-            settings_lib.plain(self.config),
-            settings_lib.plain(config),
+            before,
+            now,
             only=("model", "diffusion", "data.pose"),
             ignore=(*config_lib.EXECUTION, "model.dropout"),
         )
-        settings_lib.refuse(
-            f"{self.name} was trained with other settings", changes, "Use the config that it was trained with."
-        )
+        what, advice = f"{self.name} was trained with other settings", "Use the config that it was trained with."
+        settings_lib.refuse(what, changes, advice)
 
 
 def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
@@ -77,18 +70,11 @@ def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
     if not weights_file.is_weights_file(path):
         path = PACKAGED / f"{source}{weights_file.SUFFIX}"
         if not path.exists():
-            raise MissingError(
-                f"{source}: neither a run's folder, nor a {weights_file.SUFFIX} file, nor the name of packaged "
-                f"weights ({', '.join(packaged_names())})"
-            )
-    info = weights_file.read_info(path)
-    return Trained(
-        name=f"the network in {source}",
-        config=info.config,
-        step=info.training_steps,
-        identity=provenance.file_identity(path)["sha256"],
-        params=lambda sharding=None: weights_file.load_weights(path, sharding),
-    )
+            kinds = f"neither a run's folder, nor a {weights_file.SUFFIX} file, nor the name of packaged weights"
+            raise MissingError(f"{source}: {kinds} ({', '.join(packaged_names())})")
+    info, identity = weights_file.read_info(path), provenance.file_identity(path)["sha256"]
+    load = functools.partial(weights_file.load_weights, path)
+    return Trained(f"the network in {source}", info.config, info.training_steps, identity, load)
 
 
 def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
@@ -111,19 +97,12 @@ def packaged_names() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained 3DiM.
+    """A trained 3DiM."""
 
-    Attributes:
-      sampler: network, process, and the sampler settings of its config.
-      params: averaged parameters.
-      config: what it was trained with.
-      step: training steps.
-    """
-
-    sampler: Sampler
-    params: PyTree
-    config: ml_collections.ConfigDict
-    step: int
+    sampler: Sampler  # network, process, and the sampler settings of its config
+    params: PyTree  # averaged parameters
+    config: ml_collections.ConfigDict  # what it was trained with
+    step: int  # training steps
 
     def sample(
         self,
@@ -152,10 +131,8 @@ class Model:
           UserError: if views and cameras do not fit each other or the network.
         """
         views = np.asarray(views)
-        if views.ndim == 3:
-            views = views[None]
-        if cameras.t.ndim == 1:
-            cameras = Camera.stack([cameras])
+        views = views[None] if views.ndim == 3 else views
+        cameras = Camera.stack([cameras]) if cameras.t.ndim == 1 else cameras
         size = self.sampler.denoiser.network.image_size
         if views.dtype != np.uint8 or views.shape[1:] != (size, size, 3):
             raise UserError(f"views must be uint8 (inputs, {size}, {size}, 3), got {views.dtype} {views.shape}")
@@ -166,14 +143,8 @@ class Model:
             on_view(index, pixels.to_uint8(np.asarray(picture[0])))
 
         sampler = dataclasses.replace(self.sampler, settings=settings) if settings else self.sampler
-        sampled = sampler.sample_views(
-            self.params,
-            pixels.to_float(views)[None],
-            jax.tree.map(lambda leaf: leaf[None], cameras),
-            jax.tree.map(lambda leaf: leaf[None], targets),
-            jax.random.key(seed)[None],
-            on_view=report if on_view else None,
-        )
+        batch = jax.tree.map(lambda leaf: leaf[None], (pixels.to_float(views), cameras, targets, jax.random.key(seed)))
+        sampled = sampler.sample_views(self.params, *batch, on_view=report if on_view else None)
         return pixels.to_uint8(np.asarray(sampled[0]))
 
 

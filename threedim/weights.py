@@ -34,15 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         card = _read_card(epath.Path(given.card)) if given.card else {}
         run = open_run(given.workdir, given.step)
         params = run.params()
-        size = save_weights(
-            given.out,
-            params,
-            run.config,
-            training_steps=run.step,
-            card=card,
-            dtype=given.dtype,
-            overwrite=given.overwrite,
-        )
+        options = {"card": card, "dtype": given.dtype, "overwrite": given.overwrite}
+        size = save_weights(given.out, params, run.config, training_steps=run.step, **options)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{given.out}: {count:,} parameters of step {run.step:,} in {given.dtype}, {size / 1e6:.2f} MB")
 

@@ -33,7 +33,7 @@ SUFFIX = ".safetensors"
 VERSION = 1
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-_FORMAT_NAMES = {"BF16": "bfloat16", "F32": "float32"}  # as safetensors calls them
+_FORMATS = {"BF16": DTYPES["bfloat16"], "F32": DTYPES["float32"]}  # as safetensors calls them
 _KEY = "threedim"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
 
@@ -44,19 +44,12 @@ class WeightsError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class WeightsInfo:
-    """The metadata of a weights file.
+    """The metadata of a weights file."""
 
-    Attributes:
-      config: the whole config of the training run; tuples have become lists.
-      training_steps: steps that the weights were trained for.
-      commit: of the code that wrote the file; "" if it was not a git checkout.
-      card: data, scores, license and anything else, as JSON.
-    """
-
-    config: ml_collections.ConfigDict
+    config: ml_collections.ConfigDict  # the whole config of the training run; tuples have become lists
     training_steps: int
-    commit: str
-    card: dict[str, Any]
+    commit: str  # of the code that wrote the file; "" if it was not a git checkout
+    card: dict[str, Any]  # data, scores, license and anything else, as JSON
 
 
 def is_weights_file(path: epath.PathLike) -> bool:
@@ -86,12 +79,9 @@ def save_weights(
 
     Args:
       path: local or gs://; ends in ".safetensors".
-      params: parameters of the network of ``config``.
-      config: the whole config of the run.
-      training_steps: steps that the parameters were trained for.
+      params: parameters of the network of ``config``, which is the whole config of the run.
       card: further information, as JSON can hold it.
       dtype: "bfloat16" (rounded) or "float32".
-      overwrite: replaces an existing file.
 
     Returns:
       The size of the file in bytes.
@@ -117,9 +107,8 @@ def save_weights(
         "checksums": arrays_lib.checksums(arrays),
     }
     _check_arrays(path, _info(path, metadata).config, arrays)
-    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     # One entry: safetensors writes several in no fixed order.
-    data = safetensors.numpy.save(arrays, metadata={_KEY: text})
+    data = safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
     files.write_atomically(path, data)
     return len(data)
 
@@ -136,14 +125,7 @@ def read_info(path: epath.PathLike) -> WeightsInfo:
 
 
 def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = None) -> PyTree:
-    """Reads the parameters of a weights file.
-
-    Args:
-      path: local or gs://.
-      sharding: of all parameters; the first local device if None.
-
-    Returns:
-      The parameters of the network of the file's config, float32.
+    """Reads the float32 parameters of a weights file onto a sharding, or onto the first local device.
 
     Raises:
       MissingError: if the file does not exist.
@@ -156,12 +138,9 @@ def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = 
         content = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise _damaged(path, str(error)) from error
-    wrong = [f"{name}: {c['dtype']}" for name, c in content if c["dtype"] not in _FORMAT_NAMES]
-    if wrong:
+    if wrong := [f"{name}: {c['dtype']}" for name, c in content if c["dtype"] not in _FORMATS]:
         raise WeightsError(f"{path}: arrays must be {' or '.join(DTYPES)}, but found\n  {arrays_lib.listed(wrong)}")
-    arrays = {
-        name: np.frombuffer(c["data"], DTYPES[_FORMAT_NAMES[c["dtype"]]]).reshape(c["shape"]) for name, c in content
-    }
+    arrays = {name: np.frombuffer(c["data"], _FORMATS[c["dtype"]]).reshape(c["shape"]) for name, c in content}
     shapes = _check_arrays(path, info.config, arrays)
     sums = arrays_lib.checksums(arrays)
     changed = [name for name in arrays if metadata["checksums"].get(name) != sums[name]]
@@ -194,8 +173,7 @@ def _info(path: epath.Path, metadata: Any) -> WeightsInfo:
     found = metadata if isinstance(metadata, dict) else {}
     if isinstance(found.get("version"), int) and found["version"] != VERSION:
         raise WeightsError(f"{path} has format version {found['version']}; this code reads version {VERSION}")
-    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
-    if wrong:
+    if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
         raise _damaged(path, f"its metadata has no valid {', '.join(wrong)}")
     config = ml_collections.ConfigDict(found["config"])
     try:
@@ -214,8 +192,7 @@ def _check_arrays(path: epath.Path, config: ml_collections.ConfigDict, arrays: M
     dtypes = {array.dtype.name for array in arrays.values()}
     if len(dtypes) > 1:
         raise WeightsError(f"{path}: arrays must all have one dtype, but found {' and '.join(sorted(dtypes))}")
-    bad = [name for name, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()]
-    if bad:
+    if bad := [name for name, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()]:
         raise WeightsError(f"{path}: numbers that are not finite in\n  {arrays_lib.listed(bad)}")
     return shapes
 

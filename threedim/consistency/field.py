@@ -31,57 +31,34 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class FieldSettings:
-    """All choices of a fit besides the views and the seed. The defaults are frozen, so that scores compare.
+    """All choices of a fit besides the views and the seed. The defaults are frozen, so that scores compare."""
 
-    Attributes:
-      levels: levels of the hash grid.
-      base_resolution: cells along the box at the coarsest level.
-      growth: factor between the resolutions of neighboring levels, which are rounded down.
-      table_size_log2: maximum entries of a level's table; a level with at most that many corners is stored densely.
-      features: numbers per entry.
-      width: hidden layers of both networks: 1 for density, 2 for color [7.4].
-      geometry_features: outputs of the density network that the color network takes.
-      distortion_weight, orientation_weight: weights of these losses; the photometric loss has weight 1.
-      orientation_every: the orientation loss uses one ray in this many.
-      samples: intervals per ray in training; rendering uses twice as many.
-      proposal_bins, proposal_resolution: see `propose_edges`.
-      proposal_updates: cells of the proposal that are updated per step.
-      num_steps: optimizer steps.
-      rays_per_step: rays sampled per step, an unbiased estimate (`fit.sample_pixels`); 0 uses every pixel of every view
-        in each step, as the paper does.
-      rays_per_chunk: rays in memory at once, if a step uses all of them, and in rendering.
-      learning_rate, final_learning_rate, decay_steps: linear from the first to the second, then constant.
-      weight_decay: of AdamW, decoupled.
-      beta2, epsilon: of Adam, as in instant-NGP.
-      clip_norm: maximum norm of the gradient of all parameters.
-      average_decay: of the running average of the parameters, which is what is rendered; below 1.
-    """
-
-    levels: int = 6
-    base_resolution: int = 16
-    growth: float = 1.45
-    table_size_log2: int = 16
-    features: int = 4
-    width: int = 64
-    geometry_features: int = 15
-    distortion_weight: float = 2e-3
+    levels: int = 6  # of the hash grid
+    base_resolution: int = 16  # cells along the box at the coarsest level
+    growth: float = 1.45  # factor between the resolutions of neighboring levels, which are rounded down
+    table_size_log2: int = 16  # of a level's maximum entries; one with at most that many corners is stored densely
+    features: int = 4  # numbers per entry
+    width: int = 64  # of the hidden layers of both networks: 1 for density, 2 for color [7.4]
+    geometry_features: int = 15  # outputs of the density network that the color network takes
+    distortion_weight: float = 2e-3  # of this loss; the photometric loss has weight 1
     orientation_weight: float = 1e-3
-    orientation_every: int = 4
-    samples: int = 32
-    proposal_bins: int = 64
+    orientation_every: int = 4  # the orientation loss uses one ray in this many
+    samples: int = 32  # intervals per ray in training; rendering uses twice as many
+    proposal_bins: int = 64  # see `propose_edges`
     proposal_resolution: int = 32
-    proposal_updates: int = 2048
-    num_steps: int = 1000
+    proposal_updates: int = 2048  # cells of the proposal that are updated per step
+    num_steps: int = 1000  # of the optimizer
+    # Sampled per step, an unbiased estimate (`fit.sample_pixels`); 0 uses all pixels in each step, as the paper does.
     rays_per_step: int = 0
-    rays_per_chunk: int = 4096
-    learning_rate: float = 1e-2
+    rays_per_chunk: int = 4096  # rays in memory at once, if a step uses all of them, and in rendering
+    learning_rate: float = 1e-2  # linear from this to the final one, then constant
     final_learning_rate: float = 1e-3
     decay_steps: int = 100
-    weight_decay: float = 0.1
-    beta2: float = 0.99
+    weight_decay: float = 0.1  # of AdamW, decoupled
+    beta2: float = 0.99  # of Adam, like epsilon as in instant-NGP
     epsilon: float = 1e-15
-    clip_norm: float = 1.0
-    average_decay: float = 0.995
+    clip_norm: float = 1.0  # maximum norm of the gradient of all parameters
+    average_decay: float = 0.995  # of the running average of the parameters, which is what is rendered; below 1
 
     def __post_init__(self):
         allowed_zero = ("distortion_weight", "orientation_weight", "rays_per_step", "weight_decay")
@@ -106,42 +83,26 @@ class FieldSettings:
 
 
 class Bounds(NamedTuple):
-    """Bounds of a scene, world units.
+    """Bounds of a scene, world units."""
 
-    Attributes:
-      near, far: distances from a camera between which rays are sampled.
-      half_width: half the edge of the box around the origin; density is zero outside it.
-    """
-
-    near: float
+    near: float  # distances from a camera between which rays are sampled
     far: float
-    half_width: float
+    half_width: float  # half the edge of the box around the origin; density is zero outside it
 
 
 class Field(NamedTuple):
-    """A fitted field.
+    """A fitted field."""
 
-    Attributes:
-      params: see `init_params`.
-      proposal: (cell, cell, cell) coarse density, see `propose_edges`.
-    """
-
-    params: Params
-    proposal: jax.Array
+    params: Params  # see `init_params`
+    proposal: jax.Array  # (cell, cell, cell) coarse density, see `propose_edges`
 
 
 class Rendering(NamedTuple):
-    """A rendered field.
+    """A rendered field."""
 
-    Attributes:
-      colors: (..., 3) in [0, 1], over white.
-      depth: (...,) mean distance from the camera, world units; 0 where nothing is visible.
-      opacity: (...,) in [0, 1].
-    """
-
-    colors: jax.Array
-    depth: jax.Array
-    opacity: jax.Array
+    colors: jax.Array  # (..., 3) in [0, 1], over white
+    depth: jax.Array  # (...,) mean distance from the camera, world units; 0 where nothing is visible
+    opacity: jax.Array  # (...,) in [0, 1]
 
 
 def scene_bounds(r_min: float, r_max: float) -> Bounds:
@@ -169,11 +130,7 @@ def init_params(key: jax.Array, settings: FieldSettings) -> Params:
 
 
 def locate(positions: jax.Array, settings: FieldSettings) -> tuple[jax.Array, jax.Array]:
-    """The corners around positions, at every level.
-
-    Args:
-      positions: (point, 3) in [0, 1].
-      settings: of the field.
+    """The corners around positions (point, 3) in [0, 1], at every level.
 
     Returns:
       Indices (point, level, corner) int32 into ``params["grid"]``, and positions within the cell (point, level, 3) in
@@ -229,13 +186,7 @@ def density(params: Params, positions: jax.Array, settings: FieldSettings) -> ja
 def density_and_color(
     params: Params, positions: jax.Array, settings: FieldSettings, normals_of: slice = slice(0)
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The field, and the normals of its surfaces.
-
-    Args:
-      params: as from `init_params`.
-      positions: (point, 3) in [0, 1], in the box.
-      settings: of the field.
-      normals_of: points that need normals.
+    """The field at positions (point, 3) in [0, 1], and the normals of its surfaces at some of the points.
 
     Returns:
       Densities (point,) per edge of the box, colors (point, 3) in [0, 1], and normals (chosen, 3): the negative
@@ -250,9 +201,8 @@ def density_and_color(
     x = jax.nn.relu(_dense(x, params["color"][1]))
     colors = jax.nn.sigmoid(_dense(x, params["color"][2]))
     # The log density has the same direction, and its gradient neither overflows nor vanishes.
-    slope = jax.grad(lambda f, c: jnp.sum(_geometry(params, c, f)[:, 0]))(
-        fractions[normals_of], corner_features[normals_of]
-    )
+    slope_of = jax.grad(lambda f, c: jnp.sum(_geometry(params, c, f)[:, 0]))
+    slope = slope_of(fractions[normals_of], corner_features[normals_of])
     gradient = jnp.sum(slope * np.asarray(settings.resolutions(), np.float32)[:, None], axis=1)
     normals = -gradient / jnp.sqrt(jnp.sum(gradient**2, axis=-1, keepdims=True) + 1e-6)
     return _density(geometry[:, 0]), colors, normals
@@ -269,12 +219,7 @@ def clip_to_box(origins: jax.Array, directions: jax.Array, bounds: Bounds) -> tu
 
 
 def volume_weights(densities: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Weight of each interval in a ray's color, (ray, sample): transmittance up to it times its opacity.
-
-    Args:
-      densities: (ray, sample) per unit of length.
-      lengths: (ray, sample).
-    """
+    """Weights of intervals in a ray's color, transmittance up to each times its opacity; all are (ray, sample)."""
     optical = densities * lengths
     before = jnp.cumsum(optical, axis=-1) - optical
     return jnp.exp(-before) * -jnp.expm1(-optical)
@@ -291,16 +236,15 @@ def propose_edges(
 ) -> jax.Array:
     """Samples intervals along rays, short ones near surfaces.
 
-    ``proposal`` (cell, cell, cell) is a running maximum of the field's density in the box. Its volume weights in equal
-    bins of a ray, dilated by one bin on either side plus a constant, are the density of the interval edges. The inner
-    edges are at equal quantiles (with jitter, at a random place in each stratum).
+    ``proposal`` (cell, cell, cell) is a running maximum of the field's density in the box, per edge of the box. Its
+    volume weights in equal bins of a ray, dilated by one bin on either side plus a constant, are the density of the
+    interval edges. The inner edges are at equal quantiles (with jitter, at a random place in each stratum).
 
     Args:
-      proposal: as above, per edge of the box.
+      proposal: as above.
       origins, directions: (ray, 3).
       bounds: of the scene.
-      num_samples: intervals.
-      num_bins: bins of the ray's path through the box.
+      num_samples, num_bins: intervals, and bins of the ray's path through the box.
       jitter: (ray, num_samples - 1) in [0, 1), or None for the middle of each stratum.
 
     Returns:
@@ -365,16 +309,13 @@ def trace(
 def render(
     field: Field, origins: jax.Array, directions: jax.Array, bounds: Bounds, settings: FieldSettings
 ) -> Rendering:
-    """Renders a field.
+    """Renders pixels (view, pixel), over white.
 
     Args:
       field: one object's, without object axis.
       origins: (view, 3) world units.
       directions: (view, pixel, 3) of length 1.
       bounds, settings: those of the fit.
-
-    Returns:
-      Pixels (view, pixel), over white.
     """
 
     def chunk(indices: jax.Array) -> Rendering:
@@ -394,6 +335,4 @@ def render(
     # The last chunk is padded with copies of the last ray.
     indices = jnp.minimum(jnp.arange(-(-total // size) * size), total - 1).reshape(-1, size)
     rendered = jax.lax.map(chunk, indices)
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:total].reshape(*shape, *leaf.shape[2:]), rendered
-    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:total].reshape(*shape, *x.shape[2:]), rendered)

@@ -11,62 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from threedim.consistency.field import (
-    Bounds,
-    Field,
-    FieldSettings,
-    Params,
-    density,
-    init_params,
-    propose_edges,
-    trace,
-)
+from threedim.consistency import field as field_lib
+from threedim.consistency.field import Bounds, Field, FieldSettings, Params
 
 
 class Rays(NamedTuple):
-    """Pixels of views.
+    """Pixels of views."""
 
-    Attributes:
-      origins: (view, 3) world units.
-      directions: (view, pixel, 3) of length 1.
-      colors: (view, pixel, 3) float32 in [0, 1].
-    """
-
-    origins: jax.Array
-    directions: jax.Array
-    colors: jax.Array
+    origins: jax.Array  # (view, 3) world units
+    directions: jax.Array  # (view, pixel, 3) of length 1
+    colors: jax.Array  # (view, pixel, 3) float32 in [0, 1]
 
 
 class FitState(NamedTuple):
-    """State of a fit.
+    """State of a fit."""
 
-    Attributes:
-      params: of the field.
-      average: their running average, which is rendered: the last steps are noisy.
-      opt_state: of the optimizer.
-      proposal: (cell, cell, cell), see `propose_edges`.
-      key: random key of the next step.
-      step: steps done.
-    """
-
-    params: Params
-    average: Params
+    params: Params  # of the field
+    average: Params  # their running average, which is rendered: the last steps are noisy
     opt_state: Any
-    proposal: jax.Array
-    key: jax.Array
-    step: jax.Array
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses
+    proposal: jax.Array  # (cell, cell, cell), see `propose_edges`
+    key: jax.Array  # random key of the next step
+    step: jax.Array  # steps done
 
 
 def distortion_loss(weights: jax.Array, edges: jax.Array) -> jax.Array:
     """Distortion loss of mip-NeRF 360 (Barron et al. 2022, eq. 15), (ray,), in linear instead of quadratic time.
 
-    Args:
-      weights: (ray, sample).
-      edges: (ray, sample + 1) ascending; [0, 1] from near to far.
+    Of weights (ray, sample) and edges (ray, sample + 1), ascending from 0 at near to 1 at far.
     """
     middles, lengths = (edges[:, 1:] + edges[:, :-1]) / 2, jnp.diff(edges, axis=-1)
     weight_before = jnp.cumsum(weights, axis=-1) - weights
@@ -78,10 +49,7 @@ def distortion_loss(weights: jax.Array, edges: jax.Array) -> jax.Array:
 def orientation_loss(weights: jax.Array, normals: jax.Array, directions: jax.Array) -> jax.Array:
     """Orientation loss of Ref-NeRF (eq. 11), (ray,): visible surfaces must not face away from the camera.
 
-    Args:
-      weights: (ray, sample).
-      normals: (ray, sample, 3).
-      directions: (ray, 3) from the camera into the scene.
+    Of weights (ray, sample), normals (ray, sample, 3), and directions (ray, 3) from the camera into the scene.
     """
     away = jnp.maximum(0.0, jnp.sum(normals * directions[:, None], axis=-1))
     return jnp.sum(weights * away**2, axis=-1)
@@ -89,12 +57,12 @@ def orientation_loss(weights: jax.Array, normals: jax.Array, directions: jax.Arr
 
 def _losses(params, proposal, origins, directions, colors, weight, key, bounds, settings):
     """The weighted sums over rays of the total loss and of the squared error."""
-    num_rays = len(origins)
-    jitter = jax.random.uniform(key, (num_rays, settings.samples - 1))
-    edges = propose_edges(proposal, origins, directions, bounds, settings.samples, settings.proposal_bins, jitter)
+    num_rays, samples = len(origins), settings.samples
+    jitter = jax.random.uniform(key, (num_rays, samples - 1))
+    edges = field_lib.propose_edges(proposal, origins, directions, bounds, samples, settings.proposal_bins, jitter)
     # The first rays are as random as the others.
     oriented = -(-num_rays // settings.orientation_every) if settings.orientation_weight else 0
-    rendered, weights, normals = trace(params, origins, directions, edges, bounds, settings, oriented)
+    rendered, weights, normals = field_lib.trace(params, origins, directions, edges, bounds, settings, oriented)
     error = jnp.mean((rendered - colors) ** 2, axis=-1)
     loss = error
     if settings.distortion_weight:
@@ -105,10 +73,6 @@ def _losses(params, proposal, origins, directions, colors, weight, key, bounds, 
         facing = orientation_loss(weights[:oriented], normals, directions[:oriented])
         total += settings.orientation_weight * (num_rays / oriented) * jnp.sum(facing * weight[:oriented])
     return total, jnp.sum(error * weight)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fitting
 
 
 def learning_rate(settings: FieldSettings) -> optax.Schedule:
@@ -123,18 +87,15 @@ def make_optimizer(settings: FieldSettings) -> optax.GradientTransformation:
     of magnitude. The paper gives no β₂ and ε; these are instant-NGP's, since table entries get few and tiny gradients,
     which Adam's usual ε of 1e-8 would suppress.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            learning_rate(settings), b1=0.9, b2=settings.beta2, eps=settings.epsilon, weight_decay=settings.weight_decay
-        ),
-    )
+    s = settings
+    adam = optax.adamw(learning_rate(s), b1=0.9, b2=s.beta2, eps=s.epsilon, weight_decay=s.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(s.clip_norm), adam)
 
 
 def init_state(key: jax.Array, settings: FieldSettings) -> FitState:
     """Initial state of a fit."""
     for_params, key = jax.random.split(key)
-    params = init_params(for_params, settings)
+    params = field_lib.init_params(for_params, settings)
     proposal = jnp.ones((settings.proposal_resolution,) * 3)
     return FitState(params, params, make_optimizer(settings).init(params), proposal, key, jnp.zeros((), jnp.int32))
 
@@ -148,10 +109,7 @@ def sample_pixels(key: jax.Array, colors: jax.Array, seen: jax.Array, count: int
       key: random key.
       colors: (pixel of all views, 3).
       seen: (pixel of all views,) int32, the cumulative number of pixels that are not white.
-      count: number of pixels.
-
-    Returns:
-      Indices and weights, (count,).
+      count: of the returned indices and weights.
     """
     one, two = jax.random.split(key)
     total, half = len(seen), count // 2
@@ -211,13 +169,12 @@ def _update_proposal(proposal: jax.Array, params: Params, key: jax.Array, settin
     cell = jnp.stack(jnp.unravel_index(chosen, (cells,) * 3), axis=-1)
     positions = (cell + jax.random.uniform(inside, cell.shape)) / cells
     flat = proposal.reshape(-1)
-    seen = jnp.maximum(flat[chosen] * 0.9, density(params, positions, settings))
+    seen = jnp.maximum(flat[chosen] * 0.9, field_lib.density(params, positions, settings))
     return flat.at[chosen].set(seen).reshape(proposal.shape)
 
 
-def _step(
-    state: FitState, rays: Rays, seen: jax.Array, bounds: Bounds, settings: FieldSettings
-) -> tuple[FitState, jax.Array]:
+def _step(state: FitState, rays: Rays, seen: jax.Array, bounds: Bounds, settings: FieldSettings):
+    """The next state, and the mean squared error."""
     key, for_gradient, for_proposal = jax.random.split(state.key, 3)
     error, gradient = _gradient(state, rays, seen, for_gradient, bounds, settings)
     updates, opt_state = make_optimizer(settings).update(gradient, state.opt_state, state.params)
@@ -251,7 +208,7 @@ def fit(
     on_steps: Callable[[int, np.ndarray], None] | None = None,
     steps_per_call: int = 50,
 ) -> Field:
-    """Fits one field to each of several objects, side by side.
+    """Fits one field to each of several objects, side by side; the fields have a leading object axis.
 
     Compiled once per number of objects, views and pixels.
 
@@ -262,9 +219,6 @@ def fit(
       settings: of the fit.
       on_steps: called with the number of finished steps, and the mean squared error (object,) of the last one.
       steps_per_call: steps between these calls.
-
-    Returns:
-      The fields, with a leading object axis.
 
     Raises:
       ValueError: if the shapes of the rays do not agree.

@@ -23,10 +23,8 @@ from threedim.consistency.rows import Row, ScoredObject
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
-from threedim.evaluation.scores import Extractor
 from threedim.files import read_json
 from threedim.progress import progress
-from threedim.settings import check_claim
 
 _MEASURE = (
     "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; input_psnr: the "
@@ -39,29 +37,17 @@ _MACHINE_SETTINGS = ("rays_per_step", "rays_per_chunk")
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings:
-    """Everything that a score depends on besides the views.
-
-    Attributes:
-      field: of the fits.
-      input_views: numbers of the views that the others were sampled from; never held out.
-      size: pixels that views are averaged down to; 0 keeps their size.
-      seed: of the fits. The choice of held-out views has no seed: it is fixed.
-    """
+    """Everything that a score depends on besides the views. The choice of held-out views is fixed."""
 
     field: FieldSettings
-    input_views: tuple[int, ...]
-    size: int = 0
-    seed: int = 0
+    input_views: tuple[int, ...]  # numbers of the views that the others were sampled from; never held out
+    size: int  # pixels that views are averaged to; 0 keeps their size
+    seed: int  # of the fits
 
 
 def score_path(row: epath.Path, name: str) -> epath.Path:
     """File of an object's figures."""
     return row / "scores" / f"{name}.json"
-
-
-def strip_path(row: epath.Path, name: str) -> epath.Path:
-    """File of an object's pictures."""
-    return row / "strips" / f"{name}.png"
 
 
 def save(path: epath.Path, content: Any) -> None:
@@ -71,7 +57,7 @@ def save(path: epath.Path, content: Any) -> None:
 
 def claim(path: epath.Path, content: dict[str, Any], what: str) -> None:
     """Writes the settings of a folder, or raises `UserError` if it holds results of others."""
-    check_claim(path, read_json(path) if path.exists() else None, content, what, "--out")
+    settings_lib.check_claim(path, read_json(path) if path.exists() else None, content, what, "--out")
     save(path, settings_lib.plain(content))
 
 
@@ -81,47 +67,40 @@ def is_done(out: epath.Path, row: Row, one: ScoredObject) -> bool:
     if not path.exists():
         return False
     if read_json(path).get("views_sha256") != one.fingerprint():
-        raise UserError(
-            f"{path} is the score of other views than {one.folder} holds; delete it or choose another --out"
-        )
+        said = f"{path} is the score of other views than {one.folder} holds"
+        raise UserError(f"{said}; delete it or choose another --out")
     return True
 
 
-def take_fid(out: epath.Path, row: Row, extract: Extractor, weights: dict[str, str] | None) -> None:
-    """FID between the held-out views of the row's scored objects and the fields' renders [7.4].
+def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, weights: dict[str, str] | None) -> None:
+    """FID between the held-out views of a row's scored objects and the fields' renders [7.4].
 
-    Args:
-      out: folder of the results.
-      row: the row.
-      extract: features.
-      weights: name and sha256 of the file that they were computed with.
+    ``weights`` are the name and sha256 of the file that the features are computed with.
     """
     folder = out / row.name
     scored = [one for one in row.objects if score_path(folder, one.folder.name).exists()]
-    sets = [fid.PictureMoments(extract, extract.num_features) for _ in range(2)]
+    rendered, true = (fid.PictureMoments(extract, extract.num_features) for _ in range(2))
     with progress(len(scored), desc=f"FID, {row.name}") as bar:
         for one in scored:
             pictures, _, _, held_out = one.views()
-            renders, _ = srn.read_object(folder / "renders" / one.folder.name).decode()
-            sets[0].add(renders)
-            sets[1].add(pictures[held_out])
+            rendered.add(srn.read_object(folder / "renders" / one.folder.name).decode()[0])
+            true.add(pictures[held_out])
             bar.advance()
-    distance = fid.frechet_distance(*(each.moments for each in sets))
+    distance = fid.frechet_distance(rendered.moments, true.moments)
     about = {"fid": distance.value, "warnings": list(distance.warnings), "inception": weights}
     save(folder / "fid.json", about | {"of": _digest(_objects(folder))})
 
 
 def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
     """Writes ``results.json`` from all rows of the folder, also those of earlier calls."""
-    rows = {path.parent.name: _row(path) for path in sorted(out.glob("*/row.json"))}
     frozen, now = dataclasses.asdict(FieldSettings()), dataclasses.asdict(settings.field)
     results = {
         "measure": _MEASURE,
-        "settings": {**dataclasses.asdict(settings), "input_views": list(settings.input_views)},
+        "settings": settings_lib.plain(dataclasses.asdict(settings)),
         "not_the_frozen_settings": {k: v for k, v in now.items() if v != frozen[k] and k not in _MACHINE_SETTINGS},
         "fid": _NO_FID,
         "jax_backend": jax.default_backend(),
-        "rows": rows,
+        "rows": {path.parent.name: _row(path) for path in sorted(out.glob("*/row.json"))},
     }
     save(out / "results.json", results)
     return results

@@ -24,19 +24,12 @@ _HELD_OUT_SHARE = 10
 
 @dataclasses.dataclass(frozen=True)
 class ScoredObject:
-    """One object of a row.
+    """One object of a row."""
 
-    Attributes:
-      folder: in SRN format.
-      numbers: the views' numbers in the data set, in the order of the files.
-      held_out: numbers of the held-out views, ascending.
-      pixels: height and width that views are averaged down to.
-    """
-
-    folder: epath.Path
-    numbers: tuple[int, ...]
-    held_out: tuple[int, ...]
-    pixels: int
+    folder: epath.Path  # in SRN format
+    numbers: tuple[int, ...]  # the views' numbers in the data set, in the order of the files
+    held_out: tuple[int, ...]  # numbers of the held-out views, ascending
+    pixels: int  # height and width that views are averaged to
 
     def views(self) -> tuple[np.ndarray, Camera, list[int], list[int]]:
         """Pictures (view, height, width, 3) uint8 and cameras; positions of the training and the held-out views."""
@@ -47,12 +40,9 @@ class ScoredObject:
     def fingerprint(self) -> str:
         """SHA-256 of the picture files and cameras."""
         views = srn.read_object(self.folder)
-        digest = hashlib.sha256()
-        for png in views.pngs:
-            digest.update(hashlib.sha256(png).digest())
-        for leaf in (views.cameras.R, views.cameras.t, views.cameras.K):
-            digest.update(np.ascontiguousarray(leaf, "<f4").tobytes())
-        return digest.hexdigest()
+        parts = [hashlib.sha256(png).digest() for png in views.pngs]
+        parts += [np.asarray(x, "<f4").tobytes() for x in (views.cameras.R, views.cameras.t, views.cameras.K)]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +58,8 @@ class Row:
 def held_out_indices(num_views: int, input_views: Sequence[int]) -> list[int]:
     """Numbers of the held-out views, ascending: a tenth, 25 of 251, at least one, and no input view.
 
-    The choice is fixed: the views whose SHA-256 of "num_views view" is least.
-
-    Raises:
-      UserError: if an input view does not exist, or no view would be left to fit or to compare.
+    The choice is fixed: the views whose SHA-256 of "num_views view" is least. Raises `UserError` if an input view does
+    not exist, or no view would be left to fit or to compare.
     """
     if any(not 0 <= view < num_views for view in input_views):
         raise UserError(f"input views {tuple(input_views)} must be among the {num_views} views, 0 to {num_views - 1}")
@@ -108,12 +96,7 @@ def default_inputs(num_views: int) -> tuple[int, ...]:
 
 
 def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int) -> Row:
-    """Reads and checks every object of a folder.
-
-    Args:
-      name, folder: of the row.
-      input_views: numbers in the data set; `default_inputs` if None.
-      size: pixels that views are averaged down to; 0 keeps their size.
+    """Reads and checks every object of a folder; ``input_views`` and ``size`` as in `results.ScoreSettings`.
 
     Raises:
       MissingError, BadObjectError: if the folder does not exist or is not in SRN format.
@@ -126,10 +109,18 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
             one = srn.read_object(path)
             count = len(one.pngs)
             if size > one.size:
-                raise UserError(f"{path}: views of {one.size} px cannot be averaged down to {size} px")
+                raise UserError(f"{path}: views of {one.size} px cannot be averaged to {size} px")
             numbers, inputs = tuple(range(count)), default_inputs(count) if input_views is None else input_views
             if path.name in samples:
-                numbers = _sampled_numbers(path, samples[path.name], count, inputs)
+                sampled_from, targets = samples[path.name]
+                numbers = (*sampled_from, *targets)
+                if sorted(numbers) != list(range(count)):
+                    raise UserError(
+                        f"{path}: {count} views, which samples.json numbers {list(numbers)}; a score needs all views "
+                        "of the object, or a copy of the folder without samples.json"
+                    )
+                if set(sampled_from) != set(inputs):
+                    raise UserError(f"{path}: sampled from views {sampled_from}, but --input_view is {list(inputs)}")
             try:
                 held_out = tuple(held_out_indices(count, inputs))
             except UserError as error:
@@ -142,18 +133,3 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
         return Row(name, folder, scene_bounds(float(distances.min()), float(distances.max())), objects)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
-
-
-def _sampled_numbers(
-    path: epath.Path, sample: tuple[list[int], list[int]], count: int, inputs: Sequence[int]
-) -> tuple[int, ...]:
-    """The numbers of an object's views, by samples.json."""
-    sampled_from, targets = sample
-    if sorted([*sampled_from, *targets]) != list(range(count)):
-        raise UserError(
-            f"{path}: {count} views, which samples.json numbers {[*sampled_from, *targets]}; a score needs all views "
-            "of the object, or a copy of the folder without samples.json"
-        )
-    if set(sampled_from) != set(inputs):
-        raise UserError(f"{path}: sampled from views {sampled_from}, but --input_view is {list(inputs)}")
-    return (*sampled_from, *targets)

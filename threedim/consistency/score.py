@@ -20,7 +20,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +30,9 @@ from etils import epath
 
 from threedim import errors, pixels, provenance
 from threedim.cameras import Camera
-from threedim.consistency import field as field_lib
 from threedim.consistency import fit
 from threedim.consistency import results as results_lib
-from threedim.consistency.field import Bounds, FieldSettings
+from threedim.consistency.field import Bounds, FieldSettings, Rendering, render
 from threedim.consistency.fit import Rays
 from threedim.consistency.results import ScoreSettings
 from threedim.consistency.rows import Row, ScoredObject, default_inputs, named_folders, read_row, sampled_objects
@@ -41,9 +40,8 @@ from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.metrics import inception
-from threedim.evaluation.scores import Extractor
 from threedim.output import sheets
-from threedim.progress import progress
+from threedim.progress import Progress, progress
 
 # Rays per step on a CPU, where all pixels would take hours.
 CPU_RAYS_PER_STEP = 1536
@@ -65,9 +63,9 @@ def score(
     max_objects: int = 0,
     objects_at_once: int = 1,
     weights: epath.PathLike | None = None,
-    extract: Extractor | None = None,
+    extract: inception.FeatureExtractor | None = None,
 ) -> dict[str, Any]:
-    """Scores folders of objects and writes the files that the module's docstring lists.
+    """Scores folders of objects, writes the files that the module's docstring lists, and returns results.json.
 
     Args:
       views: folders in SRN format, "DIR" or "NAME=DIR"; the name of a row defaults to the folder's. The samples.json of
@@ -80,9 +78,6 @@ def score(
       weights: file with the weights of the FID's network; without it the FID is left out.
       extract: features for the FID instead of those.
 
-    Returns:
-      The content of results.json.
-
     Raises:
       MissingError, BadObjectError: if a folder does not exist or is not in SRN format.
       UserError: if ``out`` holds scores made with other settings or of other views, two rows have one name, or views
@@ -90,13 +85,11 @@ def score(
     """
     # Check everything before the fits, which take long.
     if objects_at_once < 1 or max_objects < 0 or size < 0:
-        raise UserError(
-            f"objects_at_once must be positive, max_objects and size not negative; got {objects_at_once}, "
-            f"{max_objects}, {size}"
-        )
+        given = f"{objects_at_once}, {max_objects}, {size}"
+        raise UserError(f"objects_at_once must be positive, max_objects and size not negative; got {given}")
     params = inception.load_params(weights) if weights and not extract else None
     rows, input_views = _read_rows(views, input_views, size)
-    settings = ScoreSettings(field, tuple(int(view) for view in input_views), size, seed)
+    settings = ScoreSettings(field, tuple(map(int, input_views)), size, seed)
     out = epath.Path(out)
     results_lib.claim(out / "settings.json", dataclasses.asdict(settings), "scores made with")
     for row in rows:
@@ -104,26 +97,23 @@ def score(
         results_lib.claim(out / row.name / "row.json", about, "scores of other views, with")
 
     # Fit and score what is not finished.
-    jobs = [(row, one) for row in rows for one in _chosen(row, max_objects)]
+    jobs = []
+    for row in rows:
+        by_hash = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
+        jobs += [(row, one) for one in (by_hash[:max_objects] if max_objects else row.objects)]
     todo = [job for job in jobs if not results_lib.is_done(out, *job)]
     steps = field.num_steps
-    with progress(len(jobs) * steps, initial=(len(jobs) - len(todo)) * steps, desc="fitting, steps") as bar:
-        done = bar.initial
+    done = (len(jobs) - len(todo)) * steps
+    with progress(len(jobs) * steps, initial=done, desc="fitting, steps") as bar:
         for batch in _batches(todo, objects_at_once):
-
-            def on_step(step: int, before: int = done, objects: list = batch) -> None:
-                bar.set(before + step * len(objects))
-
-            _score_batch(out, batch, objects_at_once, settings, on_step)
+            _score_batch(out, batch, objects_at_once, settings, bar, done)
             done += steps * len(batch)
 
     # FID, and all rows together.
-    if params is not None:
-        extract = inception.FeatureExtractor(params)
-    if extract is not None:
-        identity = provenance.file_identity(weights) if weights else None
-        for row in rows:
-            results_lib.take_fid(out, row, extract, identity)
+    extract = inception.FeatureExtractor(params) if params else extract
+    identity = provenance.file_identity(weights) if weights else None
+    for row in rows if extract else ():
+        results_lib.take_fid(out, row, extract, identity)
     return results_lib.collect(out, settings)
 
 
@@ -142,11 +132,6 @@ def _read_rows(views: Sequence[str], input_views: Sequence[int] | None, size: in
     return rows, input_views
 
 
-def _chosen(row: Row, max_objects: int) -> list[ScoredObject]:
-    by_hash = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
-    return by_hash[:max_objects] if max_objects else row.objects
-
-
 def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     """Objects of one row, number of views and picture size, which one program can fit side by side."""
     groups: dict[Any, list[Job]] = {}
@@ -157,27 +142,23 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
             yield group[start : start + size]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scoring
-
-
 def _score_batch(
-    out: epath.Path, batch: list[Job], width: int, settings: ScoreSettings, on_step: Callable[[int], None]
+    out: epath.Path, batch: list[Job], width: int, settings: ScoreSettings, bar: Progress, done: int
 ) -> None:
-    """Fits and scores up to ``width`` objects side by side."""
+    """Fits and scores up to ``width`` objects side by side; ``done`` steps came before."""
     began, bounds = time.monotonic(), batch[0][0].bounds
     loaded = [one.views() for _, one in batch]
-    keys = [_key(one.folder.name, settings.seed) for _, one in batch]
+    key = jax.random.key(settings.seed)
+    keys = [jax.random.fold_in(key, zlib.crc32(one.folder.name.encode())) for _, one in batch]
+    rays = [_rays(pictures[training], cameras[training]) for pictures, cameras, training, _ in loaded]
     # Padded, so that one program is compiled.
-    padded, padded_keys = ((each + each[:1] * width)[:width] for each in (loaded, keys))
-    rays = [_rays(pictures[training], cameras[training]) for pictures, cameras, training, _ in padded]
-    fields = fit.fit(
-        jnp.stack(padded_keys),
-        jax.tree.map(lambda *leaves: np.stack(leaves), *rays),
-        bounds,
-        settings.field,
-        lambda steps, _: on_step(steps),
-    )
+    keys, rays = ((each + each[:1] * width)[:width] for each in (keys, rays))
+    rays = jax.tree.map(lambda *leaves: np.stack(leaves), *rays)
+
+    def show(steps: int, _: np.ndarray) -> None:
+        bar.set(done + steps * len(batch))
+
+    fields = fit.fit(jnp.stack(keys), rays, bounds, settings.field, show)
     seconds = (time.monotonic() - began) / len(batch)
     for index, ((row, one), views) in enumerate(zip(batch, loaded, strict=True)):
         fitted = jax.tree.map(lambda leaf, i=index: leaf[i], fields)
@@ -188,24 +169,24 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
     """Compares one object's field with its held-out views, and writes renders, strip and figures."""
     pictures, cameras, _, held_out = views
     held, seen_by = pictures[held_out], cameras[held_out]
-    renders, rendering = _render(fitted, held, seen_by, bounds, settings)
-    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
     inputs = [one.numbers.index(view) for view in settings.input_views]
+    renders, rendering = _render(fitted, held, seen_by, bounds, settings)
     from_input, _ = _render(fitted, pictures[inputs], cameras[inputs], bounds, settings)
+    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
     name = one.folder.name
     kept = folder / "renders" / name
     if kept.exists():  # of an interrupted attempt
         kept.rmtree()
     srn.write_object(kept, renders, seen_by)
-    pixels.save_png(results_lib.strip_path(folder, name), _strip(one, held, renders, rendering))
+    pixels.save_png(folder / "strips" / f"{name}.png", _strip(one, held, renders, rendering))
     figures = {
         "views_sha256": one.fingerprint(),
         "num_views": len(one.numbers),
         "held_out": list(one.held_out),
         "psnr": float(np.mean(psnr, dtype=np.float64)),
         "ssim": float(np.mean(ssim, dtype=np.float64)),
-        "psnr_of_view": [float(value) for value in psnr],
-        "ssim_of_view": [float(value) for value in ssim],
+        "psnr_of_view": psnr.tolist(),
+        "ssim_of_view": ssim.tolist(),
         "input_psnr": float(np.mean(_psnr(from_input, pictures[inputs]), dtype=np.float64)),
         "fit_seconds": round(seconds, 2),
     }
@@ -216,7 +197,7 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
 def _render(fitted, pictures: np.ndarray, cameras: Camera, bounds: Bounds, settings: ScoreSettings):
     """The field seen from these cameras, (view, height, width, 3) uint8, and the rendering of each pixel."""
     rays = _rays(pictures, cameras)
-    rendering = field_lib.render(fitted, rays.origins, rays.directions, bounds, settings.field)
+    rendering = render(fitted, rays.origins, rays.directions, bounds, settings.field)
     return pixels.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
 
 
@@ -231,11 +212,7 @@ def _rays(pictures: np.ndarray, cameras: Camera) -> Rays:
     return Rays(np.asarray(cameras.t), directions.reshape(views, -1, 3), colors)
 
 
-def _key(name: str, seed: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-
-
-def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: field_lib.Rendering) -> np.ndarray:
+def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: Rendering) -> np.ndarray:
     chosen = np.unique(np.linspace(0, len(held) - 1, _STRIP_VIEWS).round().astype(int))
     difference = np.abs(held.astype(int) - renders.astype(int))
     difference = (255 - np.minimum(_DIFFERENCE_GAIN * difference, 255)).astype(np.uint8)
@@ -252,14 +229,9 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
 def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldSettings:
     """The frozen settings with ``changes``, NAME=VALUE."""
-    defaults = dataclasses.asdict(FieldSettings())
-    given: dict[str, Any] = {}
+    defaults, given = dataclasses.asdict(FieldSettings()), {}
     for change in changes:
         name, _, value = change.partition("=")
         if name not in defaults:
@@ -269,10 +241,9 @@ def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldS
         except ValueError as error:
             raise UserError(f"--set {change}: {error}") from error
     if rays_per_step is None:
-        rays_per_step = CPU_RAYS_PER_STEP if jax.default_backend() == "cpu" else FieldSettings().rays_per_step
-    given.setdefault("rays_per_step", rays_per_step)
+        rays_per_step = CPU_RAYS_PER_STEP if jax.default_backend() == "cpu" else defaults["rays_per_step"]
     try:
-        return dataclasses.replace(FieldSettings(), **given)
+        return FieldSettings(**{"rays_per_step": rays_per_step} | given)
     except ValueError as error:
         raise UserError(f"--set: {error}") from error
 
@@ -302,17 +273,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
     with errors.one_line():
-        results = score(
-            given.views,
-            given.out,
-            _field_settings(given.rays_per_step, given.set),
-            input_views=given.input_view,
-            size=given.size,
-            seed=given.seed,
-            max_objects=given.max_objects,
-            objects_at_once=given.objects_at_once,
-            weights=given.inception,
-        )
+        field = _field_settings(given.rays_per_step, given.set)
+        same = {name: getattr(given, name) for name in ("size", "seed", "max_objects", "objects_at_once")}
+        results = score(given.views, given.out, field, input_views=given.input_view, weights=given.inception, **same)
     print(json.dumps(results["settings"]))
     for name, row in results["rows"].items():
         seconds = np.mean([one["fit_seconds"] for one in row["objects"].values()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -57,18 +58,19 @@ def prepare(
     existing = find_prepared(out_dir, description, on_bad=on_bad)
     if existing is not None:
         return existing
-    for name, folders in splits.items():
-        _check_folders(name, folders)
-
-    total = sum(len(folders) for folders in splits.values())
-    with new_folder(out_dir) as temporary, progress(total, desc="preparing objects") as bar:
+    for split, folders in splits.items():
+        if not folders:
+            raise UserError(f"split {split!r} has no object")
+        name, count = collections.Counter(folder.name for folder in folders).most_common(1)[0]
+        if count > 1:
+            same = ", ".join(str(folder) for folder in folders if folder.name == name)
+            raise UserError(f"split {split!r} has {count} objects called {name!r}: {same}; rename all but one")
+    with new_folder(out_dir) as temporary, progress(sum(map(len, splits.values())), desc="preparing objects") as bar:
         builder = _ObjectsBuilder(splits, on_bad, bar, data_dir=temporary, file_format="array_record")
         builder.download_and_prepare()
         info = builder.dataset_info(description)
         (temporary / records.METADATA).write_text(json.dumps(dataclasses.asdict(info), indent=1))
-    for line in info.skipped:
-        print(f"left out: {line}")
-    print(f"prepared {out_dir}: {info.summary()}")
+    print(*(f"left out: {line}" for line in info.skipped), f"prepared {out_dir}: {info.summary()}", sep="\n")
     return info
 
 
@@ -84,9 +86,7 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
     if not out_dir.exists():
         return None
     if not (out_dir / records.METADATA).exists():
-        raise ExistsError(
-            f"{out_dir} exists but has no {records.METADATA}; choose another config.data.dir or delete it"
-        )
+        raise ExistsError(f"{out_dir} exists but has no {records.METADATA}; choose another config.data.dir")
     info = records.read_info(out_dir)
     remedy = "Choose another config.data.dir, or delete the folder to convert again."
     changes = settings_lib.differences(info.description, settings_lib.plain(description))
@@ -97,20 +97,8 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
     return info
 
 
-def _check_folders(split: str, folders: list[epath.Path]) -> None:
-    if not folders:
-        raise UserError(f"split {split!r} has no object")
-    name, count = collections.Counter(folder.name for folder in folders).most_common(1)[0]
-    if count > 1:
-        same = ", ".join(str(folder) for folder in folders if folder.name == name)
-        raise UserError(f"split {split!r} has {count} objects called {name!r}: {same}; rename all but one")
-
-
 class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
-    """Streams validated objects into shards.
-
-    Not a GeneratorBasedBuilder, which keeps up to 1 GB in memory and imports TensorFlow beyond that.
-    """
+    """Streams objects into shards; a GeneratorBasedBuilder holds up to 1 GB, and imports TensorFlow beyond that."""
 
     name = records.BUILDER_NAME
     VERSION = tfds.core.Version(records.VERSION)
@@ -136,14 +124,9 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         # PNGs as bytes: Image features are encoded by TensorFlow, and decoded all views at a time.
-        features = {
-            "name": tfds.features.Tensor(shape=(), dtype=np.object_),
-            "png": tfds.features.Tensor(shape=(None,), dtype=np.object_),
-            "R": tfds.features.Tensor(shape=(None, 3, 3), dtype=np.float32),
-            "t": tfds.features.Tensor(shape=(None, 3), dtype=np.float32),
-            "K": tfds.features.Tensor(shape=(None, 3, 3), dtype=np.float32),
-            "size": tfds.features.Tensor(shape=(), dtype=np.int64),
-        }
+        kinds = {"name": ((), np.object_), "png": ((None,), np.object_), "R": ((None, 3, 3), np.float32)}
+        kinds |= {"t": ((None, 3), np.float32), "K": ((None, 3, 3), np.float32), "size": ((), np.int64)}
+        features = {name: tfds.features.Tensor(shape=shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _shard_iterators_per_split(self, dl_manager):
@@ -163,10 +146,9 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
                     raise
                 self._skipped.append(str(error))
                 continue
-            camera = views.cameras
             self._written[split].append((views.name, len(views.pngs), views.size, _object_digest(views)))
             example = {"name": views.name.encode(), "png": views.pngs, "size": views.size}
-            yield views.name, example | {"R": camera.R, "t": camera.t, "K": camera.K}
+            yield views.name, example | {name: getattr(views.cameras, name) for name in ("R", "t", "K")}
 
     def _example_writer(self) -> tfds_writer.ExampleWriter:
         return _UncompressedWriter(self.info.file_format)
@@ -182,11 +164,9 @@ class _UncompressedWriter(tfds_writer.ExampleWriter):
 
     def write(self, path, examples) -> None:
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        try:
+        with contextlib.closing(writer):
             for _, record in examples:
                 writer.write(record)
-        finally:
-            writer.close()
 
 
 def _shards(folders: list[epath.Path]) -> list[list[epath.Path]]:

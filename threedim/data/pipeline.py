@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ process_prefetch._PROCESS_KILL_TIMEOUT_S = 0.2
 _open_streams = weakref.WeakSet()
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
+class Batches(contextlib.AbstractContextManager, Iterator[dict[str, np.ndarray]]):
     """An endless stream of batches. ``close()``, its ``with`` block and the end of the program stop its processes."""
 
     def __init__(self, iterator: grain.DatasetIterator):
@@ -46,9 +47,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *exception) -> None:
         self.close()
@@ -164,8 +162,8 @@ def _end_with_parent(worker_index: int, worker_count: int) -> None:
     # Ctrl-C, and on Slurm SIGTERM, reach the whole process group. The main process decides when to stop and closes the
     # workers: it would wait forever for a worker that dies while writing. If it is killed, they have to notice.
     del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -41,23 +41,15 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image)
         image = white
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
+    image = image.convert("RGB")
     if old % size == 0:
-        return np.array(image.reduce(old // size) if size != old else image)
+        return np.array(image.reduce(old // size))
     # Not Pillow's BOX filter, which takes each source pixel fully or not at all.
-    total = np.asarray(image, np.float64)
-    for axis in (0, 1):
-        total = _sum_over_intervals(total, size, axis)
-    return np.rint(total * (size / old) ** 2).astype(np.uint8)
-
-
-def _sum_over_intervals(values: np.ndarray, new: int, axis: int) -> np.ndarray:
-    """Integrals over ``new`` equal intervals of an axis, with each entry constant over a unit interval."""
-    old = values.shape[axis]
-    edges = np.arange(new + 1) * (old / new)
+    edges = np.arange(size + 1) * (old / size)
     entry = np.minimum(edges.astype(np.int64), old - 1)
-    values = np.moveaxis(values, axis, 0)
-    before = np.cumsum(values, axis=0) - values
-    integral = before[entry] + (edges - entry)[:, None, None] * values[entry]
-    return np.moveaxis(np.diff(integral, axis=0), 0, axis)
+    total = np.asarray(image, np.float64)
+    for _ in range(2):  # integrals of pixels over the new ones' edges, along rows and then along columns
+        before = np.cumsum(total, axis=0) - total
+        integral = before[entry] + (edges - entry)[:, None, None] * total[entry]
+        total = np.diff(integral, axis=0).swapaxes(0, 1)
+    return np.rint(total * (size / old) ** 2).astype(np.uint8)

@@ -26,46 +26,31 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """Contents of a split, one entry per object in the order of the records.
-
-    Attributes:
-      names: the objects' names.
-      views: numbers of views.
-      sizes: heights and widths of the images, pixels.
-      fingerprint: sha256 over names, PNG bytes, poses and intrinsics.
-    """
+    """Contents of a split, one entry per object in the order of the records."""
 
     names: list[str]
-    views: list[int]
-    sizes: list[int]
-    fingerprint: str
+    views: list[int]  # numbers of views
+    sizes: list[int]  # heights and widths of the images, pixels
+    fingerprint: str  # sha256 over names, PNG bytes, poses and intrinsics
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Contents of a folder of records.
+    """Contents of a folder of records."""
 
-    Attributes:
-      description: what the records were made from, as given to `convert.prepare`.
-      splits: by name.
-      skipped: one line per invalid object that was left out: its path and the problem.
-      fingerprint: sha256 over the fingerprints of the splits.
-    """
-
-    description: dict
+    description: dict  # what the records were made from, as given to `convert.prepare`
     splits: dict[str, SplitInfo]
-    skipped: list[str]
-    fingerprint: str
+    skipped: list[str]  # one line per invalid object that was left out: its path and the problem
+    fingerprint: str  # sha256 over the fingerprints of the splits
 
     def summary(self) -> str:
         """Objects and views per split, in one line."""
-        parts = [
-            f"{name}: {len(split.names)} objects, {sum(split.views)} views"
-            + (f" of {split.sizes[0]} px" if len(set(split.sizes)) == 1 else "")
-            for name, split in self.splits.items()
-        ]
-        left_out = f"; {len(self.skipped)} bad objects left out" if self.skipped else ""
-        return f"{'; '.join(parts)}{left_out}; fingerprint {self.fingerprint[:12]}"
+        parts = []
+        for name, split in self.splits.items():
+            size = f" of {split.sizes[0]} px" if len(set(split.sizes)) == 1 else ""
+            parts.append(f"{name}: {len(split.names)} objects, {sum(split.views)} views{size}")
+        parts += [f"{len(self.skipped)} bad objects left out"] if self.skipped else []
+        return "; ".join([*parts, f"fingerprint {self.fingerprint[:12]}"])
 
 
 def read_info(out_dir: epath.PathLike) -> DatasetInfo:
@@ -114,12 +99,8 @@ def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarr
 class ObjectDataset:
     """Random access to the objects of a split, or to some views of each. Decodes only the views that are asked for.
 
-    Can be pickled: each process opens the files itself.
-
-    Attributes:
-      names: the objects' names.
-      fingerprint: sha256 of the content and of the choice of views.
-      image_size: height and width of the smallest images, pixels.
+    ``image_size`` is the height and width of the smallest images, pixels; ``fingerprint`` is the sha256 of the content
+    and of the choice of views. Can be pickled: each process opens the files itself.
     """
 
     def __init__(self, out_dir: epath.PathLike, split: str, info: SplitInfo, held_out: int = 0, part: str = "all"):
@@ -162,21 +143,15 @@ class ObjectDataset:
         return self._pick(index, self._views[index])
 
     def views(self, index: int, indices: Sequence[int], size: int | None = None) -> tuple[np.ndarray, Camera]:
-        """Decodes views of an object, downsampled to ``size`` pixels (not resized by default).
-
-        Returns:
-          Images (view, size, size, 3) uint8 in the order of ``indices``, and their cameras with K to match.
-        """
+        """Decodes some views of an object, as `srn.ObjectViews.decode` does."""
         return self._pick(index, self._views[index][np.asarray(indices)]).decode(size=size)
 
     def _pick(self, index: int, chosen: np.ndarray) -> srn.ObjectViews:
         index = range(len(self))[index]
         record, name = self._open()[index], self.names[index]
-        if record["name"].decode() != name:
-            raise UserError(
-                f"{self._out_dir}: record {index} of split {self._split!r} is {record['name'].decode()!r}, but "
-                f"{METADATA} lists {name!r}; delete the folder and prepare again"
-            )
+        if (found := record["name"].decode()) != name:
+            wrong = f"record {index} of split {self._split!r} is {found!r}, but {METADATA} lists {name!r}"
+            raise UserError(f"{self._out_dir}: {wrong}; delete the folder and prepare again")
         cameras = Camera(record["R"][chosen], record["t"][chosen], record["K"][chosen])
         return srn.ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
 

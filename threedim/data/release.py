@@ -31,7 +31,7 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
     archive = folder.parent / f"{folder.name}.zip"
     if archive.exists():
         return unpack_zip(archive, epath.Path(unpack_to) / split)
-    kind = split.split("_")[0] if split.split("_")[0] in ("cars", "chairs") else "cars"
+    kind = "chairs" if split.startswith("chairs_") else "cars"
     wanted = ", ".join(f"{kind}_{part}.zip" for part in ("train", "val", "test"))
     raise MissingError(
         f"neither {folder} nor {archive} exists.\n"
@@ -42,14 +42,9 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
 
 
 def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
-    """Unpacks a zip into ``folder`` atomically, or reuses a folder unpacked from the same zip.
+    """Unpacks a zip into ``folder`` atomically, or reuses a folder unpacked from the same zip. Returns ``folder``.
 
-    Args:
-      archive: the zip. macOS's ``__MACOSX`` entries are ignored.
-      folder: new folder on a local or mounted disk; missing parents are created.
-
-    Returns:
-      ``folder``.
+    Missing parents are created. macOS's ``__MACOSX`` entries are ignored.
 
     Raises:
       UserError: if the file is not a complete zip, or an entry is a link or outside of ``folder``; nothing is written.
@@ -65,10 +60,8 @@ def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
                 if not folder.exists():
                     _unpack(opened, entries, archive, folder, record)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(
-                f"{archive}: not a complete zip file ({error}). Download it again; once a quota is used up, "
-                "Google Drive sends a web page instead"
-            ) from error
+            hint = "Download it again; once a quota is used up, Google Drive sends a web page instead"
+            raise UserError(f"{archive}: not a complete zip file ({error}). {hint}") from error
     path = folder / _RECORD
     if not path.exists() or path.read_text() != record:
         raise ExistsError(f"{folder} exists but was not unpacked from this {archive}; delete or rename it")
@@ -93,11 +86,8 @@ def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[z
 
 
 def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath.Path, record: str) -> None:
-    total = sum(entry.file_size for entry in entries)
-    with (
-        new_folder(folder) as temporary,
-        progress(total, desc=f"unpacking {archive.name}, bytes") as bar,
-    ):
+    total, desc = sum(entry.file_size for entry in entries), f"unpacking {archive.name}, bytes"
+    with new_folder(folder) as temporary, progress(total, desc=desc) as bar:
         for entry in entries:
             target = temporary / entry.filename
             target.parent.mkdir(parents=True, exist_ok=True)

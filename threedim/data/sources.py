@@ -1,19 +1,8 @@
 """From ``config.data`` to records: which objects make up which split, and preparing them.
 
-Fields of ``config.data``:
-
-* ``dir``: output folder: ``dir/records``, made from ``dir/procedural`` or ``dir/unpacked`` if the source needs them.
-* ``source``: "" renders procedural shapes; otherwise a folder of released splits (folders or zips) or of objects.
-* ``train_split``, ``val_split``, ``test_split``: folders or zips in ``source``, such as "cars_train"; "" for no
-  validation or test split. If ``train_split`` is "", ``source`` is itself a folder of objects, and ``num_test_objects``
-  of them are held out at random with ``split_seed``.
-* ``resplit_seed``: -1 keeps the released splits; otherwise they are merged, shuffled and split again with this seed.
-  For chairs, this gives the paper's chairs* [3].
-* ``holdout_views``: number of evenly spaced views of each training object to hold out. Applied when records are
-  opened, so changing it needs no new conversion.
-* ``on_bad``: "raise" or "skip", for objects that break the format.
-* ``procedural``: ``kinds``, ``num_train_objects``, ``num_test_objects``, ``views``, ``test_views``, ``size``,
-  ``samples``, ``seed``.
+``dir/records`` is made from ``dir/procedural`` or ``dir/unpacked`` if the source needs them. ``holdout_views`` evenly
+spaced views of each training object are held out when records are opened, so changing it needs no new conversion.
+configs/base.py documents all fields.
 """
 
 from __future__ import annotations
@@ -43,8 +32,7 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
       srn.BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
       UserError: if the settings contradict each other, or the folder holds records of other settings.
     """
-    out_dir = epath.Path(data.dir) / "records"
-    description = _description(data)
+    out_dir, description = epath.Path(data.dir) / "records", _description(data)
     info = convert.find_prepared(out_dir, description, on_bad=data.on_bad)
     if info is None:
         convert.prepare(source_splits(data), out_dir, on_bad=data.on_bad, description=description)
@@ -71,25 +59,22 @@ def open_from_config(data: ml_collections.ConfigDict, split: str) -> records.Obj
 
 
 def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
-    """Object folders of the splits "train", "val" and "test". Renders or unpacks them if they do not exist yet.
-
-    Raises:
-      As `prepare_from_config`.
-    """
+    """Object folders of the splits "train", "val" and "test", rendered or unpacked if they do not exist yet."""
     if not data.source:
         splits = _procedural_splits(data)
     elif not data.train_split:
         if data.val_split or data.test_split:
             raise UserError("config.data.train_split is '', so val_split and test_split must be '' too")
-        splits = hold_out_objects(srn.find_objects(data.source), data.num_test_objects, data.split_seed)
+        folders, num_test = srn.find_objects(data.source), data.num_test_objects
+        if not 0 <= num_test < len(folders):
+            raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
+        splits = resplit({"train": folders[num_test:], "test": folders[:num_test]}, data.split_seed)
+        splits = {split: objects for split, objects in splits.items() if objects}
     else:
         named = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
         unpack_to = epath.Path(data.dir) / "unpacked"
-        splits = {
-            split: srn.find_objects(release.find_split(data.source, folder, unpack_to))
-            for split, folder in named.items()
-            if folder
-        }
+        found = {split: release.find_split(data.source, name, unpack_to) for split, name in named.items() if name}
+        splits = {split: srn.find_objects(folder) for split, folder in found.items()}
     return splits if data.resplit_seed < 0 else resplit(splits, data.resplit_seed)
 
 
@@ -114,18 +99,6 @@ def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, 
     return new
 
 
-def hold_out_objects(folders: Sequence[epath.Path], num_test: int, seed: int) -> dict[str, list[epath.Path]]:
-    """Splits objects at random into "train" and, if ``num_test`` is positive, "test".
-
-    Raises:
-      UserError: if no objects are left to train on.
-    """
-    if not 0 <= num_test < len(folders):
-        raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
-    splits = resplit({"train": folders[num_test:], "test": folders[:num_test]}, seed)
-    return splits if num_test else {"train": splits["train"]}
-
-
 def _procedural_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]]:
     # Imported here, because a training run that reads finished records needs no renderer.
     from threedim.rendering import render
@@ -134,9 +107,7 @@ def _procedural_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.
     for split, count, views in (("train", p.num_train_objects, p.views), ("test", p.num_test_objects, p.test_views)):
         if count:
             out = epath.Path(data.dir) / "procedural" / split
-            report = render.render_procedural(
-                out, split, tuple(p.kinds), count, views, size=p.size, samples=p.samples, seed=p.seed
-            )
+            report = render.render_procedural(out, split, tuple(p.kinds), count, views, p.size, p.samples, p.seed)
             # From the report, not from the folder: an earlier run may have rendered more objects.
             splits[split] = [out / name for name in sorted(report.rendered + report.kept)]
     return splits

@@ -44,19 +44,12 @@ class BadObjectError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectViews:
-    """All views of one object, still encoded.
+    """All views of one object, still encoded."""
 
-    Attributes:
-      name: the folder's name.
-      pngs: one encoded PNG per view, in numeric order of the views.
-      cameras: batched (views,), K in pixels of the PNGs.
-      size: height and width of every PNG, pixels.
-    """
-
-    name: str
-    pngs: list[bytes]
-    cameras: Camera
-    size: int
+    name: str  # of the folder
+    pngs: list[bytes]  # in numeric order of the views
+    cameras: Camera  # batched (views,), K in pixels of the PNGs
+    size: int  # height and width of every PNG, pixels
 
     def decode(self, indices=None, size: int | None = None) -> tuple[np.ndarray, Camera]:
         """Decodes views, composited on white and downsampled to ``size`` pixels (not resized by default).
@@ -98,8 +91,7 @@ def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) ->
     if R.shape != (views, 3, 3) or t.shape != (views, 3) or K.shape != (views, 3, 3):
         raise UserError(f"{views} images need cameras batched ({views},), got R {R.shape}, t {t.shape}, K {K.shape}")
     with new_folder(folder) as temporary:
-        pngs = [png_lib.encode_png(image) for image in images]
-        _write_views(temporary / "rgb", ".png", pngs)
+        _write_views(temporary / "rgb", ".png", [png_lib.encode_png(image) for image in images])
         _write_views(temporary / "pose", ".txt", [_numbers(matrix) for matrix in Camera(R, t, K).to_matrix()])
         if np.all(K[0] == K) and K[0, 0, 0] == K[0, 1, 1]:
             first = _numbers([K[0, 0, 0], K[0, 0, 2], K[0, 1, 2]])
@@ -169,7 +161,11 @@ def read_object(folder: epath.PathLike) -> ObjectViews:
         if size != sizes[0]:
             other = next(iter(images.values())).name
             raise BadObjectError(path, f"{size}x{size} pixels, but rgb/{other} is {sizes[0]}x{sizes[0]}")
-    matrices = np.stack([_read_pose(path) for path in poses])
+    expected = "16 numbers, a row-major 4x4 camera-to-world matrix"
+    matrices = np.asarray([_read_numbers(path, (16,), expected) for path in poses], np.float32).reshape(-1, 4, 4)
+    for path, matrix in zip(poses, matrices, strict=True):
+        with _blame(path):
+            Camera.from_matrix(matrix, np.eye(3))
     K = _read_intrinsics(folder, images, sizes[0])
     return ObjectViews(folder.name, pngs, Camera.from_matrix(matrices, K), sizes[0])
 
@@ -234,14 +230,6 @@ def _read_numbers(path: epath.Path, counts: tuple[int, ...], expected: str) -> l
     return numbers
 
 
-def _read_pose(path: epath.Path) -> np.ndarray:
-    numbers = _read_numbers(path, (16,), "16 numbers, a row-major 4x4 camera-to-world matrix")
-    matrix = np.asarray(numbers, np.float32).reshape(4, 4)
-    with _blame(path):
-        Camera.from_matrix(matrix, np.eye(3))
-    return matrix
-
-
 def _read_intrinsics(folder: epath.Path, images: dict[str, epath.Path], size: int) -> np.ndarray:
     """K (views, 3, 3) in pixels of the PNGs, which are ``size`` pixels high and wide."""
     common, per_view = folder / "intrinsics.txt", folder / "intrinsics"
@@ -249,13 +237,13 @@ def _read_intrinsics(folder: epath.Path, images: dict[str, epath.Path], size: in
         if not common.exists():
             raise BadObjectError(common, "file is missing, and there is no folder intrinsics/ either")
         return np.tile(_read_common_intrinsics(common, size), (len(images), 1, 1))
-    paths = _files_of_views(per_view, images)
-    K = np.stack([_read_view_intrinsics(path) for path in paths])
-    if not common.exists():
-        for path, K_view in zip(paths, K, strict=True):
-            _check_principal_point(path, K_view, size)
-        return K
     # Only intrinsics.txt says which size it is for, and copies of the release have per-view files for larger images.
+    limit = np.inf if common.exists() else size
+    paths = _files_of_views(per_view, images)
+    numbers = [_read_numbers(path, (9,), "9 numbers, a row-major K") for path in paths]
+    K = np.stack([_checked_K(path, np.reshape(row, (3, 3)), limit) for path, row in zip(paths, numbers, strict=True)])
+    if not common.exists():
+        return K
     # So only the shape of the frustum can be compared: K divided by the focal length.
     K_common = _read_common_intrinsics(common, size)
     for path, K_view in zip(paths, K, strict=True):
@@ -273,26 +261,17 @@ def _read_common_intrinsics(path: epath.Path, size: int) -> np.ndarray:
     height, width = numbers[8:10]
     if not height == width > 0 or not np.isfinite(height):
         raise BadObjectError(path, f"expected a positive square 'height width', got {height:g} {width:g}")
-    K = _checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
-    K = (K * np.asarray([[size / width], [size / height], [1]])).astype(np.float32)
-    _check_principal_point(path, K, size)
-    return K
+    K = _checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]], width)
+    return (K * np.asarray([[size / width], [size / height], [1]])).astype(np.float32)
 
 
-def _read_view_intrinsics(path: epath.Path) -> np.ndarray:
-    return _checked_K(path, np.reshape(_read_numbers(path, (9,), "9 numbers, a row-major K"), (3, 3)))
-
-
-def _checked_K(path: epath.Path, K) -> np.ndarray:
+def _checked_K(path: epath.Path, K, size: float) -> np.ndarray:
+    """K as float32, if it is that of an image of at most ``size`` pixels."""
     K = np.asarray(K, np.float32)
     with _blame(path):
         cameras_lib.check_intrinsics(K)
+    cx, cy = K[:2, 2]
+    if not (0 <= cx <= size and 0 <= cy <= size):
+        where = f"principal point ({cx:g}, {cy:g}) is outside the {size:g}x{size:g} image"
+        raise BadObjectError(path, f"{where}; is K for another size?")
     return K
-
-
-def _check_principal_point(path: epath.Path, K: np.ndarray, size: int) -> None:
-    if not (0 <= K[0, 2] <= size and 0 <= K[1, 2] <= size):
-        point = f"({K[0, 2]:g}, {K[1, 2]:g})"
-        raise BadObjectError(
-            path, f"principal point {point} is outside the {size}x{size} image; is K for another size?"
-        )

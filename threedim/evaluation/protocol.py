@@ -28,7 +28,6 @@ from threedim.errors import UserError
 from threedim.evaluation import published, report, scores
 from threedim.evaluation.metrics import inception, lpips
 from threedim.evaluation.sampled import SampledViews, read_views
-from threedim.files import read_json
 from threedim.progress import progress
 from threedim.tasks import Task, make_tasks
 
@@ -42,16 +41,15 @@ def evaluate(
     config: ml_collections.ConfigDict,
     workdir: epath.PathLike,
     *,
-    extract: scores.Extractor | None = None,
-    compare: scores.Comparer | None = None,
+    extract: inception.FeatureExtractor | None = None,
+    compare: lpips.PerceptualDistance | None = None,
 ) -> epath.Path:
     """Samples missing views, scores all of them, and writes ``results.json`` and ``report.html``.
 
     Args:
       config: section ``evaluate`` sets the protocol; ``sample`` how views are sampled, but not which.
       workdir: of the run; with ``config.evaluate.views`` only the place for the output.
-      extract: features for the FID instead of those of ``config.evaluate.inception``.
-      compare: LPIPS instead of that of ``config.evaluate.lpips_backbone`` and ``lpips_lin``.
+      extract, compare: features for the FID, and LPIPS, instead of those of the files of weights in the config.
 
     Returns:
       The output folder.
@@ -86,10 +84,8 @@ def evaluate(
         return out
 
     # Score.
-    if inception_params is not None:
-        extract = inception.FeatureExtractor(inception_params)
-    if lpips_weights is not None:
-        compare = lpips.PerceptualDistance(lpips_weights)
+    extract = inception.FeatureExtractor(inception_params) if inception_params else extract
+    compare = lpips.PerceptualDistance(lpips_weights) if lpips_weights else compare
     paths = views.find(tasks)
     size, total = config.model.image_size, sum(len(task.target_views) for task in tasks)
     scored = scores.Scores(total, size, e.seed, extract, compare)
@@ -136,20 +132,15 @@ def to_json(results: dict[str, Any]) -> str:
     """Indented JSON, but with one line per object."""
     rest = {name: value for name, value in results.items() if name != "objects"}
     head = json.dumps(rest, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    lines = [
-        f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(figures, allow_nan=False)}"
-        for name, figures in results["objects"].items()
-    ]
+    objects = results["objects"].items()
+    lines = [f"    {json.dumps(name, ensure_ascii=False)}: {json.dumps(one, allow_nan=False)}" for name, one in objects]
     return head + ',\n  "objects": {\n' + ",\n".join(lines) + "\n  }\n}\n"
 
 
 def _lpips_weights(e: ml_collections.ConfigDict) -> lpips.Weights | None:
     if bool(e.lpips_backbone) != bool(e.lpips_lin):
-        named = "lpips_backbone" if e.lpips_backbone else "lpips_lin"
-        raise UserError(
-            f"evaluate.lpips_backbone and evaluate.lpips_lin must both be set, or neither; only {named} is; "
-            f"{lpips.HOW_TO_GET_WEIGHTS}"
-        )
+        only = f"only {'lpips_backbone' if e.lpips_backbone else 'lpips_lin'} is; {lpips.HOW_TO_GET_WEIGHTS}"
+        raise UserError(f"evaluate.lpips_backbone and evaluate.lpips_lin must both be set, or neither; {only}")
     return lpips.load_weights(e.lpips_backbone, e.lpips_lin) if e.lpips_backbone else None
 
 
@@ -183,7 +174,7 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
     if not path.exists():
         return
     try:
-        old = read_json(path)
+        old = files.read_json(path)
         lost = old["objects"].keys() - {task.name for task in tasks}
         before = {name: old["protocol"].get(name) for name in protocol}
     except (KeyError, TypeError, AttributeError) as error:
@@ -205,14 +196,13 @@ def _strips(
     tasks: list[Task], paths: dict[str, list[epath.Path]], size: int, objects: dict[str, Any]
 ) -> dict[str, list[report.Strip]]:
     """Pictures of the objects with the highest and the lowest PSNR, or of all if there are few."""
-    order = sorted(objects, key=lambda name: -objects[name]["psnr"])
-    by_name = {task.name: task for task in tasks}
+    order = sorted(tasks, key=lambda task: -objects[task.name]["psnr"])
     groups = {"Best objects": order[:_ENDS], "Worst objects": order[-_ENDS:][::-1]}
     if len(order) <= 2 * _ENDS:
         groups = {"Objects, best first": order}
 
-    def strip(name: str) -> report.Strip:
-        task, scored = by_name[name], objects[name]
+    def strip(task: Task) -> report.Strip:
+        name, scored = task.name, objects[task.name]
         loaded, views = task.load(), scored["views"]
         chosen = np.unique(np.linspace(0, len(task.target_views) - 1, _STRIP_VIEWS).round().astype(int)).tolist()
         pictures = read_views([paths[name][i] for i in chosen], loaded.targets[np.array(chosen)], size)
@@ -223,7 +213,7 @@ def _strips(
         inputs = dict(zip(task.input_views, loaded.inputs, strict=True))
         return report.Strip(name, scored["psnr"], scored["ssim"], inputs, shown)
 
-    return {title: [strip(name) for name in names] for title, names in groups.items()}
+    return {title: [strip(task) for task in group] for title, group in groups.items()}
 
 
 def _say(results: dict[str, Any], out: epath.Path) -> None:

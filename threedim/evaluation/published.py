@@ -12,15 +12,9 @@ _SPLATTER = "S. Szymanowicz et al., Splatter Image: Ultra-Fast Single-View 3D Re
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method's figures on a test set; None where it reports none.
+    """One method's figures on a test set: PSNR in dB, SSIM with a Gaussian window, FID between all views, LPIPS.
 
-    Attributes:
-      name: of the method.
-      psnr: dB.
-      ssim: with a Gaussian window.
-      fid: between all generated and all true views.
-      lpips: as that method's paper computes it.
-      ours: whether it is the method that this project implements.
+    None where the method's paper reports none.
     """
 
     name: str
@@ -28,19 +22,11 @@ class Row:
     ssim: float | None = None
     fid: float | None = None
     lpips: float | None = None
-    ours: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows that compare with each other.
-
-    Attributes:
-      title: the test set.
-      rows: in the order of the paper.
-      sources: citations.
-      notes: remarks to print beside them.
-    """
+    """Rows that compare with each other, in the paper's order, with citations, and remarks to print beside them."""
 
     title: str
     rows: tuple[Row, ...]
@@ -61,8 +47,8 @@ TABLES = {
             Row("LFN", 22.42, 0.89),
             Row("ENR", 22.26),
             Row("Splatter Image", 24.00, 0.92, lpips=0.078),
-            Row("3DiM, 471M", 21.01, 0.57, 8.99, ours=True),
-            Row("3DiM, always from the input view", 23.82, 0.59, 1.87, ours=True),
+            Row("3DiM, 471M", 21.01, 0.57, 8.99),
+            Row("3DiM, always from the input view", 23.82, 0.59, 1.87),
             Row("Regression", 22.55, 0.85, 17.45),
             Row("Concat-UNet", 17.21, 0.52, 21.54),
         ),
@@ -79,15 +65,15 @@ TABLES = {
             Row("LFN", 22.26, 0.90),
             Row("ENR", 22.83),
             Row("Splatter Image", 24.43, 0.93, lpips=0.067),
-            Row("3DiM, 471M", 17.05, 0.53, 6.57, ours=True),
+            Row("3DiM, 471M", 17.05, 0.53, 6.57),
         ),
         (_PAPER, _SPLATTER),
     ),
     "chairs_star": Table(
         "SRN chairs*, merged and split anew",
         (
-            Row("3DiM, 471M", 14.29, 0.48, 3.30, ours=True),
-            Row("3DiM, always from the input view", 15.73, 0.51, 1.05, ours=True),
+            Row("3DiM, 471M", 14.29, 0.48, 3.30),
+            Row("3DiM, always from the input view", 15.73, 0.51, 1.05),
             Row("Regression", 16.85, 0.76, 20.70),
             Row("Concat-UNet", 12.36, 0.44, 5.15),
         ),
@@ -104,9 +90,9 @@ CONSISTENCY = {
         "SRN cars, 3D consistency score",
         (
             Row("Real data", 28.21, 0.96, 10.57),
-            Row("3DiM, 1.3B", 28.48, 0.96, 29.55, ours=True),
-            Row("3DiM, 471M", 28.53, 0.96, 22.09, ours=True),
-            Row("3DiM, always from the input view", 25.78, 0.94, 30.51, ours=True),
+            Row("3DiM, 1.3B", 28.48, 0.96, 29.55),
+            Row("3DiM, 471M", 28.53, 0.96, 22.09),
+            Row("3DiM, always from the input view", 25.78, 0.94, 30.51),
         ),
         (_PAPER,),
         (_FIELD,),
@@ -115,9 +101,9 @@ CONSISTENCY = {
         "SRN chairs*, 3D consistency score",
         (
             Row("Real data", 24.87, 0.93, 17.05),
-            Row("3DiM, 1.3B", 22.90, 0.86, 58.61, ours=True),
-            Row("3DiM, 471M", 18.84, 0.79, 98.78, ours=True),
-            Row("3DiM, always from the input view", 17.61, 0.75, 116.16, ours=True),
+            Row("3DiM, 1.3B", 22.90, 0.86, 58.61),
+            Row("3DiM, 471M", 18.84, 0.79, 98.78),
+            Row("3DiM, always from the input view", 17.61, 0.75, 116.16),
         ),
         (_PAPER,),
         (_FIELD,),

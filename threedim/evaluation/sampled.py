@@ -22,14 +22,11 @@ _POSE_TOLERANCE = 1e-3
 
 
 def read_samples(folder: epath.PathLike) -> tuple[dict[str, Any] | None, dict[str, tuple[list[int], list[int]]]]:
-    """Reads the ``samples.json`` that ``--mode=sample`` writes beside its folder of views.
+    """Reads the ``samples.json`` that ``--mode=sample`` writes beside its views; `UserError` if it is damaged.
 
     Returns:
       The settings of the sampler, and by object the numbers of its input views and of its target views, in the order
       of the files; None and {} if there is no such file.
-
-    Raises:
-      UserError: if it is damaged.
     """
     path = epath.Path(folder).parent / "samples.json"
     if not path.exists():
@@ -45,19 +42,12 @@ def read_samples(folder: epath.PathLike) -> tuple[dict[str, Any] | None, dict[st
 class SampledViews:
     """A folder ``<folder>/<object>/000000.png`` or ``<folder>/<object>/rgb/000000.png``, named by view number.
 
-    Views that ``--mode=sample`` wrote are numbered from 0, input views first; the numbers are in ``samples.json``.
-
-    Attributes:
-      settings: those of the sampler, from ``samples.json``; None without it.
+    Views that ``--mode=sample`` wrote are numbered from 0, input views first; the numbers are in ``samples.json``, as
+    are the sampler's ``settings``, None without that file. Raises `MissingError` if there is no such folder, or
+    `UserError` if ``samples.json`` is damaged, or the views are those of an orbit, which have no truth.
     """
 
     def __init__(self, folder: epath.PathLike):
-        """Finds the folder.
-
-        Raises:
-          MissingError: if it does not exist.
-          UserError: if its ``samples.json`` is damaged, or its views are those of an orbit, which have no truth.
-        """
         folder = epath.Path(folder)
         if (folder / "samples.json").exists():
             folder = folder / "views"
@@ -106,28 +96,16 @@ class SampledViews:
             return files
         inputs, targets = self._order[task.name]
         if inputs != task.input_views:
-            raise UserError(
-                f"{folder} was sampled from view {_ranges(inputs)}, not {_ranges(task.input_views)}; set "
-                "--config.evaluate.input_view"
-            )
+            said = f"{folder} was sampled from view {_ranges(inputs)}, not {_ranges(task.input_views)}"
+            raise UserError(f"{said}; set --config.evaluate.input_view")
         return {number: files[place] for place, number in enumerate(inputs + targets) if place in files}
 
 
 def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.ndarray:
-    """Reads views of an object, transparency over white.
+    """Reads views of an object, transparency over white, (view, size, size, 3) uint8; they are never resized.
 
-    If poses lie beside them (``pose/`` beside ``rgb/``), they are compared with the cameras.
-
-    Args:
-      paths: files from `SampledViews.find`.
-      cameras: cameras of the true views, axes (view,).
-      size: height and width of the true views; sampled views are never resized.
-
-    Returns:
-      (view, size, size, 3) uint8.
-
-    Raises:
-      UserError: naming a file that is no PNG, has another size, or whose pose is that of another camera.
+    If poses lie beside them (``pose/`` beside ``rgb/``), they are compared with the true views' cameras, axes (view,).
+    Raises `UserError`, naming a file that is no PNG, has another size, or whose pose is that of another camera.
     """
     has_poses = paths[0].parent.name == "rgb" and (paths[0].parent.parent / "pose").is_dir()
 
@@ -137,10 +115,8 @@ def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.nd
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path} is not a readable square PNG: {error}") from error
         if len(image) != size:
-            raise UserError(
-                f"{path} is {len(image)} px wide, but views are compared at {size} px and never resized; set "
-                "--config.model.image_size"
-            )
+            said = f"{path} is {len(image)} px wide, but views are compared at {size} px and never resized"
+            raise UserError(f"{said}; set --config.model.image_size")
         if has_poses:
             _check_pose(path.parent.parent / "pose" / f"{path.stem}.txt", matrix)
         return image
@@ -155,9 +131,7 @@ def _check_pose(path: epath.Path, expected: np.ndarray) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable pose of 16 numbers: {error}") from error
     if not np.allclose(found, expected, rtol=_POSE_TOLERANCE, atol=_POSE_TOLERANCE):
-        raise UserError(
-            f"{path} is not the pose of the test set's view of that number; files are numbered as in the test set"
-        )
+        raise UserError(f"{path} is not the pose of the test set's view of that number; files are numbered as there")
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,62 +26,41 @@ _NO_LPIPS = (
 _NO_FID = f"no weights are given with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
 
 
-class Extractor(Protocol):
-    """Computes the features of the FID, as `inception.FeatureExtractor` does."""
-
-    num_features: int
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(image, feature) of (image, height, width, 3) uint8."""
-
-
-class Comparer(Protocol):
-    """Computes LPIPS, as `lpips.PerceptualDistance` does."""
-
-    name: str
-    smallest: int
-
-    def __call__(self, truth: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-        """(image,) for each of the others, which are (image or 1, height, width, 3) uint8."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ObjectScores:
-    """Scores of one object; arrays (view,) float64 in the order of ``views``.
+    """Scores of one object.
 
     Attributes:
       input_views, views: numbers of the given views and of the sampled ones.
-      angle: degrees between the optical axes of each view's camera and the first input's.
+      angle: degrees between the optical axes of each view's camera and the first input's, (view,) float64.
       equal: number of sampled views that equal the truth in every pixel.
-      sampled: "psnr" in dB, at most `psnr_limit`, "ssim" and "lpips"; None if not computed.
-      repeated: the same of the input view, taken for every view: a baseline.
+      figures: (view,) float64 in the order of ``views``, or None if not computed: "psnr" in dB, at most `psnr_limit`,
+        "ssim" and "lpips"; and "repeated_..." of the input view in place of every view, a baseline.
     """
 
     input_views: list[int]
     views: list[int]
     angle: np.ndarray
     equal: int
-    sampled: dict[str, np.ndarray | None]
-    repeated: dict[str, np.ndarray | None]
+    figures: dict[str, np.ndarray | None]
 
     def to_json(self) -> dict[str, Any]:
         """The object's entry in results.json, rounded to five digits, more than float32 has."""
-
-        def mean(values: np.ndarray | None) -> float | None:
-            return None if values is None else round(float(values.mean()), 5)
-
-        each_view = {"angle_degrees": self.angle} | self.sampled
-        return {
-            **{name: mean(values) for name, values in self.sampled.items()},
-            **{f"repeated_{name}": mean(values) for name, values in self.repeated.items()},
-            "input_views": self.input_views,
-            "views": {"number": self.views}
-            | {name: None if values is None else np.round(values, 5).tolist() for name, values in each_view.items()},
-        }
+        known = {name: values is not None for name, values in self.figures.items()}
+        means = {name: round(float(v.mean()), 5) if known[name] else None for name, v in self.figures.items()}
+        each_view = {"angle_degrees": self.angle} | {name: self.figures[name] for name in _VIEW_METRICS}
+        rounded = {name: None if v is None else np.round(v, 5).tolist() for name, v in each_view.items()}
+        return means | {"input_views": self.input_views, "views": {"number": self.views} | rounded}
 
 
 class Scores:
     """Scores of a test set.
+
+    Args:
+      num_views: views of all objects that will be added.
+      size: height and width of a view.
+      seed: chooses the views and patches of the patch distance.
+      extract, compare: for the FID and LPIPS; None leaves them out.
 
     Attributes:
       objects: what `add` has seen, by name.
@@ -94,18 +72,9 @@ class Scores:
         num_views: int,
         size: int,
         seed: int,
-        extract: Extractor | None = None,
-        compare: Comparer | None = None,
+        extract: inception.FeatureExtractor | None = None,
+        compare: lpips.PerceptualDistance | None = None,
     ):
-        """Starts without views.
-
-        Args:
-          num_views: views of all objects that will be added.
-          size: height and width of a view.
-          seed: chooses the views and patches of the patch distance.
-          extract: features for the FID; None leaves it out.
-          compare: LPIPS; None leaves it out.
-        """
         self.objects: dict[str, ObjectScores] = {}
         small, none = f"pictures of {size} px are smaller than ", ""
         reasons = {
@@ -125,31 +94,20 @@ class Scores:
         self._seen = 0
 
     def add(self, task: Task, views: Views, sampled: np.ndarray) -> None:
-        """Scores the sampled views of an object, (view, height, width, 3) uint8.
-
-        Raises:
-          UserError: if their number or size differs from that of the true ones.
-        """
+        """Scores the sampled views of an object, (view, height, width, 3) uint8."""
         truth = views.truth
         repeated = np.ascontiguousarray(np.broadcast_to(views.inputs[0], truth.shape))
         distances = (None, None)
         if "lpips" not in self.not_computed:
             # One input view stands for its repetitions: LPIPS depends on nothing else.
             distances = self._compare(truth, sampled, views.inputs[:1])
-
-        def measure(images: np.ndarray, distance: np.ndarray | None) -> dict[str, np.ndarray | None]:
-            psnr = np.minimum(image_metrics.psnr(images, truth).astype(np.float64), psnr_limit(*truth.shape[1:3]))
+        limit, figures = psnr_limit(*truth.shape[1:3]), {}
+        for prefix, images, distance in zip(("", "repeated_"), (sampled, repeated), distances, strict=True):
             ssim = None if "ssim" in self.not_computed else image_metrics.ssim(images, truth).astype(np.float64)
-            return {"psnr": psnr, "ssim": ssim, "lpips": distance}
-
-        self.objects[task.name] = ObjectScores(
-            task.input_views,
-            task.target_views,
-            angles(views),
-            int(np.all(sampled == truth, axis=(1, 2, 3)).sum()),
-            measure(sampled, distances[0]),
-            measure(repeated, distances[1]),
-        )
+            figures[f"{prefix}psnr"] = np.minimum(image_metrics.psnr(images, truth).astype(np.float64), limit)
+            figures |= {f"{prefix}ssim": ssim, f"{prefix}lpips": distance}
+        equal = int(np.all(sampled == truth, axis=(1, 2, 3)).sum())
+        self.objects[task.name] = ObjectScores(task.input_views, task.target_views, angles(views), equal, figures)
         chosen = self._in_patches[self._seen : self._seen + len(sampled)]
         self._seen += len(sampled)
         self._patch_views.append((sampled[chosen], truth[chosen], repeated[chosen]))
@@ -163,7 +121,7 @@ class Scores:
           "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row of the repeated input view in
           "baselines"; "psnr_by_angle", bins that have views; "not_computed" and "warnings", sentences; and counts.
         """
-        dataset, repeated = self._row(lambda one: one.sampled), self._row(lambda one: one.repeated)
+        dataset, repeated = self._row(""), self._row("repeated_")
         warnings = []
         if "patch_distance" not in self.not_computed:
             views, truth, inputs = (np.concatenate(images) for images in zip(*self._patch_views, strict=True))
@@ -185,10 +143,10 @@ class Scores:
             "psnr_by_angle": self._psnr_by_angle(),
         }
 
-    def _row(self, values_of: Callable[[ObjectScores], dict[str, np.ndarray | None]]) -> dict[str, float | None]:
+    def _row(self, prefix: str) -> dict[str, float | None]:
         row: dict[str, float | None] = {"fid": None, "patch_distance": None}
         for name in _VIEW_METRICS:
-            values = [values_of(one)[name] for one in self.objects.values()]
+            values = [one.figures[prefix + name] for one in self.objects.values()]
             known = all(each is not None for each in values)
             row[name] = float(np.concatenate(values).mean()) if known else None
             spread = known and len(values) > 1
@@ -196,11 +154,8 @@ class Scores:
         return row
 
     def _psnr_by_angle(self) -> list[dict[str, float]]:
-        scored = self.objects.values()
-        angle, psnr, repeated = map(
-            np.concatenate,
-            zip(*[(one.angle, one.sampled["psnr"], one.repeated["psnr"]) for one in scored], strict=True),
-        )
+        scored = [(one.angle, one.figures["psnr"], one.figures["repeated_psnr"]) for one in self.objects.values()]
+        angle, psnr, repeated = map(np.concatenate, zip(*scored, strict=True))
         bins = np.minimum(angle // BIN_DEGREES, 180 // BIN_DEGREES - 1).astype(int)
         return [
             {
@@ -218,10 +173,7 @@ class Scores:
 
 
 def psnr_limit(height: int, width: int) -> float:
-    """The highest PSNR that two different images can have: a single value differs by 1. 95 dB at 128 px.
-
-    Equal images get it instead of infinity, so that means stay finite and nothing ranks above them.
-    """
+    """The highest PSNR of two different images, which equal ones get instead of infinity: one value differs by 1."""
     return 10 * math.log10(255**2 * height * width * 3)
 
 

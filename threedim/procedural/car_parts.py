@@ -23,7 +23,7 @@ _SECTION = np.array(
     [(0.86, 0.0), (0.97, 0.05), (1.0, 0.2), (1.0, 0.55), (0.975, 0.82), (0.92, 0.95), (0.80, 1.0), (0.24, 1.015)]
 )
 # Cross-sections of the hull, in shares of its length.
-_STATIONS = np.array([0, 0.012, 0.05, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.985, 1.0])
+STATIONS = np.array([0, 0.012, 0.05, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.985, 1.0])
 
 
 @dataclasses.dataclass
@@ -77,23 +77,21 @@ def paint(car: Car) -> None:
 # ---------------------------------------------------------------------------------------------------------------- body
 
 
-def add_hull(car: Car, shares=_STATIONS) -> None:
-    """The painted body up to the belt line, lofted from tail to nose."""
+def add_hull(car: Car, shares=STATIONS, top=None) -> None:
+    """The painted body up to the belt line, lofted from tail to nose; ``top`` is its height at ``shares``."""
+    top = car.top(shares) if top is None else top
     bluntness = car.draw(0.80, 0.90)
     end = np.minimum(shares, 1 - shares)
     half = car.width / 2 * np.interp(end, [0, 0.012, 0.06, 0.14], [bluntness, 0.94, 0.985, 1.0])
     bottom = car.clearance + np.interp(end, [0, 0.05, 0.12], [0.12, 0.03, 0.0])
-    top = car.top(shares)
     section = np.concatenate([_SECTION, _SECTION[::-1] * [-1, 1]])
-    rings = np.empty((len(shares), len(section), 3))
-    rings[..., 0] = car.x(shares)[:, None]
-    rings[..., 1] = half[:, None] * section[:, 0]
-    rings[..., 2] = bottom[:, None] + (top - bottom)[:, None] * section[:, 1]
+    y = half[:, None] * section[:, 0]
+    z = bottom[:, None] + (top - bottom)[:, None] * section[:, 1]
+    rings = np.stack([np.broadcast_to(car.x(shares)[:, None], y.shape), y, z], axis=-1)
     colors = np.tile(np.asarray(car.paint, np.float64), (len(shares) - 1, len(section), 1))
     sides = len(_SECTION)
     mirrored = [2 * sides - 2 - k for k in range(sides - 1)]  # the quad beside point k on the other side
-    for k in (0, 1):
-        colors[:, [k, mirrored[k]]] = car.lower
+    colors[:, [0, 1, mirrored[0], mirrored[1]]] = car.lower
     colors[:, 2 * sides - 1] = PLASTIC  # the floor
     if car.two_tone:
         colors[:, [2, mirrored[2]]] = car.second
@@ -121,8 +119,7 @@ def add_cabin(car: Car) -> None:
         edges += [start, stop]
         flags += [False, panes - k <= car.glazed]
     edges, flags = np.array([*edges, 1.0]), [*flags, False]
-    bow, front_glass, rear_glass = car.draw(0.03, 0.09), 0.88, 0.84
-    rings = []
+    bow, rings = car.draw(0.03, 0.09), []
     for z, s in levels:
         rear = rear_foot + (rear_roof - rear_foot) * min(s, 1.0)
         front = front_foot + (front_roof - front_foot) * min(s, 1.0)
@@ -130,12 +127,10 @@ def add_cabin(car: Car) -> None:
         if s > 1:  # the roof's edge is rounded
             rear, front, half = rear + 0.08, front - 0.08, half - 0.09
         side = rear + (front - rear) * edges
-        nose = [(front + bow * (1 - y**2), y * half) for y in (-front_glass, 0, front_glass)]
-        tail = [(rear - 0.5 * bow * (1 - y**2), y * half) for y in (rear_glass, 0, -rear_glass)]
-        ring = [(x, -half) for x in side] + nose + [(x, half) for x in side[::-1]] + tail
-        rings.append([(x, y, z) for x, y in ring])
-    rear_window = car.glazed >= panes
-    glazed = np.array([*flags, False, True, True, False, *flags[::-1], False, rear_window, rear_window, False])
+        nose = [(front + bow * (1 - y**2), y * half, z) for y in (-0.88, 0, 0.88)]
+        tail = [(rear - 0.5 * bow * (1 - y**2), y * half, z) for y in (0.84, 0, -0.84)]
+        rings.append([(x, -half, z) for x in side] + nose + [(x, half, z) for x in side[::-1]] + tail)
+    glazed = np.array([*flags, False, True, True, False, *flags[::-1], False, *2 * [car.glazed >= panes], False])
     colors = np.tile(np.asarray(car.paint, np.float64), (len(levels) - 1, len(glazed), 1))
     colors[1:] = car.roof_paint
     colors[1, glazed] = glass
@@ -147,8 +142,7 @@ def add_wheels(car: Car) -> None:
     rim = jitter(car.rng, CHROME if car.chance(0.7) else (0.25, 0.25, 0.27))
     style, spokes = int(car.rng.integers(3)), int(car.rng.integers(4, 8))
     wide, share = 0.11 * car.width, car.draw(0.58, 0.74)
-    flare, cladding = car.draw(1.12, 1.2), car.chance(0.2)
-    r = car.wheel
+    flare, cladding, r = car.draw(1.12, 1.2), car.chance(0.2), car.wheel
     for axle in car.axles:
         car.build.box([car.x(axle), 0, r], [0.1, car.width - wide, 0.1], PLASTIC)
         for side in (1, -1):
@@ -158,22 +152,20 @@ def add_wheels(car: Car) -> None:
                 room = 0.93 * float(car.top(axle)) - r
                 _arch(car, x, side, max(min(r * (flare + 0.1 * cladding), room), 1.04 * r))
             car.build.disk([x, y, r], r, wide, TIRE, axis="y", points=22)
-            face = TIRE if style == 1 else rim
             if style != 1:
-                car.build.disk([x, y + out, r], share * r, 0.02, face, axis="y", points=18)
+                car.build.disk([x, y + out, r], share * r, 0.02, rim, axis="y", points=18)
             if style == 0:
                 car.build.disk([x, y + out, r], 0.28 * share * r, 0.04, (0.2, 0.2, 0.21), axis="y", points=10)
             elif style == 1:
                 car.build.disk([x, y + out, r], share * r, 0.012, (0.22, 0.22, 0.24), axis="y", points=18)
+                size = [0.2 * share * r, 0.03, share * r]
                 for k in range(spokes):
                     turned = turn("y", 360 * k / spokes)
                     arm = turned @ [0, 0, 0.5 * share * r]
-                    size = [0.2 * share * r, 0.03, share * r]
                     car.build.box([x + arm[0], y + out, r + arm[2]], size, rim, turned)
                 car.build.disk([x, y + out, r], 0.25 * share * r, 0.042, rim, axis="y", points=10)
             else:
-                ring = circle(0.6 * share * r, spokes)
-                for dx, dz in ring:
+                for dx, dz in circle(0.6 * share * r, spokes):
                     car.build.disk([x + dx, y + out, r + dz], 0.19 * share * r, 0.03, (0.15, 0.15, 0.16), "y", 8)
 
 
@@ -181,12 +173,10 @@ def _arch(car: Car, x: float, side: int, radius: float) -> None:
     """A dark half disk that stands slightly out of the body."""
     low = car.clearance + 0.02
     start = np.arcsin(np.clip((low - car.wheel) / radius, -1, 1))
-    angles = np.linspace(start, np.pi - start, 15)
+    angles = np.linspace(start, np.pi - start, 15)[::-1]
     points = np.stack([car.wheel + radius * np.sin(angles), x + radius * np.cos(angles)], axis=-1)  # (z, x)
-    inner, outer = car.width / 2 - 0.15 * car.width, car.width / 2 + 0.008
-    low_y, high_y = (inner, outer) if side > 0 else (-outer, -inner)
-    # The outline is (z, x) and must be counter-clockwise there.
-    car.build.prism(points[::-1], low_y, high_y, (0.06, 0.06, 0.065), axis="y")
+    ends = sorted([side * (car.width / 2 - 0.15 * car.width), side * (car.width / 2 + 0.008)])
+    car.build.prism(points, *ends, (0.06, 0.06, 0.065), axis="y")
 
 
 def add_front(car: Car, z: float | None = None) -> None:
@@ -195,14 +185,13 @@ def add_front(car: Car, z: float | None = None) -> None:
     z = car.nose - 0.17 if z is None else z
     lamp = jitter(car.rng, (0.97, 0.96, 0.86), 0.03)
     style = car.rng.integers(3)
-    y = w * car.draw(0.30, 0.33)
-    for side in (1, -1):
+    half = w * car.draw(0.30, 0.33)
+    for y in (half, -half):
         if style == 0:
-            for radius, thick, color in ((0.105, 0.10, CHROME), (0.085, 0.125, lamp)):
-                car.build.disk([x - 0.02, side * y, z], radius, thick, color, axis="x", points=16)
+            car.build.disk([x - 0.02, y, z], 0.105, 0.10, CHROME, axis="x", points=16)
+            car.build.disk([x - 0.02, y, z], 0.085, 0.125, lamp, axis="x", points=16)
         else:
-            tall = 0.09 if style == 1 else 0.15
-            car.build.rounded_box([x - 0.035, side * y, z], [0.11, 0.19 * w, tall], 0.03, lamp)
+            car.build.rounded_box([x - 0.035, y, z], [0.11, 0.19 * w, 0.09 if style == 1 else 0.15], 0.03, lamp)
     grille = PLASTIC if car.chance(0.7) else CHROME
     wide = car.draw(0.28, 0.36) * w
     car.build.rounded_box([x - 0.03, 0, z - 0.02], [0.09, wide, car.draw(0.1, 0.2)], 0.02, grille)
@@ -216,8 +205,8 @@ def add_rear(car: Car, z: float | None = None, tall: float | None = None) -> Non
     tall = car.draw(0.1, 0.2) if tall is None else tall
     wide = 0.07 if tall > 0.25 else car.draw(0.1, 0.2)
     red = jitter(car.rng, (0.80, 0.08, 0.08), 0.05)
-    for side in (1, -1):
-        y = side * (0.405 * w - wide * w / 2)
+    half = 0.405 * w - wide * w / 2
+    for y in (half, -half):
         car.build.rounded_box([x + 0.03, y, z], [0.1, wide * w, tall], 0.025, red)
     _bumper(car, x + 0.02, (0.93, 0.93, 0.93))
 
@@ -239,8 +228,7 @@ def add_sides(car: Car, doors) -> None:
         for share in doors:
             car.build.box([car.x(share), y, (low + high) / 2], [0.018, 0.045, high - low], seam)
         for share in doors[1:]:
-            size = [0.14, 0.05, 0.03]
-            car.build.box([car.x(share) - 0.16, y, high - 0.04], size, CHROME if chrome else seam)
+            car.build.box([car.x(share) - 0.16, y, high - 0.04], [0.14, 0.05, 0.03], CHROME if chrome else seam)
         x = car.x(car.cabin[1]) - 0.16 * car.length * max(car.cabin[1] - car.cabin[3], 0.02) / 0.12
         center = [x, side * (car.width / 2 + 0.05), car.belt + 0.09]
         car.build.rounded_box(center, [0.1, 0.2, 0.13], 0.04, car.paint)
@@ -258,9 +246,8 @@ def dress(car: Car, doors=(0.32, 0.5, 0.7), front_z=None, rear_z=None, rear_tall
 
 def add_rails(car: Car) -> None:
     """Roof rails."""
-    half = 0.36 * car.width
-    for side in (1, -1):
-        ends = [[car.x(s), side * half, car.roof + 0.035] for s in (car.cabin[2] + 0.05, car.cabin[3] - 0.05)]
+    for y in (0.36 * car.width, -0.36 * car.width):
+        ends = [[car.x(s), y, car.roof + 0.035] for s in (car.cabin[2] + 0.05, car.cabin[3] - 0.05)]
         car.build.bar(*ends, 0.022, PLASTIC, points=6)
         for x, y, z in ends:
             car.build.box([x, y, z - 0.04], [0.08, 0.03, 0.1], PLASTIC)
@@ -273,8 +260,8 @@ def add_sign(car: Car) -> None:
         car.build.rounded_box([x, 0, car.roof + 0.07], [0.16, 0.5, 0.17], 0.03, (0.96, 0.85, 0.25))
         return
     car.build.rounded_box([x, 0, car.roof + 0.02], [0.22, 1.0, 0.08], 0.03, PLASTIC)
-    for side, color in ((1, (0.15, 0.3, 0.9)), (-1, (0.85, 0.12, 0.12))):
-        car.build.rounded_box([x, side * 0.29, car.roof + 0.1], [0.2, 0.4, 0.13], 0.04, color)
+    car.build.rounded_box([x, 0.29, car.roof + 0.1], [0.2, 0.4, 0.13], 0.04, (0.15, 0.3, 0.9))
+    car.build.rounded_box([x, -0.29, car.roof + 0.1], [0.2, 0.4, 0.13], 0.04, (0.85, 0.12, 0.12))
 
 
 def add_spoiler(car: Car) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import trimesh
 
 from threedim.procedural import car_parts as parts
-from threedim.procedural.car_parts import CHROME, PLASTIC, TIRE, Car, dress
+from threedim.procedural.car_parts import CHROME, PLASTIC, STATIONS, TIRE, Car, dress
 from threedim.procedural.solids import Builder, circle, hsv, rounded_rectangle
 
 
@@ -24,8 +23,7 @@ def _base(rng: np.random.Generator, build: Builder, **given) -> Car:
 
 def sedan(rng, build) -> None:
     """Also taxis and police cars."""
-    car = _base(rng, build, panes=int(rng.integers(2, 4)))
-    dress(car)
+    dress(car := _base(rng, build, panes=int(rng.integers(2, 4))))
     if car.chance(0.25):
         parts.add_sign(car)
 
@@ -90,12 +88,9 @@ def pickup(rng, build) -> None:
     body |= {"nose": u(0.96, 1.06), "roof": u(1.68, 1.84), "wheel": u(0.37, 0.44)}
     car = _base(rng, build, **body, cabin=cabin, panes=1 if rear > 0.41 else 2)
     rail, step = u(1.02, 1.12), rear - 0.012
+    floor, shares = car.deck, np.array([*STATIONS[:4], 0.2, 0.3, step, rear, *STATIONS[6:]])
     # The hull is low under the bed and rises steeply behind the cabin.
-    shares = np.array([0, 0.012, 0.05, 0.12, 0.2, 0.3, step, rear, 0.55, 0.7, 0.8, 0.88, 0.94, 0.985, 1.0])
-    floor = car.deck
-    car.top = lambda share: np.where(np.asarray(share) <= step + 1e-6, floor, Car.top(car, share))
-    parts.add_hull(car, shares)
-    del car.top
+    parts.add_hull(car, shares, np.where(shares <= step + 1e-6, floor, car.top(shares)))
     parts.add_cabin(car)
     parts.add_wheels(car)
     x_rear, x_front = car.x(0.006), car.x(step)
@@ -109,8 +104,8 @@ def pickup(rng, build) -> None:
         for _ in range(int(rng.integers(1, 4))):
             size = np.array([u(0.4, 0.7), u(0.4, 0.8), u(0.3, 0.7)])
             x = u(x_rear + 0.1 + size[0] / 2, x_front - 0.1 - size[0] / 2)
-            y = u(-0.3, 0.3) * car.width
-            y = float(np.clip(y, -0.42 * car.width + size[1] / 2, 0.42 * car.width - size[1] / 2))
+            room = 0.42 * car.width - size[1] / 2
+            y = np.clip(u(-0.3, 0.3) * car.width, -room, room)
             car.build.box([x, y, floor + 0.04 + size[2] / 2], size, hsv(u(0.05, 0.12), u(0.2, 0.6), u(0.4, 0.8)))
     parts.add_front(car)
     parts.add_rear(car, z=rail - 0.22, tall=0.27)
@@ -161,8 +156,7 @@ def _tank(car: Car, rear: float, cargo: float, frame: float, half: float) -> Non
         rings.append(np.column_stack([np.full(20, rear + share * cargo), outline]))
     car.build.loft(rings, car.second)
     for share in (0.25, 0.75):
-        center = [rear + share * cargo, 0, frame + radius]
-        car.build.disk(center, radius + 0.03, 0.1, car.paint, axis="x", points=20)
+        car.build.disk([rear + share * cargo, 0, frame + radius], radius + 0.03, 0.1, car.paint, axis="x")
     car.build.box([rear + cargo / 2, 0, frame + 0.1], [0.9 * cargo, 0.9 * half, 0.3], PLASTIC)
 
 
@@ -170,9 +164,8 @@ def _open_bed(car: Car, rear: float, cargo: float, frame: float, half: float) ->
     middle = rear + cargo / 2
     car.build.box([middle, 0, frame + 0.09], [cargo, 2 * half, 0.1], PLASTIC)
     height = car.draw(0.3, 0.9)
-    for side in (1, -1):
-        center = [middle, side * (half - 0.05), frame + 0.05 + height / 2]
-        car.build.box(center, [cargo - 0.02, 0.07, height], car.second)
+    for y in (half - 0.05, 0.05 - half):
+        car.build.box([middle, y, frame + 0.05 + height / 2], [cargo - 0.02, 0.07, height], car.second)
     for x in (rear + 0.05, rear + cargo - 0.05):
         car.build.box([x, 0, frame + 0.04 + height / 2], [0.07, 2 * half - 0.12, height - 0.02], car.second)
     if car.chance(0.6):
@@ -192,19 +185,10 @@ def bus(rng, build) -> None:
     car.nose = car.belt - 0.02
     car.two_tone = car.chance(0.6)
     dress(car, (0.5, 0.9), front_z=car.clearance + 0.5, rear_z=car.clearance + 0.65, rear_tall=0.4)
-    sign = [0.08, 0.55 * car.width, 0.2]
-    car.build.box([car.x(cabin[3]), 0, car.roof - 0.15], sign, PLASTIC)
+    car.build.box([car.x(cabin[3]), 0, car.roof - 0.15], [0.08, 0.55 * car.width, 0.2], PLASTIC)
     if car.chance(0.6):
-        outline = rounded_rectangle(0.3 * length, 0.6 * car.width, 0.2)
-        outline[:, 0] += car.x(u(0.3, 0.6))
+        outline = np.add(rounded_rectangle(0.3 * length, 0.6 * car.width, 0.2), [car.x(u(0.3, 0.6)), 0])
         car.build.prism(outline, car.roof - 0.05, car.roof + 0.16, car.roof_paint)
 
 
 STYLES = (sedan, sedan, hatchback, suv, sports_car, van, pickup, truck, bus)
-
-
-def make_car(rng: np.random.Generator) -> trimesh.Trimesh:
-    """A random car, driving along +x, in the unit sphere, colored by face."""
-    build = Builder()
-    STYLES[rng.integers(len(STYLES))](rng, build)
-    return build.mesh()

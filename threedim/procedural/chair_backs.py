@@ -19,9 +19,17 @@ def _posts(p: Plan) -> float:
 
 def _rail(p: Plan, s: float, width: float, tall: float, color: Color, thick: float = 0.02) -> None:
     """A level board along the curve of the back."""
-    half = tall / p.back_height / 2
-    surface = np.stack([p.across_back(s - half, width), p.across_back(s + half, width)])
-    p.build.slab(surface, thick, color)
+    half, across = tall / p.back_height / 2, np.linspace(-width / 2, width / 2, 7)
+    p.build.slab([[p.at_back(y, level) for y in across] for level in (s - half, s + half)], thick, color)
+
+
+def arched_board(p: Plan, widths, low: float, high: float, arch: float, thick: float) -> None:
+    """A board from ``low`` to ``high``, of ``widths`` from bottom to top; its top falls by ``arch`` to the edges."""
+    rows = []
+    for s, width in zip(np.linspace(0, 1, len(widths)), widths, strict=True):
+        across = np.linspace(-width / 2, width / 2, 9)
+        rows.append([p.at_back(y, low + s * (high - low - arch * (2 * y / width) ** 2)) for y in across])
+    p.build.slab(rows, thick, p.fabric)
 
 
 def spindle_back(p: Plan) -> None:
@@ -33,16 +41,14 @@ def spindle_back(p: Plan) -> None:
     if p.chance(0.5):
         low = p.draw(0.15, 0.3)
         _rail(p, low, width, 0.04, p.frame)
-    count = int(p.rng.integers(3, 8))
-    flat = p.chance(0.5)
+    count, flat = int(p.rng.integers(3, 8)), p.chance(0.5)
+    half = 0.28 * width / (count + 1)
     for y in np.linspace(-width / 2, width / 2, count + 2)[1:-1]:
-        start, end = p.at_back(y, low), p.at_back(y, 0.97)
         if flat:
-            half = 0.28 * width / (count + 1)
             surface = [[p.at_back(y - half, s), p.at_back(y + half, s)] for s in (low, 0.5, 0.95)]
             p.build.slab(surface, 0.011, p.frame)
         else:
-            p.build.bar(start, end, 0.009, p.frame, points=6)
+            p.build.bar(p.at_back(y, low), p.at_back(y, 0.97), 0.009, p.frame, points=6)
 
 
 def ladder_back(p: Plan) -> None:
@@ -61,11 +67,7 @@ def panel_back(p: Plan) -> None:
     if low > 0 or p.chance(0.4):
         width = _posts(p)
     arch = p.draw(0.05, 0.3) if p.chance(0.5) else 0.0
-    rows = []
-    for s in np.linspace(0, 1, 7):
-        across = np.linspace(-width / 2, width / 2, 9)
-        rows.append([p.at_back(y, low + s * (0.97 - low - arch * (2 * y / width) ** 2)) for y in across])
-    p.build.slab(rows, p.draw(0.018, 0.05), p.fabric)
+    arched_board(p, 7 * [width], low, 0.97, arch, p.draw(0.018, 0.05))
 
 
 def cross_back(p: Plan) -> None:
@@ -102,8 +104,8 @@ def wrap_back(p: Plan) -> None:
         lean = 1 + 0.12 * s
         return [lean * a * np.cos(t), lean * b * np.sin(t), p.height + height * (s + lift)]
 
-    rows = [[around(s, t) for t in angles] for s in (low, 0.75, 1.0)]
-    p.build.slab(np.array(rows)[:, ::-1], 0.03, p.fabric if p.chance(0.5) else p.frame)
+    rows = [[around(s, t) for t in angles[::-1]] for s in (low, 0.75, 1.0)]
+    p.build.slab(rows, 0.03, p.fabric if p.chance(0.5) else p.frame)
     for t in angles[1:-1:2]:
         foot = [0.9 * a * np.cos(t), 0.9 * b * np.sin(t), p.height - 0.4 * p.thickness]
         p.build.bar(foot, around(low, t, lift=0.05), 0.01, p.frame)
@@ -118,11 +120,9 @@ def post_arms(p: Plan) -> None:
         front = np.array([0.3 * p.depth, y, p.height + z])
         rear = p.at_back(side * (p.back_width / 2 - p.bar), min(z / p.back_height, 0.9))
         p.post([0.28 * p.depth, y - side * 0.03, p.height - 0.5 * p.thickness], front, 0.8)
-        middle = (front + rear) / 2
-        middle[1] += side * 0.01
-        line = np.stack([front + np.array([0.05, 0, 0]), middle, rear])
-        across = np.array([0, p.bar * wide, 0])
-        p.build.slab(np.stack([line - across, line + across]), 0.022, pad)
+        line = np.add([front, (front + rear) / 2, rear], [[0.05, 0, 0], [0, side * 0.01, 0], [0, 0, 0]])
+        across = [0, p.bar * wide, 0]
+        p.build.slab([line - across, line + across], 0.022, pad)
 
 
 def loop_arms(p: Plan) -> None:

@@ -9,18 +9,14 @@ import dataclasses
 
 import numpy as np
 
-from threedim.procedural.solids import Color, Design, arc, circle, jitter, rounded_path, rounded_rectangle, turn
+from threedim.procedural.solids import Color, Design, circle, jitter, rounded_path, rounded_rectangle, turn
 
 # fmt: off
-WOODS: tuple[Color, ...] = (
-    (0.80, 0.62, 0.42), (0.65, 0.44, 0.26), (0.45, 0.28, 0.17), (0.29, 0.18, 0.12), (0.88, 0.76, 0.58),
-    (0.56, 0.27, 0.16),
-)
-METALS: tuple[Color, ...] = ((0.75, 0.76, 0.78), (0.22, 0.22, 0.24), (0.46, 0.47, 0.50), (0.72, 0.58, 0.34))
-PAINTS: tuple[Color, ...] = (
-    (0.93, 0.92, 0.89), (0.21, 0.21, 0.24), (0.78, 0.16, 0.14), (0.15, 0.36, 0.62), (0.93, 0.72, 0.16),
-    (0.20, 0.52, 0.38), (0.90, 0.45, 0.15), (0.40, 0.68, 0.75),
-)
+WOODS = ((0.80, 0.62, 0.42), (0.65, 0.44, 0.26), (0.45, 0.28, 0.17), (0.29, 0.18, 0.12), (0.88, 0.76, 0.58),
+         (0.56, 0.27, 0.16))
+METALS = ((0.75, 0.76, 0.78), (0.22, 0.22, 0.24), (0.46, 0.47, 0.50), (0.72, 0.58, 0.34))
+PAINTS = ((0.93, 0.92, 0.89), (0.21, 0.21, 0.24), (0.78, 0.16, 0.14), (0.15, 0.36, 0.62), (0.93, 0.72, 0.16),
+          (0.20, 0.52, 0.38), (0.90, 0.45, 0.15), (0.40, 0.68, 0.75))
 # fmt: on
 
 
@@ -57,7 +53,6 @@ class Plan(Design):
 
     @property
     def back_width(self) -> float:
-        """Width of the back."""
         return 0.8 * self.width if self.round else self.width * self.rear
 
     def at_back(self, y: float, s: float) -> np.ndarray:
@@ -65,10 +60,6 @@ class Plan(Design):
         foot = -0.5 * self.depth * (0.8 if self.round else 1.0) + self.bar
         x = foot - self.recline * s * self.back_height + self.curve * (2 * y / self.back_width) ** 2 * s
         return np.array([x, y, self.height + s * self.back_height])
-
-    def across_back(self, s: float, width: float, points: int = 7) -> np.ndarray:
-        """(point, 3) across the back at height ``s``."""
-        return np.stack([self.at_back(y, s) for y in np.linspace(-width / 2, width / 2, points)])
 
     def post(self, start, end, scale: float = 1.0, end_scale: float | None = None) -> None:
         """Adds a bar of the frame's thickness, times ``scale`` at the start and ``end_scale`` at the end."""
@@ -142,9 +133,8 @@ def _stretchers(p: Plan, feet, tops) -> None:
     if p.chance(0.5):
         p.post((fl + rl) / 2, (fr + rr) / 2, 0.6)
     else:
-        lift = np.array([0, 0, 0.04])
-        for left, right in ((fl, fr), (rl, rr)):
-            p.post(left + lift, right + lift, 0.6)
+        for ends in ((fl, fr), (rl, rr)):
+            p.post(*np.add(ends, [0, 0, 0.04]), 0.6)
 
 
 def star_base(p: Plan) -> None:
@@ -195,12 +185,13 @@ def cantilever(p: Plan) -> None:
 def rocker(p: Plan) -> None:
     """Legs on two curved runners."""
     radius, lift = p.draw(0.9, 1.3), 0.02
+    reach = np.rad2deg(p.depth / radius)
+    angles = np.deg2rad(np.linspace(-90 - 0.85 * reach, -90 + 0.62 * reach, 13))
     for side in (0, 1):
         (front, y), (rear, _) = p.corners(0.05)[side], p.corners(0.05)[side + 2]
         y = float(y) * p.rear
-        reach = np.rad2deg(p.depth / radius)
-        path = arc((-0.06, y, radius + lift), radius, -90 - 0.85 * reach, -90 + 0.62 * reach, "xz", 13)
-        p.build.tube(path, 0.018, p.frame, 4)
+        runner = [[-0.06 + radius * np.cos(a), y, radius + lift + radius * np.sin(a)] for a in angles]
+        p.build.tube(runner, 0.018, p.frame, 4)
         for x, top in ((front - 0.02, front), (rear + 0.04, rear)):
             z = radius + lift - np.sqrt(radius**2 - (x + 0.06) ** 2)
             p.post([x, y, z], [top, y, p.under], 0.9, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import trimesh
 from scipy import interpolate
 
 from threedim.procedural import chair_backs as backs
@@ -65,12 +64,8 @@ def office_chair(rng, build) -> None:
     p.build.rounded_box(center, [p.depth, p.width, p.thickness], p.thickness * 0.45, p.fabric)
     low, width = p.draw(0.08, 0.25), p.width * p.draw(0.8, 0.98)
     arch, waist = p.draw(0.0, 0.12), p.draw(0.75, 1.0)
-    rows = []
-    for s in np.linspace(0, 1, 8):
-        wide = width * (waist + (1 - waist) * np.sin(np.pi * min(s + 0.15, 1) * 0.6))
-        ys = np.linspace(-wide / 2, wide / 2, 9)
-        rows.append([p.at_back(y, low + s * (1 - low - arch * (2 * y / wide) ** 2)) for y in ys])
-    p.build.slab(rows, p.draw(0.03, 0.07), p.fabric)
+    bends = [np.sin(np.pi * min(s + 0.15, 1) * 0.6) for s in np.linspace(0, 1, 8)]
+    backs.arched_board(p, [width * (waist + (1 - waist) * b) for b in bends], low, 1, arch, p.draw(0.03, 0.07))
     spine = [[-0.3 * p.depth, 0, p.height - p.thickness], [-0.62 * p.depth, 0, p.height - 0.05]]
     spine += [p.at_back(0, s) - [0.035, 0, 0] for s in (low + 0.05, low + 0.35)]
     p.build.tube(rounded_path(spine, 0.05), 0.02, jitter(rng, (0.14, 0.14, 0.15)), 6)
@@ -88,13 +83,8 @@ def stool(rng, build) -> None:
     p.round = p.chance(0.65)
     p.width = p.depth = p.draw(0.31, 0.42)
     p.height, p.rear = (p.draw(0.6, 0.8), 1.0) if p.chance(0.6) else (p.draw(0.38, 0.5), 1.0)
-    _choose(
-        p,
-        parts.straight_legs,
-        parts.splayed_legs,
-        parts.splayed_legs,
-        parts.star_base if p.height < 0.55 else parts.disk_base,
-    )
+    column = parts.star_base if p.height < 0.55 else parts.disk_base
+    _choose(p, parts.straight_legs, parts.splayed_legs, parts.splayed_legs, column)
     p.thickness = p.draw(0.035, 0.06)
     _seat(p, 0.75)
     if p.height > 0.55 and p.chance(0.6):
@@ -144,10 +134,9 @@ def armchair(rng, build) -> None:
     arm, arm_height, back = p.draw(0.09, 0.18), p.draw(0.12, 0.26), p.draw(0.34, 0.62)
     legs, soft = p.draw(0.05, 0.16), p.draw(0.03, 0.08)
     width = inner + 2 * arm
-    for sx in (1, -1):
-        for sy in (1, -1):
-            foot = [sx * (depth / 2 - 0.05), sy * (width / 2 - 0.06), 0]
-            p.build.bar(foot, [foot[0], foot[1], legs + 0.05], 0.016, p.frame, 0.026, p.points)
+    for sx, sy in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        x, y = sx * (depth / 2 - 0.05), sy * (width / 2 - 0.06)
+        p.build.bar([x, y, 0], [x, y, legs + 0.05], 0.016, p.frame, 0.026, p.points)
     p.build.rounded_box([0, 0, (legs + seat - 0.08) / 2], [depth, width - 0.02, seat - 0.08 - legs], 0.02, p.fabric)
     pillow = jitter(rng, p.fabric, 0.06) if p.chance(0.6) else p.fabric
     for k in range(seats):
@@ -159,13 +148,12 @@ def armchair(rng, build) -> None:
         p.build.rounded_box([-depth / 2 + 0.17, y, seat + back / 2 - 0.02], size, soft, pillow, lean)
     rest = [0.15, width - 0.04, seat + back - legs - 0.04]
     p.build.rounded_box([-depth / 2 + 0.06, 0, legs + rest[2] / 2], rest, soft, p.fabric, turn("y", -p.recline * 25))
-    round_arm = p.chance(0.4)
-    for side in (1, -1):
-        top = seat + arm_height
-        center = [0.01, side * (width / 2 - arm / 2), (legs + top) / 2]
+    round_arm, top = p.chance(0.4), seat + arm_height
+    for y in (width / 2 - arm / 2, arm / 2 - width / 2):
+        center = [0.01, y, (legs + top) / 2]
         p.build.rounded_box(center, [depth + 0.02, arm, top - legs], min(soft, arm / 2.1), p.fabric)
         if round_arm:
-            p.build.disk([0.02, center[1], top - 0.01], arm * 0.62, depth + 0.04, p.fabric, axis="x", points=16)
+            p.build.disk([0.02, y, top - 0.01], arm * 0.62, depth + 0.04, p.fabric, axis="x", points=16)
 
 
 def shell_chair(rng, build) -> None:
@@ -179,30 +167,18 @@ def shell_chair(rng, build) -> None:
     _choose(p, parts.splayed_legs, parts.splayed_legs, parts.disk_base, parts.star_base, parts.hairpins, parts.sled)
     p.width, p.depth = size
     high, flare = p.draw(0.32, 0.5), p.draw(0.05, 0.15)
-    # The middle line from the front edge, back along the seat, up the back: (x, z, half width, rise of the sides).
-    line = np.array(
-        [
-            [0.50 * p.depth, -0.030, 0.40, 0.00],
-            [0.42 * p.depth, 0.000, 0.46, 0.02],
-            [0.20 * p.depth, 0.000, 0.50, 0.06],
-            [-0.10 * p.depth, -0.005, 0.51, 0.10],
-            [-0.32 * p.depth, 0.010, 0.51, 0.13],
-            [-0.44 * p.depth, 0.070, 0.50, 0.11],
-            [-0.48 * p.depth, 0.4 * high, 0.47, 0.04],
-            [-0.48 * p.depth - 0.5 * flare, 0.75 * high, 0.43, 0.0],
-            [-0.48 * p.depth - flare, high, 0.33, 0.0],
-        ]
-    )
+    # The middle line from the front edge, back along the seat, up the back.
+    x = np.array([0.50, 0.42, 0.20, -0.10, -0.32, -0.44, -0.48, -0.48, -0.48]) * p.depth
+    x[-2:] -= 0.5 * flare, flare
+    z = [-0.03, 0, 0, -0.005, 0.01, 0.07, 0.4 * high, 0.75 * high, high]
+    half, rise = [0.40, 0.46, 0.50, 0.51, 0.51, 0.50, 0.47, 0.43, 0.33], [0, 0.02, 0.06, 0.10, 0.13, 0.11, 0.04, 0, 0]
     forward = np.array([0, 0, 0, 0, 0.02, 0.07, 0.11, 0.09, 0.05]) * tub
-    knots = np.arange(len(line))
-    line = interpolate.CubicSpline(knots, np.column_stack([line, forward]))(np.linspace(0, knots[-1], 17))
+    line = interpolate.CubicSpline(range(9), np.column_stack([x, z, half, rise, forward]))(np.linspace(0, 8, 17))
+    x, z, half, rise, forward = line.T[..., None]
     across = np.linspace(-1, 1, 11)
-    surface = []
-    for x, z, half, rise, ahead in line:
-        bowl = np.abs(across) ** 2.2
-        row = [x + ahead * bowl, across * half * p.width, p.height + z + max(rise, 0) * tub * bowl]
-        surface.append(np.stack(row, axis=-1))
-    p.build.slab(surface, 0.016, p.fabric)
+    bowl = np.abs(across) ** 2.2
+    surface = [x + forward * bowl, across * half * p.width, p.height + z + np.maximum(rise, 0) * tub * bowl]
+    p.build.slab(np.stack(surface, axis=-1), 0.016, p.fabric)
     if p.chance(0.3):
         p.build.rounded_box([0.05, 0, p.height + 0.024], [0.27, 0.32, 0.04], 0.018, jitter(rng, p.fabric, 0.15))
 
@@ -213,10 +189,3 @@ STYLES = (
     shell_chair,
 )
 # fmt: on
-
-
-def make_chair(rng: np.random.Generator) -> trimesh.Trimesh:
-    """A random chair, facing +x, in the unit sphere, colored by face."""
-    build = Builder()
-    STYLES[rng.integers(len(STYLES))](rng, build)
-    return build.mesh()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import trimesh
 
-from threedim.procedural.cars import make_car
-from threedim.procedural.chairs import make_chair
+from threedim.procedural import cars, chairs
+from threedim.procedural.solids import Builder
 
-# The number is part of the random seed, so that adding a kind does not change the others.
-_MAKERS = {"chair": (0, make_chair), "car": (1, make_car)}
-KINDS = tuple(_MAKERS)
+# The position of a kind is part of the random seed: a new one goes to the end.
+STYLES = {"chair": chairs.STYLES, "car": cars.STYLES}
+KINDS = tuple(STYLES)
 
 
 def make_shape(kind: str, seed: int) -> trimesh.Trimesh:
@@ -31,9 +31,10 @@ def make_shape(kind: str, seed: int) -> trimesh.Trimesh:
     Raises:
       ValueError: if there is no such kind, or the seed is negative.
     """
-    if kind not in _MAKERS:
+    if kind not in KINDS:
         raise ValueError(f"unknown kind of shape {kind!r}; known are {', '.join(KINDS)}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    number, make = _MAKERS[kind]
-    return make(np.random.default_rng([number, seed]))
+    rng, build = np.random.default_rng([KINDS.index(kind), seed]), Builder()
+    STYLES[kind][rng.integers(len(STYLES[kind]))](rng, build)
+    return build.mesh()

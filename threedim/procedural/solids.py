@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import trimesh
@@ -25,16 +24,12 @@ def jitter(rng: np.random.Generator, color: Color, amount: float = 0.05) -> Colo
     return hsv(h + dh / 4, s + ds, v + dv)
 
 
-def rounded_rectangle(width: float, depth: float, radius: float, corner_points: int = 4) -> np.ndarray:
+def rounded_rectangle(width: float, depth: float, radius: float) -> np.ndarray:
     """(point, 2) outline, counter-clockwise, centered on the origin; ``radius`` is at most half the shorter side."""
     radius = max(min(radius, width / 2 - 1e-4, depth / 2 - 1e-4), 1e-4)
-    angles = np.linspace(0, np.pi / 2, corner_points)
-    arcs = []
-    for quarter, (sx, sy) in enumerate(((1, 1), (-1, 1), (-1, -1), (1, -1))):
-        center = np.array([sx * (width / 2 - radius), sy * (depth / 2 - radius)])
-        turned = angles + quarter * np.pi / 2
-        arcs.append(center + radius * np.stack([np.cos(turned), np.sin(turned)], axis=-1))
-    return np.concatenate(arcs)
+    angles = np.linspace(0, np.pi / 2, 4) + np.arange(4)[:, None] * np.pi / 2  # (corner, point)
+    centers = _CORNERS * [width / 2 - radius, depth / 2 - radius]
+    return (centers[:, None] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).reshape(-1, 2)
 
 
 def circle(radius: float, points: int) -> np.ndarray:
@@ -46,11 +41,8 @@ def circle(radius: float, points: int) -> np.ndarray:
 def turn(axis: str, degrees: float) -> np.ndarray:
     """(3, 3) rotation about the x, y or z axis, right-handed."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    return {
-        "x": np.array([[1.0, 0, 0], [0, c, -s], [0, s, c]]),
-        "y": np.array([[c, 0, s], [0, 1.0, 0], [-s, 0, c]]),
-        "z": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]),
-    }[axis]
+    index = "xyz".index(axis)
+    return np.roll([[1.0, 0, 0], [0, c, -s], [0, s, c]], (index, index), (0, 1))
 
 
 class Builder:
@@ -85,7 +77,7 @@ class Builder:
         rings = np.asarray(rings, np.float64)
         count, points = rings.shape[:2]
         steps = count if closed else count - 1
-        ring, point = np.meshgrid(np.arange(steps), np.arange(points), indexing="ij")
+        ring, point = np.indices((steps, points))
         after, beside = (ring + 1) % count, (point + 1) % points
         a, b = ring * points + point, ring * points + beside
         c, d = after * points + beside, after * points + point
@@ -122,59 +114,46 @@ class Builder:
         rings = np.stack([_lift(_CORNERS * [sx, sy], z, "z") for z in (-sz, sz)])
         self.loft(_place(rings, center, rotation), color)
 
-    def rounded_box(self, center, size, radius: float, color, rotation=None, corner_points: int = 3) -> None:
+    def rounded_box(self, center, size, radius: float, color, rotation=None) -> None:
         """A box with rounded edges: cushions, seats, backs."""
         sx, sy, sz = size
         radius = min(radius, sx / 2, sy / 2, sz / 2)
-        rings, angles = [], np.linspace(0, np.pi / 2, corner_points)
-        for sign in (-1, 1):
-            for angle in angles if sign < 0 else angles[::-1]:
-                inset = radius * (1 - np.sin(angle))
-                outline = rounded_rectangle(sx - 2 * inset, sy - 2 * inset, radius - inset + 0.3 * radius)
-                rings.append(_lift(outline, sign * (sz / 2 - radius + radius * np.cos(angle)), "z"))
+        rings, angles = [], np.linspace(0, np.pi / 2, 3)
+        for sign, angle in [(-1, angle) for angle in angles] + [(1, angle) for angle in angles[::-1]]:
+            inset = radius * (1 - np.sin(angle))
+            outline = rounded_rectangle(sx - 2 * inset, sy - 2 * inset, radius - inset + 0.3 * radius)
+            rings.append(_lift(outline, sign * (sz / 2 - radius + radius * np.cos(angle)), "z"))
         self.loft(_place(np.stack(rings), center, rotation), color)
 
-    def bar(self, start, end, start_radius: float, color, end_radius: float | None = None, points: int = 10) -> None:
+    def bar(self, start, end, radius: float, color, end_radius: float | None = None, points: int = 10) -> None:
         """A straight `tube` between two points, which may taper."""
-        end_radius = start_radius if end_radius is None else end_radius
-        self.tube([start, end], [start_radius, end_radius], color, points)
+        self.tube([start, end], [radius, radius if end_radius is None else end_radius], color, points)
 
     def tube(self, path, radius, color, points: int = 8, closed: bool = False) -> None:
         """A tube along (step, 3); ``radius`` may be (step,). Four ``points`` give a square bar of side 2 radius."""
         path = np.asarray(path, np.float64)
-        radius = np.broadcast_to(radius, len(path))
-        frames = _frames(path, closed)
         outline = _CORNERS if points == 4 else circle(1.0, points)
-        rings = path[:, None] + radius[:, None, None] * (outline @ frames)
+        rings = path[:, None] + np.broadcast_to(radius, len(path))[:, None, None] * (outline @ _frames(path, closed))
         self.loft(rings, color, closed=closed)
 
     def disk(self, center, radius: float, thickness: float, color, axis: str = "z", points: int = 20) -> None:
         """A cylinder around an axis, with ``center`` in its middle."""
-        index = "xyz".index(axis)
-        center = np.asarray(center, np.float64)
-        offset = np.delete(center, index)
-        if axis == "y":
-            offset = offset[::-1]
-        outline = circle(radius, points) + offset
-        self.prism(outline, center[index] - thickness / 2, center[index] + thickness / 2, color, axis)
+        middle, *offset = np.roll(center, -"xyz".index(axis))
+        self.prism(circle(radius, points) + offset, middle - thickness / 2, middle + thickness / 2, color, axis)
 
     def slab(self, surface, thickness: float, color) -> None:
         """A curved board: a (row, column, 3) surface, thickened along its normals."""
         surface = np.asarray(surface, np.float64)
-        du, dv = np.gradient(surface, axis=0), np.gradient(surface, axis=1)
-        normal = np.cross(du, dv)
+        normal = np.cross(*np.gradient(surface, axis=(0, 1)))
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
         front, back = surface + normal * thickness / 2, surface - normal * thickness / 2
-        rows, columns = surface.shape[:2]
         # One ring per row: along the front and back along the rear.
-        rings = np.concatenate([front, back[:, ::-1]], axis=1)
-        self.loft(rings[:, ::-1], color, caps=False)
-        for row, flip in ((0, False), (rows - 1, True)):
-            strip = np.stack([front[row], back[row]])
-            index = np.arange(columns - 1)
-            a, b, c, d = index, index + 1, columns + index + 1, columns + index
-            faces = np.concatenate([np.stack([a, b, c], -1), np.stack([a, c, d], -1)])
-            self.add(strip.reshape(-1, 3), faces[:, ::-1] if flip else faces, color)
+        self.loft(np.concatenate([back, front[:, ::-1]], axis=1), color, caps=False)
+        columns = surface.shape[1]
+        a, d = np.arange(columns - 1), np.arange(columns, 2 * columns - 1)
+        faces = np.concatenate([np.stack([a, a + 1, d + 1], -1), np.stack([a, d + 1, d], -1)])
+        for row, order in ((0, faces), (-1, faces[:, ::-1])):
+            self.add(np.concatenate([front[row], back[row]]), order, color)
 
 
 @dataclasses.dataclass
@@ -193,35 +172,22 @@ class Design:
         return bool(self.rng.random() < probability)
 
 
-def arc(center: Sequence[float], radius: float, start: float, end: float, plane: str, points: int = 9) -> np.ndarray:
-    """(point, 3) along an arc; degrees in the plane "xy", "xz" or "yz", from its first axis to its second."""
-    angles = np.deg2rad(np.linspace(start, end, points))
-    path = np.tile(np.asarray(center, np.float64), (points, 1))
-    path[:, "xyz".index(plane[0])] += radius * np.cos(angles)
-    path[:, "xyz".index(plane[1])] += radius * np.sin(angles)
-    return path
-
-
-def rounded_path(corners, radius: float, points: int = 4) -> np.ndarray:
+def rounded_path(corners, radius: float) -> np.ndarray:
     """(point, 3) along straight lines through ``corners`` (corner, 3), rounded off like bent tube."""
     corners = np.asarray(corners, np.float64)
-    path = [corners[:1]]
+    path, s = [corners[:1]], np.linspace(0, 1, 4)[:, None]
     for before, corner, after in zip(corners[:-2], corners[1:-1], corners[2:], strict=True):
         into, out = before - corner, after - corner
         reach = min(radius, np.linalg.norm(into) * 0.45, np.linalg.norm(out) * 0.45)
         p = corner + into / np.linalg.norm(into) * reach
         q = corner + out / np.linalg.norm(out) * reach
-        s = np.linspace(0, 1, points)[:, None]
         path.append((1 - s) ** 2 * p + 2 * s * (1 - s) * corner + s**2 * q)
     return np.concatenate([*path, corners[-1:]])
 
 
 def _lift(outline, height: float, axis: str) -> np.ndarray:
-    outline = np.asarray(outline, np.float64)
-    flat = np.full(len(outline), height)
-    order = {"z": (outline[:, 0], outline[:, 1], flat), "x": (flat, outline[:, 0], outline[:, 1])}
-    order["y"] = (outline[:, 1], flat, outline[:, 0])
-    return np.stack(order[axis], axis=-1)
+    points = np.column_stack([np.full(len(outline), height), outline])  # as for the x axis
+    return np.roll(points, "xyz".index(axis), axis=1)
 
 
 def _place(points, center, rotation) -> np.ndarray:
@@ -234,11 +200,9 @@ def _frames(path: np.ndarray, closed: bool) -> np.ndarray:
     tangents = wrapped if closed else np.gradient(path, axis=0)
     tangents = tangents / np.linalg.norm(tangents, axis=-1, keepdims=True)
     # Square bars: upright ones have sides along x and y, level ones have a side that faces up.
-    reference = np.array([1.0, 0, 0]) if abs(tangents[0, 2]) > 0.8 else np.array([0, 0, 1.0])
-    frames = []
+    first, frames = np.array([1.0, 0, 0] if abs(tangents[0, 2]) > 0.8 else [0, 0, 1.0]), []
     for tangent in tangents:
-        first = reference - tangent * (reference @ tangent)
+        first = first - tangent * (first @ tangent)
         first /= np.linalg.norm(first)
         frames.append([first, np.cross(tangent, first)])
-        reference = first
     return np.asarray(frames)

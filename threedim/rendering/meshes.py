@@ -34,25 +34,15 @@ class BadMeshError(UserError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """A soup of colored triangles inside the unit sphere, z up. All arrays are float32 unless said otherwise.
+    """A soup of colored triangles inside the unit sphere, z up. All arrays are float32 unless said otherwise."""
 
-    Attributes:
-      triangles: (face, corner, 3) positions.
-      normals: (face, corner, 3) unit shading normals, on the side where the corners run counter-clockwise.
-      colors: (face, corner, 4) linear RGBA in [0, 1]; multiplies the texture.
-      uv: (face, corner, 2) texture coordinates, v up from the lower edge of the image.
-      texture: (face,) int32 index into ``textures``, -1 for none.
-      alpha_cutoff: (face,) 0 for opaque; in (0, 1] the lowest alpha that is visible; inf to blend.
-      textures: (height, width, 4) uint8 sRGB images with straight alpha.
-    """
-
-    triangles: np.ndarray
-    normals: np.ndarray
-    colors: np.ndarray
-    uv: np.ndarray
-    texture: np.ndarray
-    alpha_cutoff: np.ndarray
-    textures: tuple[np.ndarray, ...] = ()
+    triangles: np.ndarray  # (face, corner, 3) positions
+    normals: np.ndarray  # (face, corner, 3), unit, on the side where the corners run counter-clockwise
+    colors: np.ndarray  # (face, corner, 4) linear RGBA in [0, 1]; multiplies the texture
+    uv: np.ndarray  # (face, corner, 2) texture coordinates, v up from the lower edge of the image
+    texture: np.ndarray  # (face,) int32 index into ``textures``, -1 for none
+    alpha_cutoff: np.ndarray  # (face,) 0 for opaque; in (0, 1] the lowest alpha that is visible; inf to blend
+    textures: tuple[np.ndarray, ...] = ()  # (height, width, 4) uint8 sRGB images with straight alpha
 
 
 def srgb_to_linear(value):
@@ -91,11 +81,9 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
     try:
         with np.errstate(all="ignore"):
             scene = trimesh.load_scene(path, process=False)
-    except (
-        Exception
-    ) as error:  # parsers of damaged files raise struct.error, KeyError, IndexError, UnicodeDecodeError...
-        kind = suffix[1:].upper()
-        raise BadMeshError(f"{path}: cannot be read as {kind} ({type(error).__name__}: {error})") from error
+    except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
+        problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
+        raise BadMeshError(f"{path}: {problem}") from error
     axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
     return from_trimesh(scene, up=axis, linear_colors=suffix in (".glb", ".gltf"), name=str(path))
 
@@ -128,13 +116,12 @@ def from_trimesh(
         raise BadMeshError(f"{name}: contains no triangles; only surfaces can be rendered")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     if up == "y":
-        for key in ("triangles", "normals"):
-            arrays[key] = arrays[key] @ _Y_UP_TO_Z_UP.T
+        arrays |= {key: arrays[key] @ _Y_UP_TO_Z_UP.T for key in ("triangles", "normals")}
     arrays["triangles"] = _normalize(arrays["triangles"], name)
     arrays = _drop_degenerate(arrays, name)
-    texture = np.ascontiguousarray(arrays.pop("texture"), np.int32)
-    arrays = {key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
-    return Geometry(**arrays, texture=texture, textures=tuple(textures))
+    dtypes = {"texture": np.int32}
+    arrays = {key: np.ascontiguousarray(value, dtypes.get(key, np.float32)) for key, value in arrays.items()}
+    return Geometry(**arrays, textures=tuple(textures))
 
 
 def _normalize(triangles: np.ndarray, name: str) -> np.ndarray:
@@ -143,10 +130,9 @@ def _normalize(triangles: np.ndarray, name: str) -> np.ndarray:
     points = triangles.reshape(-1, 3)
     centered = triangles - (points.min(axis=0) + points.max(axis=0)) / 2
     radius = np.sqrt((centered**2).sum(axis=-1).max())
-    if not radius > 0 or not np.isfinite(radius):
-        raise BadMeshError(
-            f"{name}: all vertices coincide; if the mesh is compressed (Draco, meshopt), export it uncompressed"
-        )
+    if not 0 < radius < np.inf:
+        problem = "all vertices coincide; if the mesh is compressed (Draco, meshopt), export it uncompressed"
+        raise BadMeshError(f"{name}: {problem}")
     return centered / radius
 
 
@@ -171,7 +157,6 @@ def _drop_degenerate(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.n
 
 def _flatten(part, matrix, linear_colors: bool, textures: list[np.ndarray], name: str) -> dict[str, np.ndarray]:
     faces = np.asarray(part.faces)
-    count = len(faces)
     if faces.min() < 0 or faces.max() >= len(part.vertices):
         raise BadMeshError(f"{name}: a face refers to a vertex that does not exist; export the mesh again")
     triangles = np.asarray(part.vertices, np.float64)[faces] @ matrix[:3, :3].T + matrix[:3, 3]
@@ -186,10 +171,10 @@ def _flatten(part, matrix, linear_colors: bool, textures: list[np.ndarray], name
     flat = {
         "triangles": triangles,
         "normals": normals,
-        "colors": np.ones((count, 3, 4), np.float32),
-        "uv": np.zeros((count, 3, 2), np.float32),
-        "texture": np.full(count, -1, np.int32),
-        "alpha_cutoff": np.zeros(count, np.float32),
+        "colors": np.ones((len(faces), 3, 4), np.float32),
+        "uv": np.zeros((len(faces), 3, 2), np.float32),
+        "texture": np.full(len(faces), -1, np.int32),
+        "alpha_cutoff": np.zeros(len(faces), np.float32),
     }
     if isinstance(part.visual, trimesh.visual.TextureVisuals):
         _apply_material(flat, part, faces, textures, name)
@@ -216,8 +201,7 @@ def _apply_material(flat, part, faces, textures: list[np.ndarray], name: str) ->
         raise BadMeshError(f"{name}: surfaces with several materials are not supported; split them by material")
     uv = None if visual.uv is None or len(visual.uv) != len(part.vertices) else np.asarray(visual.uv, np.float32)
     if isinstance(material, trimesh.visual.material.PBRMaterial):
-        image = material.baseColorTexture
-        factor = material.baseColorFactor
+        image, factor = material.baseColorTexture, material.baseColorFactor
         if factor is not None:
             flat["colors"] *= np.asarray(factor, np.float32) / 255
         elif image is None:
@@ -236,18 +220,11 @@ def _apply_material(flat, part, faces, textures: list[np.ndarray], name: str) ->
         elif "A" in image.getbands():
             flat["alpha_cutoff"][:] = 0.5
     if image is not None and uv is not None:
-        uv = uv[faces]
-        flat["uv"] = np.where(np.isfinite(uv), uv, 0)
-        flat["texture"] = np.full(len(faces), _add_texture(textures, image), np.int32)
-
-
-def _add_texture(textures: list[np.ndarray], image) -> int:
-    pixels = np.asarray(image.convert("RGBA"))
-    for index, known in enumerate(textures):  # the parts of a file often share one image
-        if known.shape == pixels.shape and np.array_equal(known, pixels):
-            return index
-    textures.append(pixels)
-    return len(textures) - 1
+        flat["uv"] = np.where(np.isfinite(uv[faces]), uv[faces], 0)
+        pixels = np.asarray(image.convert("RGBA"))
+        if not any(np.array_equal(pixels, known) for known in textures):  # the parts of a file often share one image
+            textures.append(pixels)
+        flat["texture"][:] = next(i for i, known in enumerate(textures) if np.array_equal(pixels, known))
 
 
 def _srgb_to_linear(rgba) -> np.ndarray:

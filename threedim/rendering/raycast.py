@@ -55,11 +55,10 @@ def render_views(
         raise ValueError(f"cameras must be batched (view,), got t of shape {np.shape(cameras.t)}")
     caster = _Caster(mesh if isinstance(mesh, Geometry) else meshes.from_trimesh(mesh))
     offsets = sample_pattern(samples)
-    images = np.empty((len(cameras), size, size, 4), np.uint8)
-    images[...] = (255, 255, 255, 0)
-    for view, image in enumerate(images):
-        R, t = np.asarray(cameras.R[view], np.float64), np.asarray(cameras.t[view], np.float64)
-        K = np.asarray(cameras.K if np.ndim(cameras.K) == 2 else cameras.K[view], np.float64)
+    images = np.tile(np.uint8([255, 255, 255, 0]), (len(cameras), size, size, 1))
+    Ks = np.broadcast_to(cameras.K, (len(cameras), 3, 3))
+    for image, *camera in zip(images, cameras.R, cameras.t, Ks, strict=True):
+        R, t, K = (np.asarray(leaf, np.float64) for leaf in camera)
         top, bottom, left, right = caster.bounds(R, t, K, size)
         pixel_to_ray = (R @ np.linalg.inv(K)).astype(np.float32)
         rows = max(1, _MAX_RAYS // (max(right - left, 1) * samples))
@@ -77,11 +76,7 @@ def sample_pattern(samples: int) -> np.ndarray:
     An edge of any direction, even along an axis, crosses the samples one by one.
     """
     index = np.arange(samples)
-    inverse, scale, digits = np.zeros(samples), 0.5, index.copy()
-    while digits.any():
-        inverse += scale * (digits & 1)
-        digits >>= 1
-        scale /= 2
+    inverse = sum((index >> bit & 1) / 2 ** (bit + 1) for bit in range(int(samples).bit_length()))
     points = np.stack([(index + 0.5) / samples, inverse], axis=-1)
     return (points - points.mean(axis=0) + 0.5).astype(np.float32)
 
@@ -123,8 +118,7 @@ class _Caster:
         self.triangles = TriangleMesh(self.scene, np.ascontiguousarray(geometry.triangles, np.float32))
         self.hull = geometry.triangles.reshape(-1, 3)
         if len(self.hull) > _MAX_PROJECTED:
-            corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1]), axis=-1).reshape(-1, 3)
-            self.hull = self.hull.min(axis=0) + corners * np.ptp(self.hull, axis=0)
+            self.hull = self.hull.min(axis=0) + np.indices((2, 2, 2)).reshape(3, 8).T * np.ptp(self.hull, axis=0)
         # Row 2 * face is the side of the normal, row 2 * face + 1 the other side.
         light = np.stack([_light(geometry.normals), _light(-geometry.normals)], axis=1)  # (face, side, corner)
         lit = np.repeat(geometry.colors[:, None], 2, axis=1)  # (face, side, corner, rgba)
@@ -155,9 +149,7 @@ class _Caster:
         image = image[:, :2] / image[:, 2:]
         left, top = np.clip(np.floor(image.min(axis=0) - 1e-3), 0, size).astype(int)
         right, bottom = np.clip(np.ceil(image.max(axis=0) + 1e-3), 0, size).astype(int)
-        if right <= left or bottom <= top:
-            return 0, 0, 0, 0
-        return top, bottom, left, right
+        return (top, bottom, left, right) if left < right and top < bottom else (0, 0, 0, 0)
 
     def colors(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """(ray, 4) premultiplied sRGB along (ray, 3) directions from one origin (3,)."""
@@ -193,10 +185,9 @@ class _Caster:
 
     def _shade(self, hits, directions) -> np.ndarray:
         """(hit, 4) sRGB with straight alpha."""
-        row = _row(hits, directions)
         face = hits["primID"]
         corners = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=-1)[:, None]  # (hit, 1, corner)
-        rgba = (corners @ self.lit[row])[:, 0]
+        rgba = (corners @ self.lit[_row(hits, directions)])[:, 0]
         if self.geometry.textures:
             texture = self.geometry.texture[face]
             where = np.flatnonzero(texture >= 0)
@@ -212,17 +203,13 @@ class _Caster:
 
     def _sample(self, texture, uv) -> np.ndarray:
         """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear, repeating."""
-        size = self.texture_size[texture]
-        start = self.texture_start[texture]
+        size, start = self.texture_size[texture], self.texture_start[texture]
         position = (uv - np.floor(uv)) * size
         position[:, 1] = size[:, 1] - position[:, 1]  # v runs up, rows run down
         position -= 0.5  # texel centers
         corner = np.floor(position)
         weight = (position - corner).astype(np.float32)
-        low = corner.astype(np.int32)
-        high = low + 1
-        low = np.where(low < 0, low + size, low)
-        high = np.where(high >= size, high - size, high)
+        low, high = (np.mod(corner.astype(np.int32) + step, size) for step in (0, 1))
         total = np.zeros((len(uv), 4), np.float32)
         for y, weight_y in ((low[:, 1], 1 - weight[:, 1]), (high[:, 1], weight[:, 1])):
             for x, weight_x in ((low[:, 0], 1 - weight[:, 0]), (high[:, 0], weight[:, 0])):
@@ -236,8 +223,7 @@ class _Caster:
 def _row(hits, directions) -> np.ndarray:
     """Row of `_Caster.lit` for each hit; -1 for misses."""
     back = np.einsum("ij,ij->i", hits["Ng"], directions) > 0
-    face = hits["primID"]
-    return np.where(face >= 0, 2 * face + back, -1)
+    return np.where(hits["primID"] >= 0, 2 * hits["primID"] + back, -1)
 
 
 def _encode(linear: np.ndarray) -> np.ndarray:

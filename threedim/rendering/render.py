@@ -19,7 +19,8 @@ import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -43,29 +44,21 @@ SPLITS = ("train", "test")
 _MANIFEST = "render.json"
 # Number of shape seeds reserved for a split.
 _SPLIT_STRIDE = 10**9
+# Of procedural training views, degrees. Not SRN's -90: test views never show undersides.
+_MIN_ELEVATION = -15.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ViewSettings:
-    """How objects are rendered.
+    """How objects are rendered."""
 
-    Attributes:
-      views: images per object.
-      size: height and width, pixels.
-      samples: rays per pixel.
-      seed: seed of the cameras; those of an object depend on the seed and its name.
-      path: "sphere", sampled uniformly, or "spiral", the same for all objects.
-      radius: distance of the cameras, in radii of the object.
-      min_elevation: lowest elevation of cameras on the sphere, degrees.
-    """
-
-    views: int
-    size: int
-    samples: int = 16
-    seed: int = 0
-    path: str = "sphere"
-    radius: float = RADIUS
-    min_elevation: float = -90.0
+    views: int  # images per object
+    size: int  # height and width, pixels
+    samples: int = 16  # rays per pixel
+    seed: int = 0  # of the cameras; those of an object depend on the seed and its name
+    path: str = "sphere"  # sampled uniformly; or "spiral", the same for all objects
+    radius: float = RADIUS  # distance of the cameras, in radii of the object
+    min_elevation: float = -90.0  # lowest elevation of cameras on the sphere, degrees
 
     def __post_init__(self):
         for name in ("views", "size", "samples"):
@@ -73,8 +66,7 @@ class ViewSettings:
                 raise UserError(f"{name} must be positive, got {getattr(self, name)}")
         if self.seed < 0:
             raise UserError(f"seed must not be negative, got {self.seed}")
-        if self.path not in CAMERA_PATHS:
-            raise UserError(f"cameras must be one of {', '.join(CAMERA_PATHS)}; got {self.path!r}")
+        _one_of("cameras", self.path, CAMERA_PATHS)
         self.cameras("any")  # checks the other fields
 
     def cameras(self, name: str) -> Camera:
@@ -88,24 +80,12 @@ class ViewSettings:
         return sphere_cameras(self.views, self.radius, K, rng, self.min_elevation)
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Names of the objects rendered by a run and of those kept from earlier ones, and an error message per bad mesh."""
 
     rendered: list[str]
     kept: list[str]
     bad: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One object: a mesh file and its up axis, or a kind of shape and its seed."""
-
-    name: str
-    path: str = ""
-    up: str = "auto"
-    kind: str = ""
-    shape_seed: int = 0
 
 
 def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -115,10 +95,9 @@ def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
       MissingError: if the folder does not exist or contains no mesh.
       UserError: if two files would become objects of the same name.
     """
-    folder = pathlib.Path(folder)
+    folder, found = pathlib.Path(folder), {}
     if not folder.is_dir():
         raise MissingError(f"{folder}: no such folder; expected one with meshes ({', '.join(meshes_lib.SUFFIXES)})")
-    found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith((".", "__MACOSX")) for part in inside.parts)
@@ -134,11 +113,7 @@ def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
 
 
 def render_meshes(
-    folder: str | os.PathLike,
-    out: epath.PathLike,
-    settings: ViewSettings,
-    up: str = "auto",
-    num_workers: int | None = None,
+    folder: str | os.PathLike, out: epath.PathLike, settings: ViewSettings, up="auto", num_workers: int | None = None
 ) -> Report:
     """Renders every mesh below ``folder`` into an object folder of ``out`` in SRN format, with a progress bar.
 
@@ -156,10 +131,9 @@ def render_meshes(
     Raises:
       MissingError, UserError: as `find_meshes`; or if ``out`` holds objects rendered with other settings.
     """
-    if up not in meshes_lib.UP_AXES:
-        raise UserError(f"up must be one of {', '.join(meshes_lib.UP_AXES)}; got {up!r}")
-    jobs = [_Job(name, path=str(path), up=up) for name, path in find_meshes(folder).items()]
-    return _render_all(epath.Path(out), jobs, settings, {"source": "meshes", "up": up}, num_workers)
+    _one_of("up", up, meshes_lib.UP_AXES)
+    makers = {name: functools.partial(load_mesh, path, up) for name, path in find_meshes(folder).items()}
+    return _render_all(epath.Path(out), makers, settings, {"source": "meshes", "up": up}, num_workers)
 
 
 def render_procedural(
@@ -171,7 +145,6 @@ def render_procedural(
     size: int = 64,
     samples: int = 16,
     seed: int = 0,
-    min_elevation: float = -15.0,
     num_workers: int | None = None,
 ) -> Report:
     """Renders procedural shapes into object folders of ``out`` in SRN format. Resumes like `render_meshes`.
@@ -184,81 +157,77 @@ def render_procedural(
       split: "train" or "test".
       kinds: of `shapes.KINDS`, taken in turn.
       num_objects: of all kinds together.
-      views, size, samples: as in `ViewSettings`.
+      views, size, samples, num_workers: as in `ViewSettings` and `render_meshes`.
       seed: seed of shapes and cameras.
-      min_elevation: degrees, for the training split. Not SRN's -90, so that a small network spends no capacity on
-        undersides, which the spiral never shows.
-      num_workers: as in `render_meshes`.
 
     Raises:
       UserError: if an argument is out of range, or ``out`` holds objects rendered with other settings.
     """
-    if split not in SPLITS:
-        raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    _one_of("split", split, SPLITS)
     if not kinds or not set(kinds) <= set(shapes.KINDS):
         raise UserError(f"kinds must be some of {', '.join(shapes.KINDS)}; got {kinds}")
     if not 0 < num_objects <= _SPLIT_STRIDE:
         raise UserError(f"num_objects must be in [1, {_SPLIT_STRIDE}], got {num_objects}")
     path = "sphere" if split == "train" else "spiral"
-    settings = ViewSettings(views, size, samples, seed, path, min_elevation=min_elevation)
+    settings = ViewSettings(views, size, samples, seed, path, min_elevation=_MIN_ELEVATION)
     first = (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE
-    by_index = [kinds[index % len(kinds)] for index in range(num_objects)]
-    jobs = [_Job(f"{kind}_{split}_{i:06d}", kind=kind, shape_seed=first + i) for i, kind in enumerate(by_index)]
+    by_index = [kinds[i % len(kinds)] for i in range(num_objects)]
+    makers = {
+        f"{kind}_{split}_{i:06d}": functools.partial(shapes.make_shape, kind, first + i)
+        for i, kind in enumerate(by_index)
+    }
     source = {"source": "procedural", "split": split, "kinds": list(kinds)}
-    return _render_all(epath.Path(out), jobs, settings, source, num_workers)
+    return _render_all(epath.Path(out), makers, settings, source, num_workers)
 
 
-def _render_all(out, jobs: list[_Job], settings: ViewSettings, source: dict, num_workers: int | None) -> Report:
-    _claim(out, dataclasses.asdict(settings) | source)
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def _render_all(
+    out: epath.Path, makers: dict[str, Callable], settings: ViewSettings, source: dict, num_workers: int | None
+) -> Report:
+    """Renders objects, made by one function each, unless they are in ``out``, which has or gets the same settings."""
+    manifest, made_by = out / _MANIFEST, dataclasses.asdict(settings) | source
+    before = read_json(manifest) if manifest.exists() else None
+    check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
+    write_atomically(manifest, json.dumps(made_by, indent=2) + "\n")
     done = {child.name for child in out.iterdir()}
-    kept = [job.name for job in jobs if job.name in done]
-    todo = [job for job in jobs if job.name not in done]
-    workers = min(num_workers or os.cpu_count() or 1, len(todo))
-    work = functools.partial(_render_job, out=os.fspath(out), settings=settings)
+    kept, todo = [name for name in makers if name in done], [name for name in makers if name not in done]
     problems = {}
-    with progress(len(jobs), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
-        if workers <= 1:
-            for job in todo:
-                problems[job.name] = work(job)
+    with progress(len(makers), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
+        if (workers := min(num_workers or os.cpu_count() or 1, len(todo))) <= 1:
+            for name in todo:
+                problems[name] = _render_object(name, makers[name], out, settings)
                 bar.advance()
         else:
             # Spawned, not forked: JAX, which the cameras import, has threads.
             pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
             try:
-                running = {pool.submit(work, job): job.name for job in todo}
+                running = {pool.submit(_render_object, name, makers[name], out, settings): name for name in todo}
                 for future in concurrent.futures.as_completed(running):
                     problems[running[future]] = future.result()
                     bar.advance()
             finally:
                 pool.shutdown(cancel_futures=True)
-    rendered = [job.name for job in todo if problems[job.name] is None]
-    return Report(rendered, kept, [problems[job.name] for job in todo if problems[job.name] is not None])
+    rendered = [name for name in todo if problems[name] is None]
+    return Report(rendered, kept, [problems[name] for name in todo if problems[name] is not None])
 
 
-def _render_job(job: _Job, out: str, settings: ViewSettings) -> str | None:
+def _render_object(name: str, make: Callable, out: epath.Path, settings: ViewSettings) -> str | None:
     """Writes one object. Returns the error message of a bad mesh."""
     try:
-        mesh = shapes.make_shape(job.kind, job.shape_seed) if job.kind else load_mesh(job.path, job.up)
+        mesh = make()
     except (BadMeshError, OSError) as error:
         return str(error)
-    cameras = settings.cameras(job.name)
-    images = render_views(mesh, cameras, settings.size, settings.samples)
-    srn.write_object(epath.Path(out) / job.name, images, cameras)
+    cameras = settings.cameras(name)
+    srn.write_object(out / name, render_views(mesh, cameras, settings.size, settings.samples), cameras)
     return None
 
 
-def _claim(out: epath.Path, made_by: dict) -> None:
-    """Creates ``out``, or checks that its objects were rendered with the same settings."""
-    manifest = out / _MANIFEST
-    before = read_json(manifest) if manifest.exists() else None
-    check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
-    write_atomically(manifest, json.dumps(made_by, indent=2) + "\n")
-
-
-# ------------------------------------------------------------------------------------------------------- command line
-
-
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         "python -m threedim.data.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -278,12 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     axis = "Up axis of the files. auto: y for GLB, glTF and OBJ, z for PLY."
     add("--up", default="auto", choices=meshes_lib.UP_AXES, help=axis)
     add("--workers", type=int, help="Processes. Defaults to the number of cores.")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module's docstring."""
-    given = _parser().parse_args(argv)
+    given = parser.parse_args(argv)
     out = epath.Path(given.out)
     common = {"size": given.size, "samples": given.samples, "seed": given.seed, "radius": given.radius}
     with errors.one_line():

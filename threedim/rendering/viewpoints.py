@@ -30,14 +30,11 @@ def sphere_cameras(
     """Cameras sampled uniformly on a sphere about the origin and looking at it: SRN's training views.
 
     Args:
-      views: number of cameras.
+      views: number of cameras, which are returned batched (view,).
       radius: distance to the origin, in radii of the object.
       K: (3, 3) in pixels, with the principal point at the center of the image.
       seed: a seed or a generator.
       min_elevation: lowest elevation, degrees in [-90, 90). -90 is SRN's full sphere.
-
-    Returns:
-      Camera batched (view,).
 
     Raises:
       UserError: if an argument is out of range, or the unit sphere does not fit into the image.
@@ -60,8 +57,7 @@ def spiral_cameras(views: int, radius: float, K: np.ndarray) -> Camera:
     """
     _check(views, radius, K)
     progress = np.arange(views) / views
-    azimuth = -np.rad2deg(_SPIRAL_TURN * progress)
-    return cameras_lib.orbit(azimuth, 90.0 * progress, radius, K)
+    return cameras_lib.orbit(-np.rad2deg(_SPIRAL_TURN * progress), 90.0 * progress, radius, K)
 
 
 def _check(views: int, radius: float, K: np.ndarray) -> None:

@@ -55,12 +55,8 @@ class Batched:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def check_pictures(name: str, images: np.ndarray) -> None:
-    """Raises UserError unless ``images`` are uint8 (..., height, width, 3) of at least one pixel."""
+def check_pictures(name: str, images: np.ndarray) -> np.ndarray:
+    """Returns images (..., height, width, 3) as (picture, height, width, 3); `UserError` unless uint8 and not empty."""
     if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3 or 0 in images.shape[-3:]:
         raise UserError(f"{name} must be uint8 (..., height, width, 3), got {images.dtype} {images.shape}")
-
-
-def flat(images: np.ndarray) -> np.ndarray:
-    """(..., height, width, 3) to (picture, height, width, 3)."""
     return images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])

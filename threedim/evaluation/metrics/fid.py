@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
 from threedim.errors import UserError
-from threedim.evaluation.metrics.batches import check_pictures, flat
+from threedim.evaluation.metrics.batches import check_pictures
 
 # Pictures whose features are held at once. Merging costs a few passes over the matrix, whatever their number.
 _BLOCK_PICTURES = 1024
@@ -24,12 +24,8 @@ class FeatureMoments:
     """Number, mean and covariance of feature vectors, in float64, from parts of any size in any order.
 
     Each part is centered at its own mean before it is squared, and parts are merged by the difference of their means
-    (Chan et al. 1979), which avoids the cancellation of a sum of squares.
-
-    Attributes:
-      count: number of vectors.
-      mean: (feature,) float64.
-      scatter: (feature, feature) float64, the sum over vectors of the outer product of their deviation from the mean.
+    (Chan et al. 1979), which avoids the cancellation of a sum of squares. ``scatter`` (feature, feature) is the sum
+    over vectors of the outer product of their deviation from the mean.
     """
 
     def __init__(self, num_features: int):
@@ -60,30 +56,35 @@ class FeatureMoments:
         return self.scatter / (self.count - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class FrechetDistance:
-    """A distance and its warnings.
+class PictureMoments:
+    """Moments of the features that ``extract`` computes of pictures; two of these make an FID."""
 
-    Attributes:
-      value: squared distance of the two normal distributions, at least 0; the FID for Inception features.
-      warnings: one sentence for everything that makes the value inexact; usually empty.
-    """
+    def __init__(self, extract: Callable[[np.ndarray], np.ndarray], num_features: int):
+        self._extract, self.moments = extract, FeatureMoments(num_features)
+
+    def add(self, images: np.ndarray) -> None:
+        """Adds pictures (..., height, width, 3) uint8, in batches of any size."""
+        images = check_pictures("fid: pictures", images)
+        for start in range(0, len(images), _BLOCK_PICTURES):
+            self.moments.add(self._extract(images[start : start + _BLOCK_PICTURES]))
+
+
+class FrechetDistance(NamedTuple):
+    """A squared distance, at least 0, and a sentence for each reason why it is inexact; usually none."""
 
     value: float
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> FrechetDistance:
     """Squared Fréchet (2-Wasserstein) distance between normal distributions of the given moments (Heusel et al. 2017).
 
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, with SciPy's root of the product as in the original code. Imaginary
-    parts of up to 1e-3 on its diagonal, which rounding causes when covariances are singular, are dropped, as in the
-    original. If the root is not finite, or has a larger imaginary part, 1e-6 is added to the diagonals of both
-    covariances, with a warning. Negative results of rounding become 0. Fewer vectors give larger distances: compare
-    equal numbers only. 2048 features take about 15 s on one core.
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, with SciPy's root of the product as in the original code. Also as
+    there, imaginary parts of up to 1e-3 on the root's diagonal, which rounding causes when covariances are singular,
+    are dropped; if they are larger or the root is not finite, 1e-6 is added to the diagonals of both covariances, with
+    a warning. Fewer vectors give larger distances: compare equal numbers only. 2048 features take 15 s on one core.
 
-    Raises:
-      UserError: if the numbers of features differ, a set has fewer than 2 vectors, or there is no root.
+    Raises `UserError` if the numbers of features differ, a set has fewer than 2 vectors, or there is no root.
     """
     if len(first.mean) != len(second.mean):
         raise UserError(f"sets of {len(first.mean)} and {len(second.mean)} features cannot be compared")
@@ -122,23 +123,3 @@ def _trace_of_root(first: np.ndarray, second: np.ndarray) -> float | None:
     if not np.isfinite(root).all() or np.abs(diagonal.imag).max() > _ROUNDING:
         return None
     return float(diagonal.real.sum())
-
-
-class PictureMoments:
-    """Moments of the features of pictures that come in batches; two of these make an FID.
-
-    Args:
-      extract: features (picture, feature) of (picture, height, width, 3) uint8, such as `inception.FeatureExtractor`.
-      num_features: of each picture.
-    """
-
-    def __init__(self, extract: Callable[[np.ndarray], np.ndarray], num_features: int):
-        self._extract = extract
-        self.moments = FeatureMoments(num_features)
-
-    def add(self, images: np.ndarray) -> None:
-        """Adds pictures (..., height, width, 3) uint8, in batches of any size."""
-        check_pictures("fid: pictures", images)
-        images = flat(images)
-        for start in range(0, len(images), _BLOCK_PICTURES):
-            self.moments.add(self._extract(images[start : start + _BLOCK_PICTURES]))

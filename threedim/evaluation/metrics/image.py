@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from threedim.errors import UserError
-from threedim.evaluation.metrics.batches import Batched, check_pictures, flat
+from threedim.evaluation.metrics.batches import Batched, check_pictures
 
 # SSIM's Gaussian window and constants (Wang et al. 2004, section III).
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
@@ -22,16 +22,9 @@ _CHUNK_PICTURES, _CHUNK_PIXELS = 64, 2**20
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture, in dB.
+    """Peak signal-to-noise ratio of pictures (..., height, width, 3) uint8 in dB, (...,) float32.
 
-    Args:
-      images, truth: (..., height, width, 3) uint8.
-
-    Returns:
-      (...,) float32; infinite for equal pictures.
-
-    Raises:
-      UserError: if shapes differ, or pictures are not uint8.
+    Infinite for equal pictures. Raises `UserError` if shapes differ, or pictures are not uint8.
     """
     return _of_each_picture("psnr", dm_pix.psnr, images, truth)
 
@@ -85,10 +78,9 @@ def _chunk(metric: Callable, _: None, images: jax.Array, truth: jax.Array) -> ja
 
 def _of_each_picture(name: str, metric: Callable, images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """``metric`` of pictures in [0, 1], in chunks, so that only one chunk is held as float."""
-    check_pictures(f"{name}: pictures", images)
-    check_pictures(f"{name}: true pictures", truth)
+    flat = check_pictures(f"{name}: pictures", images), check_pictures(f"{name}: true pictures", truth)
     if images.shape != truth.shape:
         raise UserError(f"{name}: pictures {images.shape} and true pictures {truth.shape} must have the same shape")
     size = max(1, min(_CHUNK_PICTURES, _CHUNK_PIXELS // math.prod(images.shape[-3:-1])))
     batched = Batched(functools.partial(_chunk, metric), None, size, jax.local_devices()[:1])
-    return batched(flat(images), flat(truth)).reshape(images.shape[:-3])
+    return batched(*flat).reshape(images.shape[:-3])

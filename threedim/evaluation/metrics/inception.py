@@ -6,6 +6,7 @@ only if they were computed with this one. Its weights are a download.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from etils import epath
 
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import torch_files
-from threedim.evaluation.metrics.batches import Batched, check_pictures, flat
+from threedim.evaluation.metrics.batches import Batched, check_pictures
 
 NUM_FEATURES = 2048
 HOW_TO_GET_WEIGHTS = (
@@ -29,13 +30,17 @@ HOW_TO_GET_WEIGHTS = (
 _SIDE, _NUM_CLASSES, _EPSILON = 299, 1008, 1e-3
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
+_max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+# Over the neighbors that are inside the map.
+_mean_pool = functools.partial(nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False)
+_Kernel = tuple[int, int]
 _1x1, _3x3, _5x5, _1x7, _7x1, _1x3, _3x1 = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1), (1, 3), (3, 1)
 
 
 class InceptionV3(nn.Module):
-    """The network up to its features ("pool3"). Layers have the names of the published weights.
+    """The network up to its features ("pool3"), with the published names of layers.
 
-    There a batch normalization follows each convolution; `fold` merges it into kernel and bias.
+    `fold` merges the batch normalization that follows each convolution there into kernel and bias.
     """
 
     @nn.compact
@@ -49,78 +54,60 @@ class InceptionV3(nn.Module):
         x = _conv(x, "Conv2d_4a_3x3", 192, _3x3, padding="VALID")
         x = _max_pool(x)
         for letter, pool_features in zip("bcd", (32, 64, 64), strict=True):
-            x = _mixed_35(x, f"Mixed_5{letter}", pool_features)
-        x = _reduction_17(x, "Mixed_6a")
-        for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
-            x = _mixed_17(x, f"Mixed_6{letter}", width)
-        x = _reduction_8(x, "Mixed_7a")
-        x = _mixed_8(x, "Mixed_7b", _mean_pool(x))
-        # As published; the other blocks of this kind, and those of the paper, pool by the mean.
-        x = _mixed_8(x, "Mixed_7c", _max_pool(x, stride=1, padding="SAME"))
+            block = f"Mixed_5{letter}."
+            x = _join(
+                _conv(x, f"{block}branch1x1", 64, _1x1),
+                _chain(x, f"{block}branch5x5", (48, _1x1), (64, _5x5)),
+                _chain(x, f"{block}branch3x3dbl", (64, _1x1), (96, _3x3), (96, _3x3)),
+                _conv(_mean_pool(x), f"{block}branch_pool", pool_features, _1x1),
+            )
+        double = _chain(x, "Mixed_6a.branch3x3dbl", (64, _1x1), (96, _3x3))
+        x = _join(
+            _conv(x, "Mixed_6a.branch3x3", 384, _3x3, stride=2),
+            _conv(double, "Mixed_6a.branch3x3dbl_3", 96, _3x3, stride=2),
+            _max_pool(x),
+        )
+        for letter, c in zip("bcde", (128, 160, 160, 192), strict=True):
+            block = f"Mixed_6{letter}."
+            x = _join(
+                _conv(x, f"{block}branch1x1", 192, _1x1),
+                _chain(x, f"{block}branch7x7", (c, _1x1), (c, _1x7), (192, _7x1)),
+                _chain(x, f"{block}branch7x7dbl", (c, _1x1), (c, _7x1), (c, _1x7), (c, _7x1), (192, _1x7)),
+                _conv(_mean_pool(x), f"{block}branch_pool", 192, _1x1),
+            )
+        single = _chain(x, "Mixed_7a.branch3x3", (192, _1x1))
+        cross = _chain(x, "Mixed_7a.branch7x7x3", (192, _1x1), (192, _1x7), (192, _7x1))
+        x = _join(
+            _conv(single, "Mixed_7a.branch3x3_2", 320, _3x3, stride=2),
+            _conv(cross, "Mixed_7a.branch7x7x3_4", 192, _3x3, stride=2),
+            _max_pool(x),
+        )
+        for letter in "bc":
+            block = f"Mixed_7{letter}."
+            single = _chain(x, f"{block}branch3x3", (384, _1x1))
+            double = _chain(x, f"{block}branch3x3dbl", (448, _1x1), (384, _3x3))
+            # As published; the other blocks of this kind, and those of the paper, pool by the mean.
+            pooled = _max_pool(x, strides=(1, 1), padding="SAME") if letter == "c" else _mean_pool(x)
+            x = _join(
+                _conv(x, f"{block}branch1x1", 320, _1x1),
+                _conv(single, f"{block}branch3x3_2a", 384, _1x3),
+                _conv(single, f"{block}branch3x3_2b", 384, _3x1),
+                _conv(double, f"{block}branch3x3dbl_3a", 384, _1x3),
+                _conv(double, f"{block}branch3x3dbl_3b", 384, _3x1),
+                _conv(pooled, f"{block}branch_pool", 192, _1x1),
+            )
         return x.mean(axis=(1, 2))
 
 
-def _mixed_35(x: jax.Array, block: str, pool_features: int) -> jax.Array:
-    return _join(
-        _conv(x, f"{block}.branch1x1", 64, _1x1),
-        _chain(x, f"{block}.branch5x5", (48, _1x1), (64, _5x5)),
-        _chain(x, f"{block}.branch3x3dbl", (64, _1x1), (96, _3x3), (96, _3x3)),
-        _conv(_mean_pool(x), f"{block}.branch_pool", pool_features, _1x1),
-    )
-
-
-def _reduction_17(x: jax.Array, block: str) -> jax.Array:
-    double = _chain(x, f"{block}.branch3x3dbl", (64, _1x1), (96, _3x3))
-    return _join(
-        _conv(x, f"{block}.branch3x3", 384, _3x3, stride=2),
-        _conv(double, f"{block}.branch3x3dbl_3", 96, _3x3, stride=2),
-        _max_pool(x),
-    )
-
-
-def _mixed_17(x: jax.Array, block: str, width: int) -> jax.Array:
-    return _join(
-        _conv(x, f"{block}.branch1x1", 192, _1x1),
-        _chain(x, f"{block}.branch7x7", (width, _1x1), (width, _1x7), (192, _7x1)),
-        _chain(x, f"{block}.branch7x7dbl", (width, _1x1), (width, _7x1), (width, _1x7), (width, _7x1), (192, _1x7)),
-        _conv(_mean_pool(x), f"{block}.branch_pool", 192, _1x1),
-    )
-
-
-def _reduction_8(x: jax.Array, block: str) -> jax.Array:
-    single = _chain(x, f"{block}.branch3x3", (192, _1x1))
-    cross = _chain(x, f"{block}.branch7x7x3", (192, _1x1), (192, _1x7), (192, _7x1))
-    return _join(
-        _conv(single, f"{block}.branch3x3_2", 320, _3x3, stride=2),
-        _conv(cross, f"{block}.branch7x7x3_4", 192, _3x3, stride=2),
-        _max_pool(x),
-    )
-
-
-def _mixed_8(x: jax.Array, block: str, pooled: jax.Array) -> jax.Array:
-    single = _chain(x, f"{block}.branch3x3", (384, _1x1))
-    double = _chain(x, f"{block}.branch3x3dbl", (448, _1x1), (384, _3x3))
-    return _join(
-        _conv(x, f"{block}.branch1x1", 320, _1x1),
-        _conv(single, f"{block}.branch3x3_2a", 384, _1x3),
-        _conv(single, f"{block}.branch3x3_2b", 384, _3x1),
-        _conv(double, f"{block}.branch3x3dbl_3a", 384, _1x3),
-        _conv(double, f"{block}.branch3x3dbl_3b", 384, _3x1),
-        _conv(pooled, f"{block}.branch_pool", 192, _1x1),
-    )
-
-
-def _conv(
-    x: jax.Array, name: str, channels: int, kernel: tuple[int, int], stride: int = 1, padding: str | None = None
-) -> jax.Array:
+def _conv(x: jax.Array, name: str, channels: int, kernel: _Kernel, stride: int = 1, padding: str = "SAME") -> jax.Array:
     """Convolution and ReLU; padded to keep the size unless strided."""
-    padding = padding or ("SAME" if stride == 1 else "VALID")
+    padding = padding if stride == 1 else "VALID"
     # The default precision of a TPU, or of a GPU with TensorFloat32, has 8 to 11 bits.
     precision = jax.lax.Precision.HIGHEST
     return nn.relu(nn.Conv(channels, kernel, stride, padding, precision=precision, name=name)(x))
 
 
-def _chain(x: jax.Array, branch: str, *layers: tuple[int, tuple[int, int]]) -> jax.Array:
+def _chain(x: jax.Array, branch: str, *layers: tuple[int, _Kernel]) -> jax.Array:
     """Convolutions BRANCH_1, BRANCH_2, ... of the given channels and kernels."""
     for number, (channels, kernel) in enumerate(layers, 1):
         x = _conv(x, f"{branch}_{number}", channels, kernel)
@@ -131,25 +118,9 @@ def _join(*branches: jax.Array) -> jax.Array:
     return jnp.concatenate(branches, axis=-1)
 
 
-def _max_pool(x: jax.Array, stride: int = 2, padding: str = "VALID") -> jax.Array:
-    return nn.max_pool(x, (3, 3), (stride, stride), padding)
-
-
-def _mean_pool(x: jax.Array) -> jax.Array:
-    """Mean over the 3x3 neighbors that are inside the map."""
-    return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
-
-
 @jax.jit
 def prepare(images: jax.Array) -> jax.Array:
-    """The network's input: resized bilinearly without antialiasing, as in the original FID code.
-
-    Args:
-      images: (batch, height, width, 3), uint8 in [0, 255] or float in [0, 1].
-
-    Returns:
-      (batch, 299, 299, 3) float32 in [-1, 1].
-    """
+    """(batch, 299, 299, 3) float32 in [-1, 1] from uint8, or float in [0, 1], resized as in the original FID code."""
     images = images.astype(jnp.float32) / (255.0 if images.dtype == jnp.uint8 else 1.0)
     shape = (len(images), _SIDE, _SIDE, images.shape[-1])
     return 2.0 * jax.image.resize(images, shape, "bilinear", antialias=False) - 1.0
@@ -159,7 +130,7 @@ def entry_shapes() -> dict[str, tuple[int, ...]]:
     """Name and shape of every entry of the published weights, convolutions as (out, in, height, width)."""
     image = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
     params = jax.eval_shape(InceptionV3().init, jax.random.key(0), image)["params"]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = {}
     for layer, arrays in params.items():
         height, width, inputs, outputs = arrays["kernel"].shape
         shapes[f"{layer}.conv.weight"] = (outputs, inputs, height, width)
@@ -170,17 +141,12 @@ def entry_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, Any]:
-    """Parameters of `InceptionV3` from the entries of the published weights.
-
-    Raises:
-      UserError: if entries are missing, left over, of a wrong shape or not finite.
-    """
+    """Parameters of `InceptionV3` from the published entries; `UserError` for other entries or values."""
     torch_files.check_entries(state, entry_shapes(), source)
     params = {}
     for layer in (name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")):
         scale, shift, mean, variance = (np.asarray(state[f"{layer}.bn.{part}"], np.float64) for part in _NORM_PARTS)
-        # Also false for NaN.
-        if not (variance >= 0).all():
+        if not (variance >= 0).all():  # also for NaN
             raise UserError(f"{source}: {layer}.bn.running_var has negative or undefined values")
         scale = scale / np.sqrt(variance + _EPSILON)
         kernel = np.transpose(np.asarray(state[f"{layer}.conv.weight"], np.float64), (2, 3, 1, 0)) * scale
@@ -192,12 +158,7 @@ def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, 
 
 
 def load_params(path: epath.PathLike) -> dict[str, Any]:
-    """Parameters of `InceptionV3` from a file: `.pth`, `.npz` or `.safetensors`.
-
-    Raises:
-      MissingError: if it does not exist; the message says how to get it.
-      UserError: if it is damaged or holds something else.
-    """
+    """Parameters of `InceptionV3` from a `.pth`, `.npz` or `.safetensors` file; raises as `read_state_dict`."""
     if not epath.Path(path).is_file():
         raise MissingError(f"{path}: no such file, so no FID; {HOW_TO_GET_WEIGHTS}")
     return fold(torch_files.read_state_dict(path), str(path))
@@ -210,12 +171,7 @@ def _features(params: Any, images: jax.Array) -> jax.Array:
 
 
 class FeatureExtractor:
-    """Features of any number of pictures, in chunks sharded over the local devices.
-
-    Args:
-      params: from `load_params`.
-      chunk_size: pictures per device and call (about 40 MB each).
-    """
+    """Features by parameters from `load_params`, for ``chunk_size`` pictures (40 MB each) per device and call."""
 
     num_features = NUM_FEATURES
 
@@ -224,5 +180,4 @@ class FeatureExtractor:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features (picture, 2048) float32 of pictures (..., height, width, 3) uint8, in row-major order."""
-        check_pictures("inception: pictures", images)
-        return self._features(flat(images))
+        return self._features(check_pictures("inception: pictures", images))

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.ndimage
 
 from threedim.errors import UserError
-from threedim.evaluation.metrics.batches import check_pictures, flat
+from threedim.evaluation.metrics.batches import check_pictures
 from threedim.progress import Progress, progress
 
 _PATCH = 7
@@ -24,12 +24,7 @@ _ROUNDING = 1 / np.sqrt(12)
 
 
 def sliced_wasserstein(
-    images: np.ndarray,
-    truth: np.ndarray,
-    *,
-    seed: int = 0,
-    patches_per_picture: int = 128,
-    num_directions: int = 512,
+    images: np.ndarray, truth: np.ndarray, *, seed: int = 0, patches_per_picture: int = 128, num_directions: int = 512
 ) -> float:
     """Sliced Wasserstein distance between the patches of two sets of pictures, times 1000 as in its paper.
 
@@ -49,11 +44,9 @@ def sliced_wasserstein(
     At 128 patches, each picture and level needs about 75 kB; most of the time goes into sorting projections.
 
     Args:
-      images, truth: (..., height, width, 3) uint8, at least 16 px high and wide; both of one size in pixels, but not
-        necessarily of one length.
+      images, truth: (..., height, width, 3) uint8, of the same size of at least 16 px.
       seed: of positions and directions; distances are comparable only with the same seed.
-      patches_per_picture: random positions at each level.
-      num_directions: random directions at each level.
+      patches_per_picture, num_directions: at each level.
 
     Returns:
       Non-negative; in thousandths of the truth's standard deviation.
@@ -61,8 +54,9 @@ def sliced_wasserstein(
     Raises:
       UserError: if shapes, dtypes or counts are wrong, or a set is empty.
     """
+    sets = []
     for name, each in (("images", images), ("truth", truth)):
-        check_pictures(f"sliced_wasserstein: {name}", each)
+        sets.append(check_pictures(f"sliced_wasserstein: {name}", each))
         if not each.size:
             raise UserError(f"sliced_wasserstein: {name} {each.shape} has no picture")
     if images.shape[-3:] != truth.shape[-3:] or min(truth.shape[-3:-1]) < _SMALLEST_LEVEL:
@@ -79,7 +73,7 @@ def sliced_wasserstein(
     rng = np.random.default_rng(seed)
     shapes = _level_shapes(*truth.shape[-3:-1])
     positions = [_random_positions(rng, shape, patches_per_picture) for shape in shapes]
-    set_patches = [_patches(flat(each), positions) for each in (images, truth)]
+    set_patches = [_patches(each, positions) for each in sets]
     distances = []
     with progress(len(shapes) * num_directions, desc="comparing patches") as bar:
         for ours, true in zip(*set_patches, strict=True):
@@ -149,16 +143,12 @@ def _projected_distance(images: np.ndarray, truth: np.ndarray, directions: np.nd
     return total / len(directions)
 
 
-def _quantile_pairs(first: int, second: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intervals on which the quantile functions of two samples are both constant: index in each, and length."""
-    # Counted in 1 / (first * second), so that the ends that both share are equal.
-    ends = np.union1d(np.arange(1, first + 1) * second, np.arange(1, second + 1) * first)
-    return (ends - 1) // second, (ends - 1) // first, np.diff(ends, prepend=0) / (first * second)
-
-
 def _quantile_distance(ours: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Integral of the difference of the quantile functions of sorted samples (..., sample), over the last axis."""
     if ours.shape == true.shape:
         return np.abs(ours - true).mean(axis=-1, dtype=np.float64)
-    in_ours, in_true, length = _quantile_pairs(ours.shape[-1], true.shape[-1])
-    return np.abs(ours[..., in_ours] - true[..., in_true]) @ length
+    # Intervals on which both functions are constant: their ends in 1 / (first * second), so that common ones are equal.
+    first, second = ours.shape[-1], true.shape[-1]
+    ends = np.union1d(np.arange(1, first + 1) * second, np.arange(1, second + 1) * first)
+    length = np.diff(ends, prepend=0) / (first * second)
+    return np.abs(ours[..., (ends - 1) // second] - true[..., (ends - 1) // first]) @ length

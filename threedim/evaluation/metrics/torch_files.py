@@ -1,8 +1,8 @@
 """Reads published weights as NumPy arrays: PyTorch's own files, .npz and .safetensors.
 
 A PyTorch file contains a pickle, and unpickling runs whatever the file asks for. Nothing is unpickled here:
-`pickletools` splits the bytes into opcodes without acting on them, and `_interpret` handles the few that a dictionary
-of tensors needs. Names of functions and classes are compared with a list, and never looked up, imported or called.
+`pickletools` splits the bytes into opcodes, and `_interpret` handles the few that a dictionary of tensors needs. Names
+of functions and classes are compared with a list, and never looked up, imported or called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from etils import epath
 
@@ -44,66 +43,43 @@ _ALLOWED = {_DICT, _SIZE, *_TENSOR, *_PARAMETER, *_STORAGES}
 
 
 def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Reads named arrays from a file of weights without executing anything in it.
+    """Reads named arrays, in their order and dtype, from a file of weights without executing anything in it.
 
-    Args:
-      path: a `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)``, either the zip format or the
-        one that PyTorch 0.1.10 to 1.5 wrote; or a `.npz` or `.safetensors`. May be remote.
-
-    Returns:
-      Arrays by name, in the file's order and dtype; bfloat16 is that of ml_dtypes.
-
-    Raises:
-      MissingError: if the file does not exist.
-      UserError: if the file is of another kind, damaged, or holds anything other than named arrays.
+    A `.pth`, `.pt` or `.bin` written by ``torch.save(model.state_dict(), ...)``, in the zip format or that of PyTorch
+    0.1.10 to 1.5; or a `.npz` or `.safetensors`. May be remote. Raises `MissingError` if it does not exist, `UserError`
+    if it is of another kind, damaged, or holds anything other than named arrays.
     """
     path = epath.Path(path)
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
-    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_torch)
-    if path.suffix not in readers:
-        raise UserError(f"{path}: weights must be in a file named {', '.join(readers)}")
+    kinds = {".npz": "a readable .npz of plain arrays", ".safetensors": "a readable .safetensors"}
+    kinds |= dict.fromkeys((".pth", ".pt", ".bin"), "readable as a PyTorch file of named tensors")
+    if path.suffix not in kinds:
+        raise UserError(f"{path}: weights must be in a file named {', '.join(kinds)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file of weights")
-    return readers[path.suffix](path.read_bytes(), str(path))
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".npz":
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix == ".safetensors":
+            return safetensors.numpy.load(data)
+        if data.startswith(b"<"):
+            raise UserError("a page of text, not weights; did the download return an error page?")
+        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
+    except KeyError as error:
+        raise UserError(f"{path}: NumPy has no dtype for entries of {error}; save them as float32") from error
+    except (TypeError, safetensors.SafetensorError, *_DAMAGED) as error:
+        raise UserError(f"{path}: not {kinds[path.suffix]}: {error}") from error
 
 
 def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Raises a UserError that lists every difference unless ``state`` has just the names and shapes in ``shapes``."""
     wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in state]
     wrong += [f"not expected: {name} {array.shape}" for name, array in state.items() if name not in shapes]
-    wrong += [
-        f"{name} is {state[name].shape}, must be {shape}"
-        for name, shape in shapes.items()
-        if name in state and state[name].shape != shape
-    ]
+    found = {name: state[name].shape for name in shapes if name in state}
+    wrong += [f"{name} is {shape}, must be {shapes[name]}" for name, shape in found.items() if shape != shapes[name]]
     if wrong:
         raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
-
-
-def _read_npz(data: bytes, source: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (TypeError, *_DAMAGED) as error:
-        raise UserError(f"{source}: not a readable .npz of plain arrays: {error}") from error
-
-
-def _read_safetensors(data: bytes, source: str) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{source}: not a readable .safetensors: {error}") from error
-    except KeyError as error:
-        raise UserError(f"{source}: NumPy has no dtype for entries of {error}; save them as float32") from error
-
-
-def _read_torch(data: bytes, source: str) -> dict[str, np.ndarray]:
-    if data.startswith(b"<"):
-        raise UserError(f"{source}: a page of text, not weights; did the download return an error page?")
-    try:
-        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
-    except _DAMAGED as error:
-        raise UserError(f"{source}: not readable as a PyTorch file of named tensors: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +96,6 @@ class _Storage:
     key: str
     dtype: np.dtype
     count: int
-
-    def decode(self, data: bytes) -> np.ndarray:
-        if len(data) != self.count * self.dtype.itemsize:
-            raise UserError(f"storage {self.key} has {len(data)} bytes instead of {self.count} {self.dtype}")
-        return np.frombuffer(data, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +126,9 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
 
         if f"{folder}byteorder" in members and read(f"{folder}byteorder") != b"little":
             raise UserError("it was written on a big-endian machine")
-        tensors = _tensors(_interpret(io.BytesIO(read(pickles[0]))))
-        return _arrays(tensors, lambda storage: storage.decode(read(f"{folder}data/{storage.key}")))
+        root = _interpret(io.BytesIO(read(pickles[0])))
+        _storages(root)
+        return _arrays(root, lambda key: read(f"{folder}data/{key}"))
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
@@ -166,23 +138,22 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     file = io.BytesIO(data)
     if (_interpret(file), _interpret(file)) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
         raise UserError("it does not start with PyTorch's magic number and version")
-    machine = _interpret(file)
+    machine, root = _interpret(file), _interpret(file)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UserError("it was written on a big-endian machine")
-    tensors, keys = _tensors(_interpret(file)), _interpret(file)
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    storages, keys, stored = _storages(root), _interpret(file), {}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise UserError("its list of storages is not that of its tensors")
-    flat = {}
-    for storage in (storages[key] for key in keys):
-        count = int.from_bytes(file.read(8), "little", signed=True)
-        if count != storage.count:
-            raise UserError(f"storage {storage.key} has {count} elements instead of {storage.count}")
-        flat[storage] = storage.decode(file.read(min(count * storage.dtype.itemsize, len(data))))
-    return _arrays(tensors, flat.__getitem__)
+    for key in keys:
+        storage = storages[key]
+        if (count := int.from_bytes(file.read(8), "little", signed=True)) != storage.count:
+            raise UserError(f"storage {key} has {count} elements instead of {storage.count}")
+        stored[key] = file.read(min(count * storage.dtype.itemsize, len(data)))
+    return _arrays(root, stored.__getitem__)
 
 
-def _tensors(root: Any) -> dict[str, _Tensor]:
+def _storages(root: Any) -> dict[str, _Storage]:
+    """The storages of the tensors by key; `UserError` if ``root`` is no dictionary of tensors."""
     if not isinstance(root, dict) or not root:
         raise UserError("it holds no dictionary of tensors; save model.state_dict()")
     storages: dict[str, _Storage] = {}
@@ -191,41 +162,42 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
             raise UserError(f"entry {name!r} is a {type(tensor).__name__}, not a tensor; save model.state_dict()")
         if storages.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
             raise UserError(f"entry {name!r} contradicts another one about their common storage")
-    return root
+    return storages
 
 
-def _arrays(tensors: Mapping[str, _Tensor], load: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+def _arrays(tensors: Mapping[str, _Tensor], read: Callable[[str], bytes]) -> dict[str, np.ndarray]:
     """Copies of the tensors, so that none of them keeps the whole file in memory."""
     arrays = {}
     for name, tensor in tensors.items():
-        storage, shape = load(tensor.storage), tensor.shape
-        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, tensor.strides, strict=True))
+        key, dtype, count = dataclasses.astuple(tensor.storage)
+        shape, strides = tensor.shape, tensor.strides
+        if len(data := read(key)) != count * dtype.itemsize:
+            raise UserError(f"storage {key} has {len(data)} bytes instead of {count} {dtype}")
+        last = tensor.offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
         # With stride 0 a small storage could fill the memory; real weights have no more elements than their storage.
-        if 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size):
+        if 0 not in shape and (last >= count or math.prod(shape) > count):
             raise UserError(f"entry {name!r} reaches beyond its storage")
-        steps = [stride * storage.itemsize for stride in tensor.strides]
-        view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps)
+        view = np.frombuffer(data, dtype)[tensor.offset :]
+        view = np.lib.stride_tricks.as_strided(view, shape, [stride * dtype.itemsize for stride in strides])
         arrays[name] = np.array(view, order="C")
     return arrays
 
 
-_MARK = object()
+class _Mark:
+    """Stands on the stack where a list, tuple or dictionary begins."""
+
+
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 _LITERALS.add("SHORT_BINSTRING")  # text of Python 2, which wrote the LPIPS weights
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_LIST": [], "EMPTY_DICT": {}}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_LIST": [], "EMPTY_DICT": {}, "MARK": _Mark}
 # Opcodes that take several items from the stack: how many, or None for all above the mark.
 _TAKES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 _TAKES |= {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None}
 
 
 def _interpret(file: BinaryIO) -> Any:
-    """Reads one pickle and returns what it describes: numbers, text, tuples, lists, dictionaries, `_Global`, `_Tensor`.
-
-    Raises:
-      UserError: for every other opcode, or one that does not fit.
-    """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    """What one pickle describes: numbers, text, tuples, lists, dictionaries, `_Global`, `_Tensor`; else `UserError`."""
+    stack, memo = [], {}
     try:
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
@@ -236,8 +208,6 @@ def _interpret(file: BinaryIO) -> Any:
                 stack.append(argument)
             elif name in _CONSTANTS:
                 stack.append(copy.copy(_CONSTANTS[name]))
-            elif name == "MARK":
-                stack.append(_MARK)
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[argument] = stack[-1]
             elif name in ("BINGET", "LONG_BINGET"):
@@ -260,8 +230,8 @@ def _interpret(file: BinaryIO) -> Any:
                 function, arguments = _pop(stack, 2)
                 stack.append(_rebuild(_expect(function, _Global).name, _expect(arguments, tuple)))
             elif name == "BUILD":
-                # Attributes are ignored: a state dict's "_metadata" holds versions of layers, and the three of a
-                # parameter of 2017 are flags for training. Any others could hold the numbers themselves.
+                # Ignored: a state dict's "_metadata" holds versions of layers, the three attributes of a parameter of
+                # 2017 flags for training. Any others could hold the numbers themselves.
                 attributes = stack.pop()
                 if not (isinstance(stack[-1], _Tensor) and isinstance(attributes, tuple) and len(attributes) == 3):
                     _expect(attributes, dict)
@@ -275,7 +245,7 @@ def _interpret(file: BinaryIO) -> Any:
 
 def _pop(stack: list[Any], count: int | None) -> list[Any]:
     """Removes and returns the last ``count`` items; with None those above the mark, which is removed too."""
-    items = iter(stack.pop, _MARK) if count is None else (stack.pop() for _ in range(count))
+    items = iter(stack.pop, _Mark) if count is None else (stack.pop() for _ in range(count))
     return list(items)[::-1]
 
 
