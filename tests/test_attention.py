@@ -98,10 +98,7 @@ def cudnn(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
 
 
-@pytest.mark.parametrize(
-    ("dim", "dtype", "flash"),
-    [(256, "bfloat16", True), (264, "bfloat16", False)],
-)
+@pytest.mark.parametrize(("dim", "dtype", "flash"), [(256, "bfloat16", True), (264, "bfloat16", False)])
 def test_attention_is_lowered_to_cudnn(dim, dtype, flash, cudnn):
     """Forward and backward, for a CUDA device; and for the CPU of its host as ever."""
     h = jax.ShapeDtypeStruct((4, 4, 4, 2 * dim), dtype)

@@ -6,25 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow_blocks import (
-    KEY,
-    apply,
-    filled,
-    leaves,
-    normal,
-    slow_attention,
-    slow_group_norm,
-    slow_resnet,
-)
+from slow_blocks import KEY, apply, filled, leaves, normal, slow_attention, slow_group_norm, slow_resnet
 
-from threedim.models.layers import (
-    GroupNorm,
-    PoseConv,
-    ResnetBlock,
-    XUNetBlock,
-    fold_frames,
-    take_frame,
-)
+from threedim.models.layers import GroupNorm, PoseConv, ResnetBlock, XUNetBlock, fold_frames, take_frame
 from threedim.models.ops import dropout, merge_residual
 
 
@@ -123,10 +107,7 @@ def test_fewer_groups_keep_the_color_of_a_picture():
 # --- residual block ---
 
 
-@pytest.mark.parametrize(
-    ("channels", "features", "resample"),
-    [(32, 32, None), (16, None, "up"), (64, 32, "down")],
-)
+@pytest.mark.parametrize(("channels", "features", "resample"), [(32, 32, None), (16, None, "up"), (64, 32, "down")])
 def test_resnet_block(channels, features, resample):
     size = {"down": 2, "up": 8, None: 4}[resample]
     h, emb = normal(2, 4, 4, channels), normal(2, size, size, 8, seed=1)

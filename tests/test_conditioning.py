@@ -4,17 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow_sampler import (
-    PROCESS_V,
-    SHAPE,
-    Linear,
-    Painter,
-    keys,
-    pictures,
-    recorded,
-    rounded,
-    sample_views,
-)
+from slow_sampler import PROCESS_V, SHAPE, Linear, Painter, keys, pictures, recorded, rounded, sample_views
 from tiny import jax_cameras, random_cameras
 
 from threedim.diffusion import Process
@@ -180,10 +170,9 @@ def test_an_object_does_not_notice_its_company(rollout):
 @pytest.mark.parametrize("from_files", [False, True])
 @pytest.mark.parametrize("conditioning", ["stochastic", "input"])
 def test_an_interrupted_rollout_resumes_exactly(rollout, input_rollout, done, from_files, conditioning):
-    (arguments, expected), how = {
-        "stochastic": (rollout, ROLLOUT),
-        "input": (input_rollout, INPUT_ROLLOUT),
-    }[conditioning]
+    (arguments, expected), how = {"stochastic": (rollout, ROLLOUT), "input": (input_rollout, INPUT_ROLLOUT)}[
+        conditioning
+    ]
     finished = expected[:, :done]
     if from_files:
         finished = np.asarray(rounded(finished), np.float32)

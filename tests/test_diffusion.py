@@ -7,14 +7,7 @@ from tiny import jax_cameras
 from threedim import diffusion
 from threedim.diffusion import Process, alpha_sigma, logsnr_schedule, posterior, q_sample
 
-LOGSNRS = [
-    (-20.0, -14.1),
-    (-20.0, 20.0),
-    (-9.3, -9.29),
-    (-3.0, 0.5),
-    (9.0, 20.0),
-    (19.5, 20.0),
-]
+LOGSNRS = [(-20.0, -14.1), (-20.0, 20.0), (-9.3, -9.29), (-3.0, 0.5), (9.0, 20.0), (19.5, 20.0)]
 KEY = jax.random.key(0)
 
 

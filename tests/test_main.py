@@ -38,10 +38,7 @@ MISTAKES = [
     ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate>"),
     ((DEMO, "--mode=train"), "--mode=train needs --workdir=FOLDER"),
     ((DEMO, "--mode=train", "x"), "unexpected arguments: x"),
-    (
-        ("--config=configs/nope.py", "--mode=train"),
-        "--config=configs/nope.py: no such file; available: configs/",
-    ),
+    (("--config=configs/nope.py", "--mode=train"), "--config=configs/nope.py: no such file; available: configs/"),
     (
         (DEMO, "--mode=train", "--config.train.batchsize=3"),
         "config.train has no field 'batchsize'; its fields are: adam_b1, adam_b2, ",

@@ -54,8 +54,7 @@ def test_split_from_zip_is_unpacked_once(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    "entry",
-    ["../x.txt", "chairs_train/../../x.txt", "/tmp/x.txt", "..\\x.txt", "C:\\x.txt", "C:/x.txt", link_entry()],
+    "entry", ["../x.txt", "chairs_train/../../x.txt", "/tmp/x.txt", "..\\x.txt", "C:\\x.txt", "C:/x.txt", link_entry()]
 )
 def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entry):
     folders = make_objects(tmp_path / "made/chairs_train", count=1, views=1)
