@@ -27,9 +27,6 @@ def leaves(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
-# --- slow and obvious ---
-
-
 def slow_swish(x):
     return x / (1 + np.exp(-x))
 

@@ -94,9 +94,6 @@ def test_the_key_alone_decides_and_each_part_draws_for_itself():
     )
 
 
-# --- distributions ---
-
-
 def test_rotations_are_uniform():
     count = 40_000
     R = np.asarray(random_rotations(jax.random.key(0), count), np.float64)
@@ -138,9 +135,6 @@ def test_hue_is_uniform_in_its_range():
     )
 
 
-# --- hue ---
-
-
 @pytest.mark.parametrize("turns", [-0.5, -0.21, 1 / 3])
 def test_hue_is_that_of_hsv(turns):
     colors = np.random.default_rng(0).uniform(-1, 1, (200, 3))
@@ -160,9 +154,6 @@ def test_white_and_grays_stay_to_the_bit():
     grays = np.repeat((np.arange(256) / 127.5 - 1.0).astype(np.float32)[:, None], 3, axis=1)
     for turns in (0.1, 1 / 3, -0.5):
         np.testing.assert_array_equal(turn_jit(grays, jnp.float32(turns)), grays)
-
-
-# --- settings ---
 
 
 @pytest.mark.parametrize(

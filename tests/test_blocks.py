@@ -22,9 +22,6 @@ def test_frames_fold_with_the_frame_index_fastest():
     np.testing.assert_array_equal(fold_frames(jnp.arange(2), jnp.arange(2, 4)), [0, 2, 1, 3])
 
 
-# --- normalization and conditioning ---
-
-
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (7, 1)])
 def test_group_norm(channels, groups):
     """32 groups; fewer where 32 does not divide the channels, but as many as divide both."""
@@ -104,9 +101,6 @@ def test_fewer_groups_keep_the_color_of_a_picture():
     assert jnp.abs(together[0] - together[1]).max() > 0.5
 
 
-# --- residual block ---
-
-
 @pytest.mark.parametrize(("channels", "features", "resample"), [(32, 32, None), (16, None, "up"), (64, 32, "down")])
 def test_resnet_block(channels, features, resample):
     size = {"down": 2, "up": 8, None: 4}[resample]
@@ -139,9 +133,6 @@ def test_dropout_comes_before_the_last_convolution_and_in_training_only():
     assert not np.array_equal(*dropped)
 
 
-# --- attention ---
-
-
 @pytest.mark.parametrize(("attention", "groups"), [(True, 4), (False, 32)])
 def test_block_is_residual_then_self_then_cross(attention, groups):
     h, emb = normal(4, 2, 2, 8), normal(4, 2, 2, 4, seed=1)
@@ -156,9 +147,6 @@ def test_block_is_residual_then_self_then_cross(attention, groups):
     else:
         assert p.keys() == {"res"}
     np.testing.assert_allclose(apply(module, params, h, emb, train=False), expected, atol=5e-5)
-
-
-# --- a fresh network ---
 
 
 def test_a_fresh_block_passes_its_input_through():

@@ -25,9 +25,6 @@ def params():
     return random_params(NETWORK)
 
 
-# --- an ordinary UNet ---
-
-
 def conv(weights, x, stride=1):
     layout = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(x, weights["kernel"], (stride, stride), "SAME", dimension_numbers=layout)

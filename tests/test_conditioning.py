@@ -10,8 +10,6 @@ from tiny import jax_cameras, random_cameras
 from threedim.diffusion import Process
 from threedim.sampling import KnownViews, Sampler, Settings, _sample_view_jit, choose_view
 
-# --- stochastic conditioning ---
-
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_choice_of_view_is_uniform(count):
@@ -124,8 +122,6 @@ def test_what_the_network_is_told(fresh):
     start = branch(records["z"], True)[:, 0, :, 0, 0, 0].ravel()
     assert not np.any(np.isin(noise, start))
 
-
-# --- seeds, company, interruption ---
 
 ROLLOUT = {"process": PROCESS_V, "settings": Settings(4, 1.0)}
 INPUT_ROLLOUT = {"process": PROCESS_V, "settings": Settings(4, 1.0, conditioning="input")}

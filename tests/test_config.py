@@ -116,9 +116,6 @@ def test_configs_are_compared_as_json_reads_them_back():
             settings_lib.plain({"x": [bad]})
 
 
-# --- config.json of a run ---
-
-
 def test_config_file_of_a_run(tmp_path):
     config = shapes64.get_config()
     run_info.write_run_info(tmp_path / "run", config, "abc")

@@ -21,9 +21,6 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# --- schedule and forward process ---
-
-
 def test_schedule_is_that_of_the_paper():
     t = np.linspace(0, 1, 101)
     b = np.arctan(np.exp(-20 / 2))
@@ -56,9 +53,6 @@ def test_forward_process():
         np.testing.assert_allclose(z[i], alpha * x[i] + sigma * eps[i], rtol=1e-5, atol=1e-6)
 
 
-# --- posterior ---
-
-
 def slow_posterior(z, x, logsnr_t, logsnr_s):
     """q(z_s | z_t, x) is proportional to q(z_t | z_s) q(z_s | x): a product of two Gaussians in z_s."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma_64(logsnr_t), alpha_sigma_64(logsnr_s)
@@ -82,9 +76,6 @@ def test_posterior_is_the_gaussian_conditional(logsnr_t, logsnr_s, scalar):
     expected_mean, expected_variance = slow_posterior(z, x, logsnr_t, logsnr_s)
     np.testing.assert_allclose(mean, expected_mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.broadcast_to(variance, z.shape), np.full(z.shape, expected_variance), rtol=1e-4)
-
-
-# --- what the network puts out ---
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
@@ -114,9 +105,6 @@ def test_process_refuses_nonsense():
         Process(logsnr_min=3.0, logsnr_max=3.0)
     with pytest.raises(ValueError, match="must be below"):
         Process(logsnr_min=float("nan"))
-
-
-# --- loss ---
 
 
 BATCH, PROCESS = 4096, Process(uncond_logsnr=-13.0)

@@ -203,9 +203,6 @@ def test_slurm_requests_what_jax_detects(machine):
     assert call[call.index("--") + 1 :] == [*PROGRAM, "--workdir=/shared/w", "--distributed"]
 
 
-# tpu_pod.sh
-
-
 def changes(machine):
     """What was done to the TPU, one word each."""
     pattern = "queued-resources (create)|queued-resources (delete)|tpu-vm (scp)|worker.sh (start)"

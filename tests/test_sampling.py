@@ -33,9 +33,6 @@ SLOW = pytest.mark.slow
 CONCAT = ConcatUNet(8, ch=32, ch_mult=(1, 2), emb_ch=16, num_res_blocks=0, attn_resolutions=(4,), attn_heads=2)
 
 
-# --- the whole sampler, slowly ---
-
-
 @pytest.mark.parametrize(
     ("process", "settings"),
     [
@@ -95,9 +92,6 @@ def test_cached_rollout_of_the_network_equals_the_plain_network(network, fresh, 
     np.testing.assert_allclose(fast, slow, atol=5e-4)
 
 
-# --- what it samples ---
-
-
 def test_a_perfect_prediction_gives_the_true_picture():
     params = jnp.asarray(np.random.default_rng(0).normal(size=(*SHAPE, 3)), jnp.float32)
     cameras, targets, process = random_cameras(2, 1, seed=1), random_cameras(2, 3), Process("v")
@@ -154,9 +148,6 @@ def test_network_evaluations_are_counted():
     assert Settings().evaluations(process) == 500
     assert Settings(guidance_weight=0.0).evaluations(process) == 250
     assert Settings(40, 3.0, guidance_interval=(25.0, 30.0)).evaluations(process) == 40
-
-
-# --- errors ---
 
 
 @pytest.mark.parametrize(
@@ -218,8 +209,6 @@ def test_a_range_of_noise_levels_outside_the_process_is_refused(logsnr_range):
     with pytest.raises(ValueError, match="logsnr_range must rise within"):
         Settings(5, spacing="logsnr", logsnr_range=logsnr_range).levels(Process())
 
-
-# --- a network trained by regression ---
 
 REGRESSION = Process("x", regression=True)
 

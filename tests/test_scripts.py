@@ -60,9 +60,6 @@ def test_unknown_data_is_refused():
         get_config("planes")
 
 
-# --- ablations ---
-
-
 def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys, trained_run):
     monkeypatch.chdir(REPOSITORY)
     flags = ["--config.train.num_steps=7", "--config.sample.preset=fast", "--compilation_cache="]
@@ -217,9 +214,6 @@ def test_verdicts():
     assert ablations_table.figure([1.0]) == {"mean": 1.0, "standard_error": None, "n": 1}
 
 
-# --- model cards ---
-
-
 def test_model_card(evaluated, trained_run, tmp_path, capsys):
     config = tmp_path / "tiny.py"
     saved = json.dumps(settings_lib.plain(open_run(trained_run).config))
@@ -276,9 +270,6 @@ def test_model_card(evaluated, trained_run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=said):
             model_card.main([*arguments, *changes])
-
-
-# --- lines ---
 
 
 def test_no_file_or_function_is_too_long(monkeypatch, capsys, tmp_path):

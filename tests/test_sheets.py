@@ -21,9 +21,6 @@ def smooth_frames(count, height, width):
     return (np.stack([x, y, (x + t) / 2], axis=-1) * 255).astype(np.uint8)
 
 
-# Conversion
-
-
 def test_every_uint8_survives_the_round_trip():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     floats = pixels.to_float(values)
@@ -52,9 +49,6 @@ def test_wrong_dtypes_are_refused():
         pixels.to_uint8(noise(2, 2))
     with pytest.raises(ValueError, match="takes uint8"):
         pixels.to_float(np.zeros(2))
-
-
-# Grids
 
 
 def test_grid_geometry():
@@ -164,9 +158,6 @@ def test_lines_of_a_long_sheet_name_their_views(monkeypatch):
     monkeypatch.setattr(sheets, "make_grid", lambda pictures, **options: named.extend(options["row_labels"]))
     make_sheet(noise(1, 8, 8, 3), [noise(3, 8, 8, 3), noise(3, 8, 8, 3)], columns=2)
     assert named == ["input", "sampled 1-2", "true 1-2", "sampled 3-3", "true 3-3"]
-
-
-# Files
 
 
 def test_png_is_lossless_and_replaces(tmp_path):

@@ -75,9 +75,6 @@ def test_public_names():
         _ = threedim.cameraz
 
 
-# --- weights that come with the package ---
-
-
 def test_packaging(monkeypatch):
     given = {}
     monkeypatch.setattr(setuptools, "setup", given.update)

@@ -56,9 +56,6 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-# --- there and back ---
-
-
 @pytest.mark.parametrize(("dtype", "numpy_dtype"), [("bfloat16", BFLOAT16), ("float32", np.float32)])
 def test_round_trip(trained, tmp_path, dtype, numpy_dtype):
     config, params = trained
@@ -99,9 +96,6 @@ def test_the_same_arguments_give_the_same_bytes_and_plain_names(trained, tmp_pat
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     found = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert found.keys() == arrays_lib.by_path(trained[1]).keys()
-
-
-# --- refused ---
 
 
 def refused(path, *said):
@@ -218,9 +212,6 @@ def test_what_could_not_be_read_is_not_written(trained, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.safetensors"):
         save_weights(tmp_path / "a.bin", params, config, training_steps=1)
     assert not path.exists()
-
-
-# --- the command ---
 
 
 def test_export(run, tmp_path, capsys):
