@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
+from launch_machine import Machine
 from synthetic import make_objects
 
 from configs import base
@@ -79,6 +80,14 @@ def trained_run(objects, shared_tmp):
         loop.train(config, workdir)
 
     return make_once(shared_tmp / "trained", train)
+
+
+@pytest.fixture
+def machine(tmp_path, tmp_path_factory):
+    """For the tests of the launch scripts."""
+    machine = Machine(tmp_path, tmp_path_factory.getbasetemp())
+    yield machine
+    machine.close()
 
 
 @pytest.fixture

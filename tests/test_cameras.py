@@ -51,7 +51,9 @@ def test_numpy_and_jax_agree():
         return [*camera.rays(6, 5), camera.to_matrix(), camera.to_opengl_matrix(), *jax.tree.leaves(others)]
 
     for a, b in zip(everything(cameras, reference), everything(on_jax, jax_reference), strict=True):
-        assert isinstance(a, np.ndarray) == isinstance(b, jax.Array) == (a.dtype == b.dtype == np.float32)
+        assert isinstance(a, np.ndarray)
+        assert isinstance(b, jax.Array)
+        assert a.dtype == b.dtype == np.float32
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 

@@ -6,30 +6,18 @@ import shlex
 import signal
 
 import pytest
-from launch_machine import NEEDS, PROGRAM, Machine
+from launch_machine import NEEDS, PROGRAM
 
 pytestmark = NEEDS
 ARGUMENTS = [*PROGRAM, "--workdir=w", "--distributed"]
 
 
-@pytest.fixture
-def machine(tmp_path, tmp_path_factory):
-    machine = Machine(tmp_path, tmp_path_factory.getbasetemp())
-    yield machine
-    machine.close()
-
-
 @pytest.mark.parametrize(
     ("plan", "options", "code", "state"),
-    [
-        ("finish", [], 0, "finished exit=0"),
-        ("fail:3", [], 3, "failed_early exit=3"),
-        ("die", ["--early=0"], 42, "failed exit=137"),
-    ],
+    [("fail:3", [], 3, "failed_early exit=3"), ("die", ["--early=0"], 42, "failed exit=137")],
 )
 def test_worker_records_how_the_program_ended(machine, plan, options, code, state):
-    done = machine.run("worker.sh", "run", "--container", *options, "--", *ARGUMENTS, STANDIN=plan)
-    assert done.returncode == code, done.stderr
+    done = machine.run("worker.sh", "run", "--container", *options, "--", *ARGUMENTS, STANDIN=plan, code=code)
     assert json.loads(done.stdout.splitlines()[0])["argv"] == ARGUMENTS
     line = machine.run("worker.sh", "state").stdout
     assert line.startswith("worker ")
@@ -59,11 +47,9 @@ def test_worker_is_not_started_twice_and_stops(machine):
     assert ": running pid=" in machine.run("worker.sh", "start", "--", *ARGUMENTS, STANDIN="wait").stdout
     machine.wait_for(machine.log)
     for action in ("start", "run"):
-        assert "already running" in machine.run("worker.sh", action, "--", *ARGUMENTS).stderr
+        assert "already running" in machine.run("worker.sh", action, "--", *ARGUMENTS, code=1).stderr
     for _ in range(2):
-        stopped = machine.run("worker.sh", "stop")
-        assert stopped.returncode == 0
-        assert ": stopped exit=0" in stopped.stdout
+        assert ": stopped exit=0" in machine.run("worker.sh", "stop").stdout
     assert "stopped by SIGTERM at step 7 after 1 signal" in machine.log.read_text()
 
 
@@ -172,7 +158,5 @@ def test_local_ends_the_others_when_one_fails(machine, plan, code):
 
 
 def test_local_returns_the_status_of_a_failed_process(machine):
-    process = local(machine, "2", STANDIN_0="finish", STANDIN_1="fail:3")
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 3
-    assert "SIGTERM" not in err
+    arguments = ("local.sh", "2", "--", *ARGUMENTS)
+    assert "SIGTERM" not in machine.run(*arguments, STANDIN_0="finish", STANDIN_1="fail:3", code=3).stderr

@@ -296,8 +296,7 @@ def test_samples_json_of_an_orbit_or_damaged(tmp_path):
 def test_patch_distance_uses_a_subset(ready, monkeypatch):
     monkeypatch.setattr(scores, "PATCH_VIEWS", 7)
     found = []
-    distance = lambda images, truth, seed: found.append((len(images), seed)) or 1.0  # noqa: E731
-    monkeypatch.setattr(scores.patches, "sliced_wasserstein", distance)
+    monkeypatch.setattr(scores.patches, "sliced_wasserstein", lambda a, b, seed: found.append((len(a), seed)) or 1.0)
     ready.evaluate.seed = 3
     assert results_of(protocol.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
     assert found == [(7, 3), (7, 3)]
