@@ -34,23 +34,19 @@ def test_schedule_is_that_of_the_paper():
     np.testing.assert_allclose([logsnr[0], logsnr[50], logsnr[-1]], [20, 0, -20], atol=4e-3)
 
 
-def test_schedule_takes_other_ends():
-    logsnr = Process(logsnr_min=-6.0, logsnr_max=12.0).logsnr(jnp.asarray([0.0, 1.0]))
-    np.testing.assert_allclose(logsnr, [12, -6], atol=1e-4)
-
-
-def test_schedule_moves_between_its_ends():
+def test_schedule_takes_other_ends_and_moves_between_them():
     logsnr = Process(logsnr_shift=-3.0).logsnr(jnp.asarray([0.0, 0.25, 0.5, 1.0]))
     np.testing.assert_allclose(logsnr, [20, -2 * np.log(np.tan(np.pi / 8)) - 3, -3, -20], atol=4e-3)
+    logsnr = Process(logsnr_min=-6.0, logsnr_max=12.0).logsnr(jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(logsnr, [12, -6], atol=1e-4)
 
 
 def test_forward_process():
     x, eps = normal(3, 2, 2, 3), normal(3, 2, 2, 3, seed=1)
     logsnr = np.array([-20.0, 0.3, 20.0], np.float32)
     z = q_sample(jnp.asarray(x), jnp.asarray(eps), jnp.asarray(logsnr))
-    for i in range(3):
-        alpha, sigma = alpha_sigma_64(logsnr[i])
-        np.testing.assert_allclose(z[i], alpha * x[i] + sigma * eps[i], rtol=1e-5, atol=1e-6)
+    alpha, sigma = (each[:, None, None, None] for each in alpha_sigma_64(logsnr))
+    np.testing.assert_allclose(z, alpha * x + sigma * eps, rtol=1e-5, atol=1e-6)
 
 
 def slow_posterior(z, x, logsnr_t, logsnr_s):
@@ -96,15 +92,18 @@ def test_v_is_alpha_eps_minus_sigma_x():
     np.testing.assert_array_equal(Process("eps").target(jnp.asarray(x), jnp.asarray(eps), jnp.asarray([1.5])), eps)
 
 
-def test_process_refuses_nonsense():
-    with pytest.raises(ValueError, match="prediction must be"):
-        Process("x0")
-    with pytest.raises(ValueError, match=r'regression needs prediction "x" or "v", got "eps"'):
-        Process("eps", regression=True)
-    with pytest.raises(ValueError, match="must be below"):
-        Process(logsnr_min=3.0, logsnr_max=3.0)
-    with pytest.raises(ValueError, match="must be below"):
-        Process(logsnr_min=float("nan"))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prediction": "x0"}, "prediction must be"),
+        ({"regression": True}, r'regression needs prediction "x" or "v", got "eps"'),
+        ({"logsnr_min": 3.0, "logsnr_max": 3.0}, "must be below"),
+        ({"logsnr_min": float("nan")}, "must be below"),
+    ],
+)
+def test_process_refuses_nonsense(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Process(**fields)
 
 
 BATCH, PROCESS = 4096, Process(uncond_logsnr=-13.0)
@@ -121,10 +120,10 @@ def network_inputs(key, uncond_prob):
         return jnp.zeros_like(z)
 
     examples = diffusion.make_examples(images, jax_cameras(BATCH, 2), key, PROCESS, uncond_prob)
-    total, each = diffusion.loss(network, examples)
+    diffusion.loss(network, examples)
     alpha, sigma = alpha_sigma(seen["logsnr"][:, 1], 4)
     eps = (seen["z"] - alpha * images[:, 1]) / sigma  # worth reading where t is not near 0
-    return seen | {"images": images, "total": total, "eps": eps, "loss": each, "t": examples.t}
+    return seen | {"images": images, "eps": eps, "t": examples.t}
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
@@ -140,12 +139,8 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction):
 
     # A schedule that stops short of clean: dividing by a sigma near zero would cost the digits.
     process = Process(prediction, logsnr_max=8.0)
-
-    @jax.jit
-    def run(key):
-        return diffusion.loss(network, diffusion.make_examples(images, jax_cameras(16, 2), key, process, 0.5))
-
-    total, each = run(KEY)
+    examples = diffusion.make_examples(images, jax_cameras(16, 2), KEY, process, 0.5)
+    total, each = diffusion.loss(network, examples)
     expected = (0.5 * np.arange(16) / 16) ** 2
     np.testing.assert_allclose(each, expected, atol=1e-4)
     np.testing.assert_allclose(total, expected.mean(), atol=1e-4)
@@ -163,21 +158,13 @@ def test_color_counts_as_much_as_it_is_told_to(weight):
     np.testing.assert_allclose(total, each.mean(), rtol=1e-6)
 
 
-def test_loss_of_zeros_is_the_power_of_the_noise():
-    seen = network_inputs(KEY, 0.1)
-    np.testing.assert_allclose(seen["total"], 1, atol=0.02)
-    assert seen["loss"].shape == seen["t"].shape == (BATCH,)
-    np.testing.assert_allclose(seen["loss"].mean(), seen["total"], rtol=1e-5)
-
-
 def test_network_sees_the_clean_view_and_the_noisy_target():
     seen = network_inputs(KEY, 0.0)
     assert np.all(seen["cond_mask"])
     np.testing.assert_array_equal(seen["x"], seen["images"][:, 0])
     np.testing.assert_array_equal(seen["logsnr"][:, 0], 20.0)
     np.testing.assert_allclose(seen["logsnr"][:, 1], logsnr_schedule(seen["t"]), atol=4e-3)
-    expected = jax_cameras(BATCH, 2)
-    np.testing.assert_array_equal(seen["camera"].t, expected.t)
+    np.testing.assert_array_equal(seen["camera"].t, jax_cameras(BATCH, 2).t)
     eps = np.asarray(seen["eps"])[np.asarray(seen["t"]) > 0.1]
     # Noise of mean 0 and variance 1, no two examples alike.
     np.testing.assert_allclose(eps.mean(), 0, atol=0.02)
@@ -195,21 +182,14 @@ def test_time_is_uniform():
 
 def test_a_regression_sees_noise_alone():
     images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (256, 2, 4, 4, 3)), jnp.float32)
-    examples = [
-        diffusion.make_examples(images, jax_cameras(256, 2), KEY, Process("x", regression=regression), 0.0)
-        for regression in (True, False)
-    ]
-    trained, usual = examples
+    trained = diffusion.make_examples(images, jax_cameras(256, 2), KEY, Process("x", regression=True), 0.0)
     np.testing.assert_array_equal(trained.t, 1.0)
     np.testing.assert_array_equal(trained.logsnr[:, 1], Process().logsnr(jnp.ones(256)))
-    np.testing.assert_allclose(trained.logsnr[:, 1], -20.0, atol=4e-3)
-    np.testing.assert_array_equal(trained.logsnr[:, 0], 20.0)
     # The image is the label, and nothing of it is left in z.
     np.testing.assert_array_equal(trained.label, images[:, 1])
     np.testing.assert_array_equal(trained.x, images[:, 0])
     assert abs(np.corrcoef(trained.z.ravel(), images[:, 1].ravel())[0, 1]) < 0.03
     np.testing.assert_allclose([trained.z.mean(), trained.z.std()], [0, 1], atol=0.03)
-    assert len(np.unique(usual.t)) > 250
 
 
 def test_a_regression_of_v_puts_out_the_same_picture():
@@ -244,15 +224,6 @@ def test_unconditional_pairs(uncond_prob):
     np.testing.assert_allclose(seen["logsnr"][:, 1], PROCESS.logsnr(seen["t"]), atol=4e-3)
     # Dropping does not depend on the noise level.
     assert abs(np.asarray(seen["t"])[dropped].mean() - 0.5) < 0.06
-
-
-def test_noise_of_the_dropped_view_is_not_that_of_the_target():
-    """The same key for both would leak the label."""
-    seen = network_inputs(KEY, 0.9)
-    chosen = ~np.asarray(seen["cond_mask"]) & (np.asarray(seen["t"]) > 0.1)
-    assert chosen.sum() > 2000
-    eps, noise = (np.asarray(seen[name])[chosen].ravel() for name in ("eps", "x"))
-    assert abs(np.corrcoef(eps, noise)[0, 1]) < 0.03
 
 
 def test_the_key_decides_everything_random():

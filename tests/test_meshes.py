@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import trimesh
+from synthetic import box
 
 from threedim import cameras as cameras_lib
 from threedim.rendering.meshes import BadMeshError, from_trimesh, load_mesh
@@ -17,13 +18,6 @@ needs_meshes = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/meshes 
 SIZE = 64
 K = default_intrinsics(SIZE)
 FRONT = cameras_lib.orbit([-90.0], 0.0, 2.6, K)  # from -y: x is right, z is up
-
-
-def box(center, extents, color=None):
-    mesh = trimesh.creation.box(extents=extents, transform=trimesh.transformations.translation_matrix(center))
-    if color is not None:
-        mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=np.tile([*color, 255], (len(mesh.faces), 1)))
-    return mesh
 
 
 def test_normalized_by_box_center_and_farthest_vertex():
