@@ -28,9 +28,7 @@ def pictures(*axes, shape=SHAPE, seed=0):
 
 def numbered_cameras(batch, first, count):
     """Cameras that can be told apart: number ``i`` is at (i, object, 0)."""
-    t = np.zeros((batch, count, 3), np.float32)
-    t[..., 0] = np.arange(first, first + count)
-    t[..., 1] = np.arange(batch)[:, None]
+    t = np.stack([*np.meshgrid(np.arange(first, first + count), np.arange(batch)), np.zeros((batch, count))], axis=-1)
     eye = np.broadcast_to(EYE, (batch, count, 3, 3))
     return Camera(eye, t, eye)
 

@@ -1,13 +1,13 @@
 """Every benchmark runs at toy size and writes its file. No test looks at a time."""
 
 import json
-import pathlib
 import subprocess
 import sys
 import types
 
 import jax
 import pytest
+from commands import REPOSITORY
 
 from benchmarks import compare, record, step
 from benchmarks.programs import Sampling, example_batch
@@ -16,17 +16,11 @@ from threedim import config as config_lib
 from threedim.errors import MissingError, UserError
 from threedim.training import hardware
 
-HEAD = {
-    "machine": {"cpu": "Xeon", "cores": 2, "device": None},
-    "versions": {"jax": "1.0"},
-    "commit": {"hash": "abc", "modified": False},
-    "command": "python -m benchmarks.step",
-}
+HEAD = {"machine": {"cpu": "Xeon", "cores": 2, "device": None}, "versions": {"jax": "1.0"}}
+HEAD |= {"commit": {"hash": "abc", "modified": False}, "command": "python -m benchmarks.step"}
 # The smallest network that every command runs with.
 TOY = {"image_size": 8, "ch": 32, "ch_mult": "(1,)", "emb_ch": 8, "num_res_blocks": 0, "attn_resolutions": "(8,)"}
 NETWORK = [f"--config.model.{name}={value}" for name, value in TOY.items()]
-
-
 # The tests' compiler settings make the large product take minutes.
 RUN_STEP = """
 import runpy
@@ -39,8 +33,7 @@ runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 def run(how, *arguments):
     """Runs a benchmark's command line and returns its output."""
     command = [sys.executable, *how, *arguments]
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -74,9 +67,8 @@ def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, name, argum
     out = run(["-m", f"benchmarks.{name}"], *arguments, f"--json={path}")
     assert len(out.splitlines()) >= 4
     content = record.read(path)
-    assert content["benchmark"] == name
+    assert (content["benchmark"], content["machine"]["device"]) == (name, None)
     assert content["command"].endswith(" ".join(arguments))
-    assert content["machine"]["device"] is None
     found = compare.numbers(content["figures"])
     for number, value in numbers.items():
         assert found[number] == value if value is not None else found[number] > 0
@@ -88,8 +80,7 @@ def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, name, argum
 
 def test_rates_follow_from_flops_and_seconds(step_file):
     out, content = step_file
-    assert content["benchmark"] == "step"
-    assert content["versions"]["jax"] == jax.__version__
+    assert (content["benchmark"], content["versions"]["jax"]) == ("step", jax.__version__)
     assert content["machine"]["device"]["count"] == 1
     figures = content["figures"]
     training, denoising = figures["training_step"], figures["denoising_step"]
@@ -213,11 +204,8 @@ def test_the_command_names_the_environment_and_not_the_file(monkeypatch):
     for name in record._ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XLA_FLAGS", "--a --b")
-    arguments = ["--config.a=b c", "--json=y.json", "--repeats=2"]
-    assert (
-        record.command("step", arguments)
-        == "XLA_FLAGS='--a --b' python -m benchmarks.step '--config.a=b c' --repeats=2"
-    )
+    found = record.command("step", ["--config.a=b c", "--json=y.json", "--repeats=2"])
+    assert found == "XLA_FLAGS='--a --b' python -m benchmarks.step '--config.a=b c' --repeats=2"
 
 
 def test_files_of_figures(tmp_path):
@@ -243,18 +231,10 @@ def test_compare(tmp_path, capsys):
     figures = {"step": {"seconds": 1.0, "flops": 8, "fits": False}, "rows": [5, 4], "name": "x"}
     record.write(b, "step", HEAD | {"versions": {"jax": "2.0", "new": "1"}}, figures)
     compare.main([str(a), str(b)])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:4] == [
-        ["made", "differently", "(a", "→", "b):"],
-        ["versions/jax:", "1.0", "→", "2.0"],
-        ["versions/new:", "(none)", "→", "1"],
-    ]
-    assert lines[4:] == [
-        ["a", "b", "b/a"],
-        ["step/seconds", "2", "1", "0.500"],
-        ["step/flops", "8", "8", "1.000"],
-        ["rows/0", "0", "5", "-"],
-        ["rows/1", "1", "4", "4.000"],
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        *("made differently (a → b):", "versions/jax: 1.0 → 2.0", "versions/new: (none) → 1"),
+        *("a b b/a", "step/seconds 2 1 0.500", "step/flops 8 8 1.000", "rows/0 0 5 -", "rows/1 1 4 4.000"),
     ]
     compare.main([str(a), str(b), "--only", "seconds$"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[5:]] == ["step/seconds"]
