@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from threedim.evaluation.metrics.batches import Batched, check_pictures
+from threedim.evaluation.metrics.batches import Batched
 
 PROGRAM = """
 import json, jax, numpy as np
@@ -37,15 +37,6 @@ def test_chunks_have_one_size_and_padding_is_dropped():
     assert shapes[3:] == [(2, 2)] * 2
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         Batched(double, None, 0)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [np.zeros((1, 8, 8, 3)), np.zeros((8, 3), np.uint8), np.zeros((1, 8, 8, 4), np.uint8), np.zeros((0, 8, 3))],
-)
-def test_other_pictures(images):
-    with pytest.raises(ValueError, match=r"mine must be uint8 \(\.\.\., height, width, 3\), got "):
-        check_pictures("mine", images)
 
 
 @pytest.mark.slow

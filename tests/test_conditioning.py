@@ -8,18 +8,7 @@ from slow_sampler import PROCESS_V, SHAPE, Linear, Painter, keys, pictures, reco
 from tiny import jax_cameras, random_cameras
 
 from threedim.diffusion import Process
-from threedim.sampling import KnownViews, Sampler, Settings, _sample_view_jit, choose_view
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_choice_of_view_is_uniform(count):
-    samples = 4096
-    index = np.asarray(jax.jit(choose_view)(keys(samples, seed=count), jnp.full(samples, count, jnp.int32)))
-    observed = np.bincount(index, minlength=count)
-    assert len(observed) == count
-    # 0.999 quantiles of chi-square with count - 1 degrees of freedom.
-    limit = {1: 0.0, 2: 10.8, 3: 13.8, 7: 22.5}[count]
-    assert np.sum((observed - samples / count) ** 2 / (samples / count)) <= limit
+from threedim.sampling import KnownViews, Sampler, Settings, _sample_view_jit
 
 
 def test_every_step_samples_a_view_of_those_known_so_far():

@@ -84,14 +84,6 @@ def test_x_comes_back_from_the_target(prediction, logsnr):
     np.testing.assert_allclose(process.predict_x(output, z, logsnr), x, atol=5e-5)
 
 
-def test_v_is_alpha_eps_minus_sigma_x():
-    x, eps = normal(1, 2, 2, 3), normal(1, 2, 2, 3, seed=1)
-    alpha, sigma = alpha_sigma_64(1.5)
-    v = Process("v").target(jnp.asarray(x), jnp.asarray(eps), jnp.asarray([1.5]))
-    np.testing.assert_allclose(v, alpha * eps - sigma * x, atol=1e-6)
-    np.testing.assert_array_equal(Process("eps").target(jnp.asarray(x), jnp.asarray(eps), jnp.asarray([1.5])), eps)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -66,13 +66,6 @@ def test_sphere_silhouette_is_where_the_camera_says():
     assert hit.any()
 
 
-def test_no_holes_between_triangles():
-    sphere = trimesh.creation.icosphere(subdivisions=4)
-    images = render_views(sphere, sphere_cameras(2, 2.6, default_intrinsics(128), 0), 128, 4)
-    y, x = np.mgrid[:128, :128] + 0.5
-    assert np.all(images[:, np.hypot(x - 64, y - 64) < 53, 3] == 255)
-
-
 def test_up_is_up_and_right_is_right():
     scene = trimesh.Scene()
     colors = {(0, 0, 0): (200, 200, 200), (0, 0, 1): (255, 0, 0), (1, 0, 0): (0, 255, 0), (0, -1, 0): (0, 0, 255)}

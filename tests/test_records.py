@@ -222,6 +222,7 @@ def test_views_with_their_own_intrinsics(tmp_path):
     K = np.array(cameras.K) * np.asarray([[[1.0]], [[1.25]], [[1.5]]], np.float32)
     K[:, 2, 2], K[:, :2, 2] = 1, 8
     srn.write_object(tmp_path / "source/one", images, Camera(cameras.R, cameras.t, K))
+    assert not (tmp_path / "source/one/intrinsics.txt").exists()
     convert.prepare({"train": [tmp_path / "source/one"]}, tmp_path / "records")
     _, read = records.open_split(tmp_path / "records", "train").views(0, [2, 0])
     np.testing.assert_array_equal(read.K, K[[2, 0]])

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from synthetic import make_objects, make_views
 
-from threedim.cameras import Camera
 from threedim.data import png, srn
 
 
@@ -33,16 +32,6 @@ def test_intrinsics_file_is_as_released(tmp_path):
     np.testing.assert_array_equal(np.float32(lines[0].split()[:3]), cameras.K[0][[0, 0, 1], [0, 2, 2]])
     assert lines[0].endswith(" 0.")
     assert lines[1:] == ["0. 0. 0.", "1.", "16 16"]
-
-
-def test_views_with_their_own_intrinsics(tmp_path):
-    images, cameras = make_views(views=3)
-    K = np.array(cameras.K)
-    K[1, 0, 0] *= 1.5
-    cameras = Camera(cameras.R, cameras.t, K)
-    srn.write_object(tmp_path / "one", images, cameras)
-    assert not (tmp_path / "one/intrinsics.txt").exists()
-    np.testing.assert_array_equal(srn.read_object(tmp_path / "one").cameras.K, K)
 
 
 def test_intrinsics_for_another_size_are_rescaled(tmp_path):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import NETWORK, SIZE, random_batch, random_cameras, random_params
+from tiny import NETWORK, SIZE, random_batch, random_cameras
 
 from threedim import diffusion
 from threedim.augmentation import NO_AUGMENTATION, Augmentation
@@ -15,7 +15,6 @@ from threedim.training.step import (
     NEVER,
     Metrics,
     Recipe,
-    TrainState,
     abstract_params,
     batch_images,
     init_state,
@@ -200,14 +199,6 @@ def test_every_step_has_its_own_draws():
         assert len({record[name].tobytes() for record in RECORDS}) == 4, name
 
 
-def test_a_step_goes_on_from_its_number_alone():
-    """Keys come from (seed, step): two steps and a restart are four steps."""
-    whole, _ = run(toy_step(), init_state(Toy(), RECIPE), batches(4))
-    half, _ = run(toy_step(), init_state(Toy(), RECIPE), batches(4)[:2])
-    resumed, _ = run(toy_step(), jax.tree.map(jnp.asarray, half), batches(4)[2:])
-    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
-
-
 @pytest.mark.parametrize(("name", "value"), [("scale", np.nan), ("shift", np.inf), ("root", 0.0)])
 def test_the_first_step_that_is_not_finite_is_remembered(name, value):
     """At a ``root`` of 0 the loss is finite and its gradient is not."""
@@ -226,24 +217,6 @@ def test_a_step_of_the_network_keeps_shapes_and_dtypes():
     metrics = jax.eval_shape(Metrics.zeros)
     step = make_train_step(network, PROCESS, RECIPE)
     assert jax.eval_shape(step, state, metrics, random_batch(8)) == (state, metrics)
-
-
-@pytest.mark.slow
-def test_training_moves_every_parameter_of_the_network():
-    network = NETWORK.clone(num_res_blocks=0)
-    step = jax.jit(make_train_step(network, PROCESS, recipe(warmup_examples=0, learning_rate=1e-3)))
-    params = random_params(network)
-    start = TrainState(jnp.zeros((), jnp.int32), params, params, RECIPE.optimizer().init(params))
-    one, two = (run(step, start, [random_batch(8)] * 3) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    state, metrics = one
-    assert (metrics.first_bad_step, metrics.steps) == (NEVER, 3)
-    before, after = (jax.tree.leaves_with_path(tree) for tree in (params, state.params))
-    still = [
-        jax.tree_util.keystr(path) for (path, a), (_, b) in zip(before, after, strict=True) if np.array_equal(a, b)
-    ]
-    assert not still
-    assert {leaf.dtype for _, leaf in after} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize(
