@@ -1,12 +1,9 @@
 """Reading compiled programs, and what compilers make of training and sampling."""
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from commands import run_python
 
 from benchmarks import compile as compile_lib
 from benchmarks import hlo, record
@@ -113,15 +110,12 @@ def compiled(folder, topology, fsdp, programs, **model):
     path = folder / "figures.json"
     small = {"image_size": 16, "ch": 64, "ch_mult": "(1,2)", "emb_ch": 64, "num_res_blocks": 1, "attn_heads": 4}
     settings = small | {"attn_resolutions": "(8,)"} | model
-    command = [sys.executable, "-m", "benchmarks.compile", f"--topology={topology}", f"--fsdp={fsdp}"]
+    command = ["-m", "benchmarks.compile", f"--topology={topology}", f"--fsdp={fsdp}"]
     command += [f"--programs={programs}", f"--json={path}", "--config=configs/base.py"]
     command += [f"--config.model.{name}={value}" for name, value in settings.items()]
     command += ["--config.train.batch_size=32", "--config.sample.batch_size=32", "--config.sample.num_views=3"]
-    environment = os.environ.copy()
-    if topology.startswith("v"):  # what is read is what the compiler makes for a real device
-        environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    # What is read is what the compiler makes for a real device.
+    done = run_python(*command, JAX_DISABLE_MOST_OPTIMIZATIONS="0" if topology.startswith("v") else "1")
     assert done.returncode == 0, done.stderr[-2000:]
     return record.read(path)["figures"], done.stdout
 

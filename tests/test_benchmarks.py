@@ -1,13 +1,11 @@
 """Every benchmark runs at toy size and writes its file. No test looks at a time."""
 
 import json
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
-from commands import REPOSITORY
+from commands import run_python
 
 from benchmarks import compare, record, step
 from benchmarks.programs import Sampling, example_batch
@@ -32,8 +30,7 @@ runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 
 def run(how, *arguments):
     """Runs a benchmark's command line and returns its output."""
-    command = [sys.executable, *how, *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = run_python(*how, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -2,14 +2,13 @@ import functools
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from commands import run_python
 from orbax.checkpoint._src.path import atomicity
 
 from threedim.training import checkpoints
@@ -253,17 +252,6 @@ def test_an_unfinished_save_is_invisible_and_removed(run_copy):
     assert not leftover.exists()
 
 
-def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess:
-    root = str(pathlib.Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *args],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_a_failed_save_is_an_error(tmp_path, monkeypatch):
     async def disk_full(self):
         raise OSError(28, "No space left on device")
@@ -308,7 +296,7 @@ print("ok")
 
 
 def test_sharded_save_restores_to_any_sharding(tmp_path):
-    result = run_python(SHARDED, str(tmp_path), XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    result = run_python("-W", "error", "-c", SHARDED, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert result.stdout == "ok\n", result.stderr
     # And on one device.
     params = checkpoints.restore_params(tmp_path, {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32)})
@@ -323,7 +311,7 @@ def test_the_console_stays_quiet(tmp_path):
         "with Checkpoints(sys.argv[1], keep_last=1) as run:\n    run.save(1, x); run.save(2, x); run.restore(x)\n"
         "logging.info('our own line')\n"
     )
-    result = run_python(code, str(tmp_path))
+    result = run_python("-W", "error", "-c", code, tmp_path)
     assert result.returncode == 0, result.stderr
     (line,) = [x for x in result.stderr.splitlines() if "xla_bridge" not in x and "flag parsing" not in x]
     assert line.endswith("our own line")

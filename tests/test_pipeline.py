@@ -4,12 +4,11 @@ import collections
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import pytest
+from commands import run_python
 from synthetic import make_objects, make_views
 
 from threedim.data import convert, pipeline, records
@@ -194,6 +193,5 @@ def test_a_process_ends_although_nobody_closed_the_stream(dataset, num_workers):
             assert "tensorflow" not in sys.modules
             print("done")
         """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(dataset._out_dir), str(num_workers)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = run_python("-W", "error", "-c", textwrap.dedent(code), dataset._out_dir, num_workers)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "done", "")

@@ -11,7 +11,7 @@ import pytest
 from threedim import cameras, pixels
 from threedim import sample as sample_lib
 from threedim.data import sources, srn
-from threedim.errors import ExistsError, MissingError, UserError
+from threedim.errors import ExistsError, UserError
 from threedim.weights_file import save_weights
 
 
@@ -147,11 +147,6 @@ def test_an_output_folder_keeps_its_settings(tiny_config, run):
     s.out = str(run / "checkpoints")
     with pytest.raises(UserError, match="is not empty"):
         sample_lib.sample(tiny_config, run)
-
-
-def test_no_checkpoint(tiny_config, tmp_path):
-    with pytest.raises(MissingError, match="no checkpoint in"):
-        sample_lib.sample(tiny_config, tmp_path / "empty")
 
 
 def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):

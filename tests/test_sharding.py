@@ -1,22 +1,14 @@
 """Sharding on eight CPU devices, in a process of their own (see sharded.py)."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-
-HERE = pathlib.Path(__file__).parent
+from commands import run_python
 
 
 def on_eight_devices(what):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    command = [sys.executable, HERE / "sharded.py", what]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_python("tests/sharded.py", what, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

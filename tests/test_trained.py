@@ -50,14 +50,14 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
 
 def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingError, match=r"shapes65: neither a run's folder.*packaged weights \(.*shapes64"):
-        open_trained("shapes65")
-    with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
-        open_trained("none.safetensors")
-    with pytest.raises(MissingError, match=r"no checkpoint in .*some/run"):
-        open_trained("some/run")
-    with pytest.raises(MissingError, match="no checkpoint of step 7"):
-        open_trained(run, step=7)
+    for source, step, message in (
+        ("shapes65", None, r"shapes65: neither a run's folder.*packaged weights \(.*shapes64"),
+        ("none.safetensors", None, r"none\.safetensors: no such weights file"),
+        ("some/run", None, r"no checkpoint in .*some/run"),
+        (run, 7, "no checkpoint of step 7"),
+    ):
+        with pytest.raises(MissingError, match=message):
+            open_trained(source, step=step)
     with pytest.raises(UserError, match="a single step"):
         open_trained("shapes64", step=7)
     (run / "config.json").unlink()
