@@ -75,8 +75,7 @@ def test_rotations_are_uniform():
     np.testing.assert_allclose(R.swapaxes(-1, -2) @ R, np.broadcast_to(np.eye(3), R.shape), atol=5e-6)
     np.testing.assert_allclose(np.linalg.det(R), 1.0, atol=5e-6)
     # Every entry of a uniform rotation is uniform in [-1, 1] (Archimedes), uncorrelated with the others.
-    entries = R.reshape(count, 9)
-    deviation = 1 / np.sqrt(count)
+    entries, deviation = R.reshape(count, 9), 1 / np.sqrt(count)
     np.testing.assert_allclose(entries.mean(axis=0), 0.0, atol=4 * deviation)
     np.testing.assert_allclose(np.cov(entries.T), np.eye(9) / 3, atol=4 * deviation)
     for entry in entries.T:

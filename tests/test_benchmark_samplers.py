@@ -57,8 +57,7 @@ def test_candidates(weight):
     reference = Settings(guidance_weight=weight)
     rows = samplers.candidates(reference, [8, 250])
     assert next(iter(rows)) == samplers.REFERENCE == "ancestral 250"
-    assert rows[samplers.REFERENCE] == reference
-    assert rows[samplers.FAST].guidance_weight == weight
+    assert (rows[samplers.REFERENCE], rows[samplers.FAST].guidance_weight) == (reference, weight)
     assert len(set(rows.values())) == len(rows)
     assert any("guided in" in name for name in rows) == (weight > 0)
     assert {rows["DDIM 8"].num_steps, rows["DDIM 8"].solver} == {8, "ddim"}

@@ -20,8 +20,7 @@ def project(camera, points):
 def rotation_about(axis, degrees):
     """Rodrigues."""
     x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    angle = np.deg2rad(degrees)
+    cross, angle = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.deg2rad(degrees)
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
@@ -59,10 +58,8 @@ def test_numpy_and_jax_agree():
 
 @pytest.mark.parametrize("position", [(2, 0, 0), (0.3, -1.5, 0.7), (1, 1, -2), (0, 0.01, 3)])
 def test_look_at_puts_the_target_at_the_principal_point_and_up_upwards(position):
-    target = np.array([0.1, -0.2, 0.3])
-    K = intrinsics(12.0, (6, 10), center=(4.25, 3.5))
-    camera = look_at(position, target, K)
-    above = target + np.array([0, 0, 0.01])
+    target, K = np.array([0.1, -0.2, 0.3]), intrinsics(12.0, (6, 10), center=(4.25, 3.5))
+    camera, above = look_at(position, target, K), target + np.array([0, 0, 0.01])
     pixels, depths = project(camera, [target, above])
     np.testing.assert_allclose(pixels[0], [4.25, 3.5], atol=1e-4)
     np.testing.assert_allclose(depths[0], np.linalg.norm(position - target), rtol=1e-5)

@@ -218,8 +218,7 @@ def test_every_file_of_a_checkpoint_is_needed_or_unused(run_copy, tmp_path):
     step_folder = run_copy / "checkpoints" / "3"
     shutil.rmtree(run_copy / "checkpoints" / "1")
     shutil.rmtree(run_copy / "checkpoints" / "2")
-    whole = shutil.copytree(step_folder, tmp_path / "whole")
-    errors = 0
+    whole, errors = shutil.copytree(step_folder, tmp_path / "whole"), 0
     for path in sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file()):
         for content in (None, b"", (whole / path).read_bytes()[:-3]):
             (step_folder / path).unlink()

@@ -212,13 +212,11 @@ def test_samples_json_numbers_the_views(views, tmp_path):
     write(targets)
     read, inputs = score._read_rows([str(views)], None, 0)
     assert inputs == [7]
-    one = read[0].objects[0]
-    aside = rows.held_out_indices(10, [7])
+    one, aside = read[0].objects[0], rows.held_out_indices(10, [7])
     assert one.held_out == tuple(aside)
     # The input is the first file, followed by the others.
     pictures, _, training, held = one.views()
-    assert held == [1 + targets.index(aside[0])]
-    assert sorted([*training, *held]) == list(range(10))
+    assert (held, sorted([*training, *held])) == ([1 + targets.index(aside[0])], list(range(10)))
     assert len(pictures) == 10
     with pytest.raises(UserError, match=r"sampled from views \[7\], but --input_view is \[0\]"):
         rows.read_row("views", views, [0], 0)

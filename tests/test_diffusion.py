@@ -22,8 +22,7 @@ def normal(*shape, seed=0):
 
 
 def test_schedule_is_that_of_the_paper():
-    t = np.linspace(0, 1, 101)
-    b = np.arctan(np.exp(-20 / 2))
+    t, b = np.linspace(0, 1, 101), np.arctan(np.exp(-20 / 2))
     a = np.arctan(np.exp(20 / 2)) - b
     expected = -2 * np.log(np.tan(a * t + b))
     logsnr = logsnr_schedule(jnp.asarray(t, jnp.float32))

@@ -23,8 +23,7 @@ BOUNDS = nf.scene_bounds(2.0, 2.0)
 
 
 def make_rays(views=5, size=6, seed=0):
-    rng = np.random.default_rng(seed)
-    K = cameras.intrinsics(1.1 * size, size)
+    rng, K = np.random.default_rng(seed), cameras.intrinsics(1.1 * size, size)
     camera = cameras.orbit(np.linspace(0, 300, views), rng.uniform(-60, 60, views), 2.0, K)
     _, directions = camera.rays(size, size)
     colors = rng.uniform(size=(views, size * size, 3)).astype(np.float32)
@@ -40,8 +39,7 @@ def loud_params(seed=0, settings=TINY):
 
 def test_encoding_agrees_with_loops_over_corners():
     params = loud_params()
-    grid = np.asarray(params["grid"], np.float64)
-    rng = np.random.default_rng(1)
+    grid, rng = np.asarray(params["grid"], np.float64), np.random.default_rng(1)
     positions = np.concatenate([rng.uniform(size=(20, 3)), [[0, 0, 0], [1, 1, 1], [0.25, 1, 0.5]]]).astype(np.float32)
     expected = np.zeros((len(positions), 4))
     assert TINY.table_sizes() == [125, 256]  # one dense level, one hashed
@@ -115,8 +113,7 @@ def test_distortion_agrees_with_the_double_sum():
 
 
 def test_orientation_punishes_only_surfaces_that_face_away():
-    directions = jnp.asarray([[0.0, 0.0, 1.0]])
-    weights = jnp.asarray([[0.5, 0.25]])
+    directions, weights = jnp.asarray([[0.0, 0.0, 1.0]]), jnp.asarray([[0.5, 0.25]])
     towards, away = [0.0, 0.6, -0.8], [0.6, 0.0, 0.8]
     loss = jax.jit(ff.orientation_loss)
     np.testing.assert_allclose(loss(weights, jnp.asarray([[towards, towards]]), directions), [0.0])
@@ -203,11 +200,9 @@ def test_all_pixels_count_once_whatever_the_chunks():
 
 
 def test_sampled_pixels_estimate_the_mean_over_all():
-    rng = np.random.default_rng(0)
-    colors = np.ones((400, 3), np.float32)
+    rng, colors = np.random.default_rng(0), np.ones((400, 3), np.float32)
     colors[rng.permutation(400)[:40], 1] = 0.5
-    seen = jnp.cumsum(jnp.asarray(colors[:, 1] < 1))
-    loss = rng.uniform(1, 2, 400)
+    seen, loss = jnp.cumsum(jnp.asarray(colors[:, 1] < 1)), rng.uniform(1, 2, 400)
     draw = jax.jit(jax.vmap(lambda key: ff.sample_pixels(key, jnp.asarray(colors), seen, 100)))
     indices, weights = map(np.asarray, draw(jax.random.split(jax.random.key(0), 400)))
     estimates = np.sum(weights * loss[indices], axis=1)

@@ -44,8 +44,7 @@ def test_scripts_are_clean_under_shellcheck():
 
 @pytest.mark.parametrize("name", ["gke_xpk.sh", "local.sh", "slurm_gpu.sh", "tpu_pod.sh", "worker.sh"])
 def test_help_names_every_option(machine, name):
-    done = machine.run(name, "--help")
-    text = (REPOSITORY / "launch" / name).read_text()
+    done, text = machine.run(name, "--help"), (REPOSITORY / "launch" / name).read_text()
     options = re.findall(r"\bopt_(\w+)=", text[: text.index('\nparse "$@"')])
     assert len(options) > 3
     assert not [option for option in options if f"--{option}" not in done.stdout]

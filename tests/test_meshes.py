@@ -61,9 +61,8 @@ def test_normals_follow_the_transform_of_an_instance():
 def marker(up):
     """A gray bar with a red end in direction ``up``."""
     up = np.asarray(up, float)
-    return trimesh.util.concatenate(
-        [box([0, 0, 0], 0.2 + 0.8 * np.abs(up), (150, 150, 150)), box(0.7 * up, [0.3, 0.3, 0.3], (255, 0, 0))]
-    )
+    bar = box([0, 0, 0], 0.2 + 0.8 * np.abs(up), (150, 150, 150))
+    return trimesh.util.concatenate([bar, box(0.7 * up, [0.3, 0.3, 0.3], (255, 0, 0))])
 
 
 @pytest.mark.parametrize(("suffix", "axis"), [("glb", "y"), ("gltf", "y"), ("obj", "y"), ("ply", "z")])

@@ -39,8 +39,7 @@ def data(tmp_path_factory):
     make_objects(folder / "objects", count=3, views=7, size=16, seed=1, prefix="other")
     c = config_of(folder)
     sources.prepare_from_config(c.data)
-    dataset = sources.open_from_config(c.data, "test")
-    rng = np.random.default_rng(5)
+    dataset, rng = sources.open_from_config(c.data, "test"), np.random.default_rng(5)
     for index, name in enumerate(dataset.names):
         truth, _ = dataset.views(index, range(dataset.num_views(index)))
         noisy = np.clip(truth + rng.normal(0, 8 * (index + 1), truth.shape), 0, 255).astype(np.uint8)
@@ -185,8 +184,7 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     # The same folder as ready-made views gives the same scores, without a checkpoint.
     tiny_config.evaluate.views = str(out)
     again = results_of(protocol.evaluate(tiny_config, run / "other"))
-    assert again["objects"] == results["objects"]
-    assert again["dataset"] == dataset
+    assert (again["objects"], again["dataset"]) == (results["objects"], dataset)
     # So do the same views named by view number.
     for name in truth_of.names:
         (run / "theirs" / name).mkdir(parents=True)
@@ -348,8 +346,7 @@ def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
 @pytest.mark.slow
 def test_two_processes_sample_and_one_scores(tiny_config, run, tmp_path):
     tiny_config.evaluate.input_view = 1
-    single = results_of(protocol.evaluate(tiny_config, run))
-    out = tmp_path / "two"
+    single, out = results_of(protocol.evaluate(tiny_config, run)), tmp_path / "two"
     more = ["--config.evaluate.input_view=1", f"--config.evaluate.out={out}"]
     results = finish(start_together(2, "evaluate", tiny_config, run, *more))
     assert [code for code, _, _ in results] == [0, 0], results

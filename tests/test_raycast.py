@@ -48,8 +48,7 @@ def light_on_quad():
 
 
 def test_sphere_silhouette_is_where_the_camera_says():
-    sphere = trimesh.creation.icosphere(subdivisions=5)
-    rng = np.random.default_rng(0)
+    sphere, rng = trimesh.creation.icosphere(subdivisions=5), np.random.default_rng(0)
     K = np.array([[70.0, 0, 27.3], [0, 58.0, 36.8], [0, 0, 1]], np.float32)
     camera = cameras_lib.look_at(2.7 * rng.normal(size=(6, 3)) / 1.2 + [3.0, 0, 0], [0.1, -0.2, 0.1], K)
     images = render_views(sphere, camera, SIZE, samples=1)
@@ -121,8 +120,7 @@ def test_alpha_is_coverage_and_edges_keep_their_color():
         camera = cameras_lib.orbit([azimuth], elevation, 2.6, K)
         image = render_views(mesh, camera, SIZE, samples=16)[0]
         expected = quad_coverage(camera, np.asarray(mesh.vertices), SIZE)
-        error = image[..., 3] / 255 - expected
-        partial = (expected > 0) & (expected < 1)
+        error, partial = image[..., 3] / 255 - expected, (expected > 0) & (expected < 1)
         assert partial.sum() > 50
         assert np.abs(error).max() < 2.0 / 16 + 0.02
         assert abs(error[partial].mean()) < 0.01
@@ -175,12 +173,10 @@ def test_texture_colors_are_where_they_belong(tmp_path):
     colors = {(0, 0): (250, 10, 20), (0, 1): (30, 240, 60), (1, 0): (50, 40, 230), (1, 1): (240, 220, 30)}
     for (row, column), color in colors.items():
         pixels[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = color
-    image = PIL.Image.fromarray(pixels)
-    light = light_on_quad()
+    image, light = PIL.Image.fromarray(pixels), light_on_quad()
     factor = np.array([128, 255, 64, 255], np.uint8)
 
-    glb = tmp_path / "quad.glb"
-    turned = textured(image, baseColorFactor=factor)
+    glb, turned = tmp_path / "quad.glb", textured(image, baseColorFactor=factor)
     turned.apply_transform(trimesh.transformations.rotation_matrix(-np.pi / 2, [1, 0, 0]))  # to glTF's y up
     turned.export(glb)
     image.save(tmp_path / "picture.png")
@@ -201,8 +197,7 @@ def test_texture_colors_are_where_they_belong(tmp_path):
 
 def test_texture_is_bilinear_and_repeats():
     ramp = np.tile(np.array([0, 0, 255, 255], np.uint8)[:, None], (2, 1, 3))  # columns of texels
-    mesh = textured(PIL.Image.fromarray(ramp))
-    light = light_on_quad()[0]
+    mesh, light = textured(PIL.Image.fromarray(ramp)), light_on_quad()[0]
     row = srgb_to_linear(render_views(mesh, FRONT, SIZE)[0, SIZE // 2, :, 0] / 255) / light
     x = (np.arange(SIZE) + 0.5 - SIZE / 2) * 2.6 / K[0, 0]
     u = (x + 0.6) / 1.2
@@ -223,8 +218,7 @@ def test_many_textures_do_not_mix():
         scene.add_geometry(part)
     row = render_views(scene, FRONT, SIZE)[0, SIZE // 2]
     order = [int(pixel[:3].argmax()) for pixel in row if pixel[3] == 255]
-    assert order == sorted(order)
-    assert set(order) == {0, 1, 2}
+    assert (order, set(order)) == (sorted(order), {0, 1, 2})
 
 
 def test_vertex_and_face_colors():

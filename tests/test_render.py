@@ -90,8 +90,7 @@ def test_resumes_to_the_same_bytes_and_keeps_what_is_done(folder, rendered, tmp_
     (out / ".sub_bar.incomplete" / "rgb" / "000009.png").write_bytes(b"half")
     times = {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
     report = render_meshes(folder, out, SMALL, num_workers=1)
-    assert report.rendered == ["sub_bar"]
-    assert report.kept == ["cube", "sub_slab"]
+    assert (report.rendered, report.kept) == (["sub_bar"], ["cube", "sub_slab"])
     assert contents(out) == contents(rendered)
     assert times == {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
 

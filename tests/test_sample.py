@@ -150,8 +150,7 @@ def test_an_output_folder_keeps_its_settings(tiny_config, run):
 
 
 def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
-    trained = sample_lib.find_weights(tiny_config, run)
-    path = tmp_path / "box.safetensors"
+    trained, path = sample_lib.find_weights(tiny_config, run), tmp_path / "box.safetensors"
     save_weights(path, trained.params(), trained.config, training_steps=trained.step, dtype="float32")
     tiny_config.sample.num_objects = 1
     from_run = views_of(sample_lib.sample(tiny_config, run))

@@ -57,8 +57,7 @@ def test_sampler_equals_slow_loops(process, settings):
     images, cameras, targets = pictures(2, 2), random_cameras(2, 2), random_cameras(2, 2, seed=1)
     fast = sample_views(Linear(), None, images, cameras, targets, keys(2), process=process, settings=settings)
     slow = slow_sample_views(linear_output, images, cameras, targets, keys(2), process, settings, fast)
-    assert fast.shape == (2, 2, *SHAPE)
-    assert fast.dtype == jnp.float32
+    assert (fast.shape, fast.dtype) == ((2, 2, *SHAPE), jnp.float32)
     assert np.mean(np.abs(slow) < 0.999) > 0.05  # not all of it clipped
     np.testing.assert_allclose(fast, slow, atol=2e-4)
 
@@ -113,8 +112,7 @@ def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight
 
 
 def test_outside_the_guidance_interval_one_branch_is_computed():
-    settings = Settings(10, 2.0, guidance_interval=(-3.0, 2.0))
-    process = Process("v")
+    settings, process = Settings(10, 2.0, guidance_interval=(-3.0, 2.0)), Process("v")
     RECORDS.clear()
     arguments = Recorder(), None, pictures(2, 1), numbered_cameras(2, 0, 1), numbered_cameras(2, 1, 1), keys(2)
     sample_views(*arguments, process=process, settings=settings)

@@ -29,8 +29,7 @@ def test_normalized_and_no_two_alike(meshes, kind):
         vertices = np.asarray(mesh.vertices)
         np.testing.assert_allclose(np.linalg.norm(vertices, axis=-1).max(), 1, atol=1e-6)
         np.testing.assert_allclose(vertices.min(axis=0) + vertices.max(axis=0), 0, atol=1e-6)
-        assert mesh.faces.min() >= 0
-        assert mesh.faces.max() < len(vertices)
+        assert 0 <= mesh.faces.min() < mesh.faces.max() < len(vertices)
         assert 100 < len(mesh.faces) < 10_000, seed
     assert len({face_colors(mesh).tobytes() for mesh in meshes[kind]}) == SEEDS
     camera = cameras.orbit([35.0], 20.0, 2.6, default_intrinsics(32))
@@ -43,10 +42,9 @@ def test_normalized_and_no_two_alike(meshes, kind):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"'boat'.* chair, car"):
-        shapes.make_shape("boat", 0)
-    with pytest.raises(ValueError, match="got -1"):
-        shapes.make_shape("car", -1)
+    for kind, seed, message in (("boat", 0, r"'boat'.* chair, car"), ("car", -1, "got -1")):
+        with pytest.raises(ValueError, match=message):
+            shapes.make_shape(kind, seed)
 
 
 @pytest.mark.parametrize(("module", "make"), [(chairs, chairs.make_chair), (cars, cars.make_car)])

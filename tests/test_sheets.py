@@ -222,8 +222,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         pixels.save_png(path, noise(9, 9, 3))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (before, ["a.png"])
 
 
 def test_written_files_have_the_usual_permissions(tmp_path):

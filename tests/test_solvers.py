@@ -24,8 +24,7 @@ def test_the_estimate_is_carried_on_to_the_middle_of_the_step(solver):
 
 def gaussian_error(solver, num_steps):
     """Pictures of one number, normal with standard deviation 0.5: the best estimate and the exact flow are known."""
-    variance = 0.25
-    levels = np.linspace(-8.0, 8.0, num_steps + 1).astype(np.float32)
+    variance, levels = 0.25, np.linspace(-8.0, 8.0, num_steps + 1).astype(np.float32)
     sigmoid = 1 / (1 + np.exp(-levels.astype(np.float64)))
     marginal = sigmoid * variance + 1 - sigmoid  # of z at each level
     z, before = np.float64(1.3) * np.sqrt(marginal[0]), None

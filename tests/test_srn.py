@@ -18,8 +18,7 @@ def test_round_trip_is_exact(tmp_path, channels):
     views = srn.read_object(tmp_path / "new" / "one")
     assert (views.name, views.size, len(views.pngs)) == ("one", 16, 3)
     for name in ("R", "t", "K"):
-        np.testing.assert_array_equal(getattr(views.cameras, name), getattr(cameras, name))
-        assert getattr(views.cameras, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(views.cameras, name), getattr(cameras, name), strict=True)
     if channels == 3:
         np.testing.assert_array_equal(views.decode()[0], images)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one"]

@@ -214,8 +214,7 @@ def test_the_first_step_that_is_not_finite_is_remembered(name, value):
 def test_a_step_of_the_network_keeps_shapes_and_dtypes():
     network = NETWORK.clone(ch_mult=(1,), attn_resolutions=(SIZE,), num_res_blocks=0)
     state = jax.eval_shape(lambda: init_state(network, RECIPE))
-    metrics = jax.eval_shape(Metrics.zeros)
-    step = make_train_step(network, PROCESS, RECIPE)
+    metrics, step = jax.eval_shape(Metrics.zeros), make_train_step(network, PROCESS, RECIPE)
     assert jax.eval_shape(step, state, metrics, random_batch(8)) == (state, metrics)
 
 
@@ -251,8 +250,7 @@ class Poses(Toy):
 
 def test_with_relative_poses_training_does_not_see_where_the_world_is():
     batch = random_batch(8)
-    camera = Camera(batch["R"], batch["t"], batch["K"])
-    move = random_cameras(8, 1, seed=5)
+    camera, move = Camera(batch["R"], batch["t"], batch["K"]), random_cameras(8, 1, seed=5)
     losses = {}
     for relative in (False, True):
         step = jax.jit(make_train_step(Poses(), PROCESS, recipe(relative_poses=relative)))

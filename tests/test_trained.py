@@ -32,13 +32,11 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, models[0].params, models[1].params)
 
     pictures, known = srn.read_object(sorted(objects.iterdir())[0]).decode()
-    targets = threedim.orbit([0, 90], 20, 1.3, known.K[0])
-    seen = []
+    targets, seen = threedim.orbit([0, 90], 20, 1.3, known.K[0]), []
     settings = threedim.Settings(num_steps=3)
     arguments = {"seed": 5, "settings": settings}
     views = models[0].sample(pictures[0], known[0], targets, on_view=lambda index, view: seen.append(view), **arguments)
-    assert views.shape == (2, 8, 8, 3)
-    assert views.dtype == np.uint8
+    assert (views.shape, views.dtype) == ((2, 8, 8, 3), np.uint8)
     np.testing.assert_array_equal(views, seen)
     np.testing.assert_array_equal(views, models[1].sample(pictures[:1], known[:1], targets, **arguments))
     assert not np.array_equal(views, models[0].sample(pictures[0], known[0], targets, seed=6, settings=settings))
@@ -87,8 +85,7 @@ def test_packaging(monkeypatch):
 
 @pytest.mark.parametrize("name", trained.packaged_names())
 def test_packaged_weights(name):
-    found = open_trained(name)
-    path = trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
+    found, path = open_trained(name), trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
     assert path.stat().length <= LARGEST
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params()))
     config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]()

@@ -172,8 +172,7 @@ def test_a_network_of_newer_code_is_refused(file):
 
 def test_what_could_not_be_read_is_not_written(trained, tmp_path):
     config, params = trained
-    path = tmp_path / "a.safetensors"
-    flat = arrays_lib.by_path(params)
+    path, flat = tmp_path / "a.safetensors", arrays_lib.by_path(params)
     name = one_of(flat)
     bad = {**flat, name: flat[name].at[0, 0, 0, 0].set(jnp.inf)}
     too_large = {**flat, name: flat[name].at[0, 0, 0, 0].set(np.finfo(np.float32).max)}

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,7 @@ def test_the_clean_view_comes_in_by_cross_attention_alone(network, params):
         return jnp.zeros_like(leaf) if path[1:3] == ("attn_cross", "out") else leaf
 
     x, z, logsnr, camera, _ = inputs()
-    cond_mask = jnp.ones(BATCH, bool)
-    silent = traverse_util.path_aware_map(silence, params)
+    cond_mask, silent = jnp.ones(BATCH, bool), traverse_util.path_aware_map(silence, params)
     expected = network(silent, x, z, logsnr, camera, cond_mask)
     x2, _, _, camera2, _ = inputs(seed=1)
     mixed = jax.tree.map(lambda a, b: a.at[:, 0].set(b[:, 0]), camera, camera2)
@@ -86,15 +87,12 @@ def test_settings_reach_every_layer(train):
     network = NETWORK.clone(dropout=0.25, norm_groups=4, dtype=jnp.bfloat16)
     shapes = abstract_params(network)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    rngs = {"dropout": KEY}
+    run = functools.partial(network.apply, train=train, rngs={"dropout": KEY})
     with nn.intercept_methods(record):
-        y = jax.eval_shape(
-            lambda p, *args: network.apply({"params": p}, *args, train=train, rngs=rngs), shapes, *inputs()
-        )
+        y = jax.eval_shape(run, {"params": shapes}, *inputs())
     assert y.dtype == jnp.float32
     # Down: level 0 of both frames separately (a block and a downsampling each), level 1 of both; middle; up.
-    assert len(dropouts) == 2 * 2 + 1 + 1 + 2 + 1 + 2
-    assert set(dropouts) == {(0.25, train)}
+    assert (len(dropouts), set(dropouts)) == (2 * 2 + 1 + 1 + 2 + 1 + 2, {(0.25, train)})
     assert set(groups.values()) == {4}
     norms = {name for name in traverse_util.flatten_dict(shapes, sep="/") if name.endswith("scale")}
     assert len(groups) == len(norms) > 10
@@ -167,8 +165,7 @@ def test_fresh_network_puts_out_zero(network, params):
     np.testing.assert_allclose(random["kernel"].std(), (9 * random["kernel"].shape[2]) ** -0.5, rtol=0.1)
     np.testing.assert_array_equal(network(params | {"conv_out": init["conv_out"]}, *inputs()), 0.0)
     # Learned embeddings: normal, standard deviation 1/sqrt(144) [7.1].
-    assert init["position_emb"].shape == (SIZE, SIZE, 144)
-    assert init["frame_emb"].shape == (2, 144)
+    assert (init["position_emb"].shape, init["frame_emb"].shape) == ((SIZE, SIZE, 144), (2, 144))
     np.testing.assert_allclose(np.std(init["position_emb"]), 1 / 12, rtol=0.03)
     np.testing.assert_allclose(np.std(init["frame_emb"]), 1 / 12, rtol=0.2)
 
@@ -192,8 +189,7 @@ def test_impossible_networks_are_refused(fields, match):
 def test_counted_cost_of_the_papers_network():
     """Nothing is computed twice or unused. Without that: 9.42 and 3.14 TFLOP per pair [7.1]."""
     network, batch = XUNet(), 1
-    shapes = abstract_params(network)
-    eye = jnp.tile(jnp.eye(3), (batch, 2, 1, 1))
+    shapes, eye = abstract_params(network), jnp.tile(jnp.eye(3), (batch, 2, 1, 1))
     camera, cond_mask = Camera(eye, jnp.zeros((batch, 2, 3)), eye), jnp.ones(batch, bool)
     image, logsnr = jax.ShapeDtypeStruct((batch, 128, 128, 3), jnp.float32), jnp.zeros((batch, 2))
 
