@@ -92,5 +92,4 @@ def machine(tmp_path, tmp_path_factory):
 
 @pytest.fixture
 def run(trained_run, tmp_path):
-    """A copy of `trained_run`."""
     return pathlib.Path(shutil.copytree(trained_run, tmp_path / "run"))

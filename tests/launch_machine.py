@@ -46,8 +46,6 @@ def checkout(folder):
 
 
 class Machine:
-    """Runs launch scripts."""
-
     def __init__(self, folder, shared_folder):
         self.checkout, self.folder, self.home = checkout(shared_folder / "checkout"), folder, folder / "home"
         self.bin = folder / "bin"

@@ -97,7 +97,6 @@ def steps(network, ways=EVERY_WAY):
 
 
 def layout():
-    """Meshes, splits and batches."""
     meshes, errors = {}, {}
     good, bad = (
         ((-1, 1), (8, 1), (-1, 4), (2, 4), (1, 8)),

@@ -48,7 +48,6 @@ def slow_conv(x, kernel, bias):
 
 
 def slow_resize(x, resample):
-    """Means of 2 x 2 pixels, or each pixel four times."""
     if resample == "up":
         return x.repeat(2, axis=1).repeat(2, axis=2)
     return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4

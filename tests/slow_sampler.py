@@ -34,7 +34,6 @@ def numbered_cameras(batch, first, count):
 
 
 def sample_views(denoiser, params, images, cameras, targets, key, *, process, settings, **rest):
-    """A rollout of ``Sampler``."""
     return Sampler(denoiser, process, settings).sample_views(params, images, cameras, targets, key, **rest)
 
 

@@ -39,7 +39,6 @@ def test_both_views_get_the_same_change_and_pairs_their_own(augmentation):
     R, factor = motion(camera, new_camera)
     np.testing.assert_allclose(R[:, 0], R[:, 1], atol=1e-6)
     np.testing.assert_allclose(factor[:, 0], factor[:, 1], rtol=1e-5)
-    # R and t agree on the motion.
     np.testing.assert_allclose(factor[..., None] * (R @ camera.t[..., None])[..., 0], new_camera.t, atol=1e-5)
     assert (np.std(R[:, 0, 0, 0]) > 0.3) == augmentation.orientation
     assert (np.std(factor[:, 0]) > 0.3) == (augmentation.scale != (1, 1))

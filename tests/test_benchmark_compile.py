@@ -108,8 +108,8 @@ def test_mistakes_are_named(tiny_config):
 def compiled(folder, topology, fsdp, programs, **model):
     """Figures of the command for a small network, in a process of its own."""
     path = folder / "figures.json"
-    small = {"image_size": 16, "ch": 64, "ch_mult": "(1,2)", "emb_ch": 64, "num_res_blocks": 1, "attn_heads": 4}
-    settings = small | {"attn_resolutions": "(8,)"} | model
+    settings = {"image_size": 16, "ch": 64, "ch_mult": "(1,2)", "emb_ch": 64, "num_res_blocks": 1, "attn_heads": 4}
+    settings |= {"attn_resolutions": "(8,)"} | model
     command = ["-m", "benchmarks.compile", f"--topology={topology}", f"--fsdp={fsdp}"]
     command += [f"--programs={programs}", f"--json={path}", "--config=configs/base.py"]
     command += [f"--config.model.{name}={value}" for name, value in settings.items()]
@@ -145,7 +145,6 @@ def test_a_training_step_for_two_virtual_devices(tmp_path):
     assert 2 * found["parameter_bytes"] < found["state_bytes"] < 4 * found["parameter_bytes"]
     assert found["argument_bytes"] > found["state_bytes"]
     assert found["device_bytes"] > found["argument_bytes"]
-    # Each device computes its half: a batch that is not split would be computed twice.
     assert found["flops"] == pytest.approx(found["compiled_flops"], rel=0.2)
     kinds = found["collectives"]
     assert kinds.keys() == {"all-gather", "all-reduce"}

@@ -83,7 +83,6 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 2]
     assert figures["protocol"]["views"] == 2
 
-    # Only what is new is sampled.
     sampled, real = [], samplers.sample
     monkeypatch.setattr(samplers, "sample", lambda *args: sampled.append(args[4]) or real(*args))
     rows["2M 2"] = Settings(2, 0.0, solver="dpm_solver_2m")

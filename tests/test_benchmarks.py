@@ -16,7 +16,6 @@ from threedim.training import hardware
 
 HEAD = {"machine": {"cpu": "Xeon", "cores": 2, "device": None}, "versions": {"jax": "1.0"}}
 HEAD |= {"commit": {"hash": "abc", "modified": False}, "command": "python -m benchmarks.step"}
-# The smallest network that every command runs with.
 TOY = {"image_size": 8, "ch": 32, "ch_mult": "(1,)", "emb_ch": 8, "num_res_blocks": 0, "attn_resolutions": "(8,)"}
 NETWORK = [f"--config.model.{name}={value}" for name, value in TOY.items()]
 # The tests' compiler settings make the large product take minutes.
@@ -29,7 +28,6 @@ runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 
 
 def run(how, *arguments):
-    """Runs a benchmark's command line and returns its output."""
     done = run_python(*how, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -106,7 +104,6 @@ def test_recomputing_and_microbatches_do_not_count_as_work(step_file):
 
 @pytest.fixture
 def toy_config(tiny_config):
-    """A network of one level."""
     tiny_config.model.ch_mult, tiny_config.model.attn_resolutions, tiny_config.sample.num_views = (1,), (8,), 3
     tiny_config.sample.guidance_weight = 0.0
     return tiny_config
@@ -117,7 +114,6 @@ def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypat
     monkeypatch.setattr(step, "matmul_rate", lambda dtype: 1e9)
     sampling = Sampling(toy_config)
     assert sampling.known_views == 4
-    # The shapes that are compiled for are those of the arguments.
     real = jax.eval_shape(sampling.example, sampling.params, example_batch(8, 2))
     shapes, expected = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (sampling.shapes(2)[1:], real))
     assert shapes == expected

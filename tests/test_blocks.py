@@ -39,7 +39,6 @@ def test_group_norm_keeps_its_statistics_in_float32():
     y = apply(module, params, x)
     assert y.dtype == jnp.bfloat16
     expected = slow_group_norm(np.asarray(x, np.float64), **leaves(params), groups=32)
-    # What is left is the rounding of the result.
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=0.005, atol=1e-3)
 
 
@@ -148,7 +147,6 @@ def test_a_fresh_block_passes_its_input_through():
     for part in (params["res"]["norm1"], params["attn_self"]["norm"]):
         assert np.all(part["scale"] == 1)
         assert np.all(part["bias"] == 0)
-    # Zero are the last layer of each part and the biases, nothing else.
     kernels = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params) if leaf.ndim > 1}
     zero = {name for name, kernel in kernels.items() if np.all(kernel == 0)}
     assert zero == {f"['{part}']['kernel']" for part in ("res']['conv2", "attn_self']['out", "attn_cross']['out")}

@@ -18,7 +18,6 @@ def project(camera, points):
 
 
 def rotation_about(axis, degrees):
-    """Rodrigues."""
     x, y, z = np.asarray(axis, np.float64) / np.linalg.norm(axis)
     cross, angle = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]), np.deg2rad(degrees)
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

@@ -193,7 +193,6 @@ def test_damage_names_the_folder_and_the_last_good_one(run_copy, damage):
         assert f"the checkpoint of step 3 is damaged: {folder / '3'}" in message
         assert f"last good checkpoint before it is that of step 2: {folder / '2'}" in message
         assert f"delete or move away {folder / '3'} and start again" in message
-    # What the message says to do works.
     shutil.rmtree(folder / "3")
     with Checkpoints(run_copy, keep_last=5) as saved:
         assert_same(saved.restore(abstract(make_state(0))), make_state(2))
@@ -297,7 +296,6 @@ print("ok")
 def test_sharded_save_restores_to_any_sharding(tmp_path):
     result = run_python("-W", "error", "-c", SHARDED, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert result.stdout == "ok\n", result.stderr
-    # And on one device.
     params = checkpoints.restore_params(tmp_path, {"w": jax.ShapeDtypeStruct((64, 8), jnp.float32)})
     np.testing.assert_array_equal(params["w"], np.arange(512, dtype=np.float32).reshape(64, 8))
 

@@ -22,14 +22,12 @@ def test_every_step_samples_a_view_of_those_known_so_far():
         observed = np.bincount(chosen[j].ravel(), minlength=known)
         expected = steps * batch / known
         assert np.sum((observed - expected) ** 2 / expected) < {2: 10.8, 3: 13.8, 4: 16.3}[known]
-    # Objects and views choose independently of each other.
     assert not np.array_equal(chosen[0, :, 0], chosen[0, :, 1])
     assert not np.array_equal(chosen[0, :, 0] % 2, chosen[1, :, 0] % 2)
 
 
 @pytest.mark.parametrize("relative", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_the_input_views_alone_no_finished_view_is_seen_or_encoded(monkeypatch, relative):
-    """The ablation "image-to-image"."""
     batch, inputs, views, steps = 3, 2, 3, 32
     records, result = recorded(batch, inputs, views, Settings(steps, 0.0, conditioning="input"), relative=relative)
     chosen = records["view"]["pixel"]  # (view, step, object)
@@ -56,9 +54,7 @@ def test_what_is_not_known_is_never_read():
     sampler = Sampler(Painter(process, copy=True), process, Settings(20, 0.0))
     result = _sample_view_jit()(sampler, None, known, jax_cameras(3), keys(3), SHAPE)
     assert np.all(np.isfinite(result))
-    # The only view that the first object knows is what it paints.
     np.testing.assert_allclose(result[0], views[0, 0], atol=1e-3)
-    # And the last step's choice is what the others end up with.
     for o in range(3):
         assert np.abs(views[o, : count[o]] - result[o]).max(axis=(1, 2, 3)).min() < 1e-3
 
@@ -99,7 +95,6 @@ def test_what_the_network_is_told(fresh):
     noise = view["pixel"].transpose(0, 2, 1).reshape(views * batch, steps)
     assert [len(np.unique(row)) for row in noise] == [steps if fresh else 1] * (views * batch)
     assert len(np.unique(noise[:, 0])) == views * batch
-    # It is not what the view itself starts from.
     start = branch(records["z"], True)[:, 0, :, 0, 0, 0].ravel()
     assert not np.any(np.isin(noise, start))
 
@@ -110,7 +105,6 @@ INPUT_ROLLOUT = {"process": PROCESS_V, "settings": Settings(4, 1.0, conditioning
 
 @pytest.fixture(scope="module")
 def rollout():
-    """Inputs for three objects and their views."""
     arguments = (Linear(), None, pictures(3, 2), random_cameras(3, 2), random_cameras(3, 4, seed=1))
     return arguments, sample_views(*arguments, keys(3), **ROLLOUT)
 
@@ -130,7 +124,6 @@ def test_the_seed_decides_bit_for_bit(rollout):
     np.testing.assert_array_equal(np.stack([view for _, view in seen], axis=1), expected)
     other = sample_views(*arguments, keys(3, seed=1), **ROLLOUT)
     assert np.all(np.abs(other - expected).max(axis=(2, 3, 4)) > 1e-3)
-    # Views of one rollout start from different noise, too, and so do objects.
     assert len(np.unique(np.asarray(expected).reshape(12, -1), axis=0)) == 12
 
 

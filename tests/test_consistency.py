@@ -70,7 +70,6 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def views(rendered, tmp_path):
-    """A copy of that folder."""
     return pathlib.Path(shutil.copytree(rendered, tmp_path / "views"))
 
 
@@ -109,10 +108,8 @@ def test_scores_fall_when_views_disagree(tmp_path):
     assert min(true["psnr"], true["input_psnr"]) > 20
     assert true["psnr"] > disturbed["psnr"] + 2
     assert true["ssim"] > disturbed["ssim"]
-    # An input view of something else shows at the input view.
     assert wrong_input["input_psnr"] < true["input_psnr"] - 5
 
-    # The scores are those of the renders on disk, in the order of the held-out views.
     one = true["objects"]["car"]
     assert one["held_out"] == rows.held_out_indices(20, [0])
     renders, seen_by = srn.read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
@@ -124,8 +121,6 @@ def test_scores_fall_when_views_disagree(tmp_path):
 
 
 class MeanColors:
-    """Features that need no weights."""
-
     num_features = 3
 
     def __call__(self, images):
@@ -136,7 +131,6 @@ class MeanColors:
 def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path):
     out = tmp_path / "out"
     assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
-    # Without fitting again.
     row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
     for folder, wanted in ((views, rows.held_out_indices(10, [0])), (out / "views" / "renders", None)):
@@ -258,7 +252,6 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     rows |= {f"turned_{angle}": (true, turned(camera, angle)) for angle in (1, 2.5, 5)}
     rows |= {f"tinted_{strength}": (tinted(true, strength), camera) for strength in (0.1, 0.3)}
     rows |= {f"mixed_{count}": (mixed(true, other, count), camera) for count in (10, 50)}
-    # The other car, with and without its own input view.
     asked = np.concatenate([other[:64], true[64:65], other[65:]])
     rows |= {"other": (other, camera), "other_than_asked": (asked, camera)}
     for name, row in rows.items():
@@ -276,6 +269,5 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     assert psnr["true"] > psnr["turned_1"] > psnr["turned_2.5"] > psnr["turned_5"]
     assert psnr["true"] > psnr["tinted_0.1"] > psnr["tinted_0.3"]
     assert psnr["true"] > psnr["mixed_10"] > psnr["mixed_50"]
-    # The true object does not matter; what the input view shows does.
     assert psnr["other"] >= 30
     assert inputs["other_than_asked"] < inputs["other"] - 3

@@ -125,7 +125,6 @@ def test_loss_is_the_squared_distance_to_the_target_of_frame_1(prediction):
         alpha, sigma = alpha_sigma(logsnr[:, 1], 4)
         eps = (z - alpha * images[:, 1]) / sigma
         exact = {"eps": eps, "v": alpha * eps - sigma * images[:, 1], "x": images[:, 1]}[prediction]
-        # By example, so that an average over the wrong axes shows.
         return exact + 0.5 * jnp.arange(16)[:, None, None, None] / 16
 
     # A schedule that stops short of clean: dividing by a sigma near zero would cost the digits.
@@ -157,7 +156,6 @@ def test_network_sees_the_clean_view_and_the_noisy_target():
     np.testing.assert_allclose(seen["logsnr"][:, 1], logsnr_schedule(seen["t"]), atol=4e-3)
     np.testing.assert_array_equal(seen["camera"].t, jax_cameras(BATCH, 2).t)
     eps = np.asarray(seen["eps"])[np.asarray(seen["t"]) > 0.1]
-    # Noise of mean 0 and variance 1, no two examples alike.
     np.testing.assert_allclose(eps.mean(), 0, atol=0.02)
     np.testing.assert_allclose(eps.std(), 1, atol=0.02)
     assert len(np.unique(eps[:, 0, 0, 0])) > 0.99 * len(eps)
@@ -205,15 +203,12 @@ def test_unconditional_pairs(uncond_prob):
     np.testing.assert_allclose(noise.mean(), 0, atol=0.06)
     np.testing.assert_allclose(noise.std(), 1, atol=0.06)
     assert np.abs(noise).max() > 3  # Gaussian, not uniform
-    # Neither the clean view nor the target's noise is left in it.
     for other in (images[dropped, 0], images[dropped, 1], np.asarray(seen["z"])[dropped]):
         assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.06
 
     np.testing.assert_array_equal(seen["logsnr"][dropped, 0], -13.0)
     np.testing.assert_array_equal(seen["logsnr"][~dropped, 0], 20.0)
-    # The target frame is as noisy as ever.
     np.testing.assert_allclose(seen["logsnr"][:, 1], PROCESS.logsnr(seen["t"]), atol=4e-3)
-    # Dropping does not depend on the noise level.
     assert abs(np.asarray(seen["t"])[dropped].mean() - 0.5) < 0.06
 
 

@@ -68,7 +68,6 @@ def test_normal_distributions_with_independent_features():
 
 
 def test_covariances_that_do_not_commute():
-    """Against the symmetric form of the root."""
     first, second = (np.cov(features(seed, 200, shift=seed), rowvar=False) for seed in (0, 1))
     root = scipy.linalg.sqrtm(first)
     trace = np.sqrt(np.linalg.eigvalsh(root @ second @ root)).sum()

@@ -16,7 +16,6 @@ TINY = nf.FieldSettings(
     levels=2, base_resolution=4, growth=3.0, table_size_log2=8, features=2, samples=8, proposal_bins=16,
     proposal_resolution=8, proposal_updates=64, rays_per_step=64, rays_per_chunk=64, num_steps=6,
 )  # fmt: skip
-# Compiles faster.
 DENSE = dataclasses.replace(TINY, levels=1, proposal_bins=8, samples=4)
 QUICK = dataclasses.replace(DENSE, orientation_weight=0.0)
 BOUNDS = nf.scene_bounds(2.0, 2.0)
@@ -215,7 +214,6 @@ def test_sampled_pixels_estimate_the_mean_over_all():
 
 
 def make_pair():
-    """Two objects side by side: keys and rays."""
     rays = [make_rays(seed=seed) for seed in (0, 1)]
     return jax.random.split(jax.random.key(5), 2), jax.tree.map(lambda *leaves: jnp.stack(leaves), *rays)
 

@@ -21,7 +21,6 @@ def slow_ssim(a, b):
 
 
 def smooth(rng, *shape):
-    """Pictures of slow waves, (*shape, 3) uint8 in 40..215."""
     *leading, height, width = shape
     y, x = np.mgrid[:height, :width]
     rate, phase = rng.uniform(0.1, 0.5, (2, *leading, 1, 1, 3)), rng.uniform(0, 6, (*leading, 1, 1, 3))

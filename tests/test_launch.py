@@ -50,7 +50,6 @@ def test_help_names_every_option(machine, name):
     assert not [option for option in options if f"--{option}" not in done.stdout]
 
 
-# One request of each kind, with the replies of the tools.
 REQUESTS = {
     "status": ("tpu_pod.sh", ["status", *TPU], []),
     "attach": ("tpu_pod.sh", ["attach", *TPU, "--worker=3", "--lines=5", "--internal_ip"], []),

@@ -33,7 +33,6 @@ def test_worker_in_a_container_forwards_sigterm_once_and_tells_stopped_from_fini
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-        # The log of the second attempt starts with that of the first.
         assert process.returncode == code, err
         assert ("stopped by SIGTERM at step 7 after 1 signal" in out) == (plan == "wait")
         assert f": {state}" in machine.run("worker.sh", "state").stdout

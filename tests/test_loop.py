@@ -44,7 +44,6 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
     assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()
     assert any(key.startswith("loss_by_noise/") for key in lines[0])
     assert [path.name for path in (run / "samples").iterdir()] == ["held_out_0000004.png"]
-    # A run that is finished trains no further.
     assert_same(loop.train(tiny_config, run), resumed)
     assert "nothing to do" in capsys.readouterr().out
 

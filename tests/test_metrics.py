@@ -42,7 +42,6 @@ def read_scalars(workdir) -> dict[str, list[tuple[int, float]]]:
 def test_scalars_are_in_both_files(tmp_path):
     with MetricWriter(tmp_path / "run") as writer:
         writer.scalars(1, {"loss": 0.5, "loss_by_noise/quartile_1": jnp.float32(0.25)})
-        # At once, not only at the end.
         assert read_lines(tmp_path / "run")[0]["loss"] == 0.5
         writer.scalars(2, {"loss": np.float64(0.125), "n": 3})
     first, second = read_lines(tmp_path / "run")
@@ -117,7 +116,6 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     with MetricWriter(tmp_path, start_step=2) as writer:
         writer.scalars(3, {"loss": 1.0})
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
-    # Whole but for its end of line.
     path.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}')
     with MetricWriter(tmp_path, start_step=2) as writer:
         writer.scalars(3, {"loss": 1.0})

@@ -76,7 +76,6 @@ def test_pyramid(height, width):
     between = smaller[:, 5:7].mean(axis=1)
     expected = images[0, y, x] - (between[4] + 6 * between[5] + between[6]) / 8
     np.testing.assert_allclose(levels[0][0, y, x], expected, atol=1e-3)
-    # A constant is all in the coarsest level.
     for level, value in zip(patches_lib._pyramid(np.full_like(images, 90), 2), (0, 90), strict=True):
         np.testing.assert_allclose(level, value, atol=1e-4)
 

@@ -45,7 +45,6 @@ class Numbers:
 
 
 def take(count, dataset, **options):
-    """The first ``count`` batches."""
     with pipeline.train_batches(dataset, **({"batch_size": 8, "size": 16, "seed": 3} | options)) as batches:
         return [next(batches) for _ in range(count)]
 
@@ -104,7 +103,6 @@ def test_workers_do_not_change_the_stream(dataset, num_workers):
 def test_objects_and_pairs_are_uniform():
     batches = take(75, Numbers(OBJECTS, VIEWS), batch_size=64, size=1)
     pairs = [(int(index), int(one), int(two)) for b in batches for (index, one, _), (_, two, _) in b["t"]]
-    # Every object equally often, as far as whole epochs go.
     objects = collections.Counter(index for index, _, _ in pairs)
     assert max(objects.values()) - min(objects.values()) <= 0.02 * len(pairs)
     counts = collections.Counter(pairs)

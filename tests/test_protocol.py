@@ -185,7 +185,6 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     tiny_config.evaluate.views = str(out)
     again = results_of(protocol.evaluate(tiny_config, run / "other"))
     assert (again["objects"], again["dataset"]) == (results["objects"], dataset)
-    # So do the same views named by view number.
     for name in truth_of.names:
         (run / "theirs" / name).mkdir(parents=True)
         for place, view in enumerate((0, 2, 3, 4), start=1):
@@ -318,7 +317,6 @@ def test_sampler_settings_are_the_users(tiny_config):
 
 @pytest.mark.slow
 def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
-    """Made-up weights, from the files to the page."""
     shapes = {"inception": entry_shapes(), "lpips_backbone": lpips.backbone_shapes(), "lpips_lin": lpips.lin_shapes()}
     digests = {}
     for field, entries in shapes.items():
@@ -333,7 +331,6 @@ def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     assert results["inception"] == {"name": "inception.npz", "sha256": digests["inception"]}
     files = results["lpips_weights"]
     assert [files[name]["sha256"] for name in ("backbone", "lin")] == [digests["lpips_backbone"], digests["lpips_lin"]]
-    # The noise grows from object to object.
     distances = [one["lpips"] for one in results["objects"].values()]
     assert distances == sorted(distances)
     assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 3)

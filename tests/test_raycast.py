@@ -81,7 +81,6 @@ def test_up_is_up_and_right_is_right():
         red, green, _ = centers(azimuth)
         assert red[0] < green[0] - 12
         assert green[1] > red[1] + 12
-    # From +x, what is at -y is on the left.
     assert centers(20.0)[2][1] < -4
 
 

@@ -75,7 +75,6 @@ def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
         for png, image in zip(views.pngs, images, strict=True):
             alpha = image[..., 3:] / 255
             assert np.abs(decode_png(png) - (image[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
-    # Each object has its own cameras, and another seed gives others.
     assert np.abs(SMALL.cameras("cube").t - SMALL.cameras("sub_bar").t).max() > 0.1
     other = ViewSettings(views=3, size=16, samples=4, seed=8)
     assert np.abs(SMALL.cameras("cube").t - other.cameras("cube").t).max() > 0.1
@@ -84,7 +83,6 @@ def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
 def test_resumes_to_the_same_bytes_and_keeps_what_is_done(folder, rendered, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(rendered, out)
-    # What an interrupted run leaves behind.
     shutil.rmtree(out / "sub_bar")
     (out / ".sub_bar.incomplete" / "rgb").mkdir(parents=True)
     (out / ".sub_bar.incomplete" / "rgb" / "000009.png").write_bytes(b"half")
@@ -163,7 +161,6 @@ def test_command_line(folder, rendered, tmp_path):
     for words in ("rendering objects, views", "1 meshes could not be rendered", bad):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
-    # The same as from Python, bad meshes or not.
     assert json.loads((tmp_path / "views/render.json").read_text())["views"] == 3
     assert contents(tmp_path / "views") == contents(rendered)
     test = srn.read_object(tmp_path / "views_test" / "cube")

@@ -43,7 +43,6 @@ def test_writes_srn_folders_and_pictures(tiny_config, run):
     assert not any((out / "unfinished").iterdir())
     content = json.loads((out / "samples.json").read_text())
     assert content["objects"][dataset.names[0]] == {"input_views": [0], "target_views": [1, 2, 3, 4]}
-    # The output is a valid input.
     tiny_config.sample.object = str(out / "views" / dataset.names[0])
     tiny_config.sample.out = str(run / "again")
     assert views_of(sample_lib.sample(tiny_config, run)).keys() == {dataset.names[0]}
@@ -136,7 +135,6 @@ def test_an_output_folder_keeps_its_settings(tiny_config, run):
     s = tiny_config.sample
     s.num_objects, s.preset, s.guidance_interval = 1, "fast", (-1.0, 1.0)
     before = views_of(sample_lib.sample(tiny_config, run))
-    # More objects may be added, with another batch size.
     s.num_objects, s.batch_size = 2, 1
     after = views_of(sample_lib.sample(tiny_config, run))
     assert len(after) == 2
@@ -158,7 +156,6 @@ def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
     out = sample_lib.sample(tiny_config, tmp_path / "elsewhere")
     assert out == tmp_path / "elsewhere/views/box"
     assert_same_views(views_of(out), from_run)
-    # The file may be moved, but another file is refused.
     path = path.rename(tmp_path / "moved.safetensors")
     tiny_config.sample.weights, tiny_config.sample.out = str(path), str(out)
     sample_lib.sample(tiny_config, tmp_path / "elsewhere")

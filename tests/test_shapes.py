@@ -89,12 +89,10 @@ def test_cars_drive_along_x(style):
         mesh = builder.mesh()
         assert mesh.extents[0] > 1.5 * mesh.extents[1], seed
         centers, colors = mesh.triangles_center, face_colors(mesh)
-        # Taillights at the rear, the same on both sides.
         red = np.all(np.abs(colors - [0.8, 0.08, 0.08]) < 0.12, axis=-1)
         tails = red & (centers[:, 0] < -0.6)
         assert tails.sum() >= 24, seed
         assert (tails & (centers[:, 1] > 0.01)).sum() == (tails & (centers[:, 1] < -0.01)).sum(), seed
-        # Tires touch the ground.
         tires = centers[np.all(np.abs(colors - car_parts.TIRE) < 0.003, axis=-1)]
         assert tires[:, 2].min() < mesh.bounds[0, 2] + 0.02, seed
 

@@ -101,7 +101,6 @@ def test_find_objects(tmp_path):
     (tmp_path / "chairs_train/notes.txt").write_text("")
     assert srn.find_objects(tmp_path / "chairs_train") == folders
     assert srn.find_objects(tmp_path / "chairs_train/chairs_2.0_train") == folders
-    # An empty object is not skipped.
     (tmp_path / "chairs_train/chairs_2.0_train/empty").mkdir()
     assert len(srn.find_objects(tmp_path / "chairs_train")) == 4
     with pytest.raises(FileNotFoundError, match="is itself an object"):

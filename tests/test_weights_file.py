@@ -24,7 +24,6 @@ BFLOAT16 = ml_dtypes.bfloat16
 
 @pytest.fixture
 def trained(tiny_config):
-    """A config and parameters of its network, none of them zero."""
     return tiny_config, random_params(config_lib.network(tiny_config))
 
 
@@ -47,7 +46,6 @@ def rewrite(path, change):
 
 
 def rounded(params, dtype):
-    """By NumPy, to nearest even."""
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), params)
 
 

@@ -47,7 +47,6 @@ def test_an_unconditional_pair_knows_no_camera(network, params):
     y = network(params, x, z, logsnr, jax_cameras(BATCH, 2, seed=9), cond_mask)
     np.testing.assert_array_equal(y[1], expected[1])
     assert np.abs(y[0] - expected[0]).max() > 1e-3
-    # The learned embeddings stay.
     changed = params | {"frame_emb": params["frame_emb"] + 0.5}
     assert np.abs(network(changed, x, z, logsnr, camera, cond_mask)[1] - expected[1]).max() > 1e-3
 
