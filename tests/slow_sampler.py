@@ -108,30 +108,29 @@ RECORDS = []
 class Recorder:
     """Records the inputs of each call to ``denoise``, one record per step."""
 
-    tag: str = ""
     relative_poses: bool = False
 
     def encode_view(self, params, x, logsnr, camera, cond_mask):
-        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0], "logsnr": logsnr, "cond": cond_mask}
+        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0]}
 
     def embed_positions(self, params):
         return jnp.asarray(0.25)
 
     def embed_camera(self, params, camera, cond_mask, positions):
-        return {"number": camera.t[:, 0], "object": camera.t[:, 1], "cond": cond_mask}
+        return None
 
     def denoise(self, params, z, logsnr, target, view):
-        record = {"z": z, "logsnr": logsnr, "target": target, "view": view}
+        record = {"z": z, "logsnr": logsnr, "view": view}
         jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
         return 0.3 * z
 
 
-def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0, relative=False):
+def recorded(batch, inputs, views, settings, relative=False):
     """Records of a rollout as (view, step, ...) where all steps have the same shapes, and the views."""
     RECORDS.clear()
     cameras = numbered_cameras(batch, 0, inputs), numbered_cameras(batch, inputs, views)
     denoiser, images = Recorder(relative_poses=relative), pictures(batch, inputs)
-    result = sample_views(denoiser, None, images, *cameras, keys(batch, seed), process=process, settings=settings)
+    result = sample_views(denoiser, None, images, *cameras, keys(batch), process=PROCESS_V, settings=settings)
     jax.effects_barrier()
     assert len(RECORDS) == views * settings.num_steps
     return jax.tree.map(lambda *r: np.stack(r).reshape(views, settings.num_steps, *r[0].shape), *RECORDS), result

@@ -2,6 +2,7 @@ import functools
 import os
 import pathlib
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -251,9 +252,7 @@ def test_an_unfinished_save_is_invisible_and_removed(run_copy):
 
 
 def test_a_failed_save_is_an_error(tmp_path, monkeypatch):
-    async def disk_full(self):
-        raise OSError(28, "No space left on device")
-
+    disk_full = mock.AsyncMock(side_effect=OSError(28, "No space left on device"))
     with Checkpoints(tmp_path, keep_last=1) as saved:
         saved.save(1, make_state(1))
         saved.wait()

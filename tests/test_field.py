@@ -63,12 +63,6 @@ def test_encoding_agrees_with_loops_over_corners():
     np.testing.assert_allclose(encode(positions), expected, atol=2e-5)
 
 
-def test_networks_have_the_papers_layers():
-    params = jax.eval_shape(lambda key: nf.init_params(key, nf.FieldSettings()), jax.random.key(0))
-    assert [kernel.shape[1] for kernel, _ in params["density"]] == [64, 16]
-    assert [kernel.shape[1] for kernel, _ in params["color"]] == [64, 64, 3]
-
-
 def test_normals_are_the_negative_gradient_of_the_density():
     params = loud_params(3)
     # In one cell of the finest level, so that differences do not cross a kink of the interpolation.

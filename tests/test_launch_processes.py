@@ -135,8 +135,8 @@ def test_local_runs_the_processes_and_forwards_signals_once(machine, number):
     lines = sorted(process.stdout.readline() for _ in range(2))
     for rank, line in enumerate(lines):
         assert line.startswith(f"[{rank}] ")
-        assert json.loads(line[4:])["argv"][: len(ARGUMENTS)] == ARGUMENTS
-        assert json.loads(line[4:])["argv"][-1] == f"--process_id={rank}"
+        *given, last = json.loads(line[4:])["argv"]
+        assert (given[: len(ARGUMENTS)], last) == (ARGUMENTS, f"--process_id={rank}")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err

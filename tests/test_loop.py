@@ -5,6 +5,7 @@ import re
 import signal
 import time
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -125,12 +126,8 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
     """At full size, tracing it takes longer than anything else before the training step."""
     traced = []
-
-    def stop(*args, **kwargs):
-        raise InterruptedError("far enough")
-
     monkeypatch.setattr(loop, "init_state", lambda *args: traced.append(args) or init_state(*args))
-    monkeypatch.setattr(loop.pipeline, "train_batches", stop)
+    monkeypatch.setattr(loop.pipeline, "train_batches", mock.Mock(side_effect=InterruptedError("far enough")))
     with pytest.raises(InterruptedError, match="far enough"):
         loop.train(tiny_config, tmp_path / "run")
     assert len(traced) == 1

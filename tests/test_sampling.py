@@ -65,17 +65,6 @@ def test_sampler_equals_slow_loops(process, settings):
     np.testing.assert_allclose(fast, slow, atol=2e-4)
 
 
-def test_with_relative_poses_the_target_is_seen_from_the_chosen_view():
-    settings = Settings(5, 1.0, guidance_interval=(-1.0, 1.0))
-    images, cameras, targets = pictures(2, 2), random_cameras(2, 2), random_cameras(2, 3, seed=1)
-    denoiser = Linear(relative_poses=True)
-    fast = sample_views(denoiser, None, images, cameras, targets, keys(2), process=PROCESS_V, settings=settings)
-    slow = slow_sample_views(linear_output, images, cameras, targets, keys(2), PROCESS_V, settings, fast, relative=True)
-    np.testing.assert_allclose(fast, slow, atol=2e-4)
-    absolute = sample_views(Linear(), None, images, cameras, targets, keys(2), process=PROCESS_V, settings=settings)
-    assert np.abs(absolute - fast).max() > 0.05
-
-
 @pytest.mark.parametrize(
     ("network", "fresh", "relative"),
     [

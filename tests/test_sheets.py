@@ -1,4 +1,5 @@
 import stat
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -191,13 +192,9 @@ def test_gif_lasts_as_long_as_it_should(tmp_path, fps):
     assert len(shown) == 25
     assert abs(sum(durations) - 1000 * 25 / fps) <= 5
     assert max(durations) - min(durations) <= 10
-
-
-def test_gif_shows_equal_frames_longer(tmp_path):
-    frames = noise(4, 8, 8, 3)[[0, 1, 1, 1, 2, 3]]
-    save_gif(tmp_path / "a.gif", frames, fps=10)
-    _, durations, _ = read_gif(tmp_path / "a.gif")
-    assert durations == [100, 300, 100, 100]
+    # Equal frames are one that is shown longer.
+    save_gif(tmp_path / "b.gif", noise(4, 8, 8, 3)[[0, 1, 1, 1, 2, 3]], fps=10)
+    assert read_gif(tmp_path / "b.gif")[1] == [100, 300, 100, 100]
 
 
 def test_bad_animations_are_refused_and_leave_no_file(tmp_path):
@@ -215,11 +212,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     pixels.save_png(path, noise(2, 2, 3))
     before = path.read_bytes()
-
-    def disk_full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", disk_full)
+    monkeypatch.setattr(files.os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         pixels.save_png(path, noise(9, 9, 3))
     assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (before, ["a.png"])

@@ -6,20 +6,9 @@ from threedim import solvers
 from threedim.diffusion import Process
 from threedim.solvers import Estimate
 
-Z, X, X_BEFORE = np.random.default_rng(0).uniform(-1, 1, (3, 2, 4, 4, 3)).astype(np.float32)
-
 
 def at(logsnr, x):
     return Estimate(jnp.asarray(x), jnp.float32(logsnr))
-
-
-@pytest.mark.parametrize("solver", [solvers.dpm_solver_2m, solvers.dpm_solver_2m_sde])
-def test_the_estimate_is_carried_on_to_the_middle_of_the_step(solver):
-    """Estimates on a line in λ, and a step twice as long as the one before: one more whole step along the line."""
-    now, before = at(0.0, X), at(-1.0, X_BEFORE)
-    mean, _ = solver(Z, now, before, jnp.float32(2.0))
-    expected, _ = solver(Z, at(0.0, 2 * X - X_BEFORE), at(-1.0, 2 * X - X_BEFORE), jnp.float32(2.0))
-    np.testing.assert_allclose(mean, expected, atol=1e-5)
 
 
 def gaussian_error(solver, num_steps):

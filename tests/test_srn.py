@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -79,11 +80,8 @@ def test_write_is_complete_or_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             srn.write_object(tmp_path / "one", wrong, matrices)
 
-    def interrupt(image):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(png, "encode_png", interrupt)
+        patch.setattr(png, "encode_png", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             srn.write_object(tmp_path / "one", images, cameras)
     assert list(tmp_path.iterdir()) == []
