@@ -11,6 +11,14 @@ import ml_collections
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
+def run_python(*arguments, **environment):
+    """Runs Python on one CPU, in the repository, whose tests can be imported."""
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths} | environment
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
 def flags_of(config):
     """Every setting of data, model, mesh, train and sample as a flag, but for sections within these."""
     return [

@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
+from launch_machine import Machine
 from synthetic import make_objects
 
 from configs import base
@@ -82,6 +83,13 @@ def trained_run(objects, shared_tmp):
 
 
 @pytest.fixture
+def machine(tmp_path, tmp_path_factory):
+    """For the tests of the launch scripts."""
+    machine = Machine(tmp_path, tmp_path_factory.getbasetemp())
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
 def run(trained_run, tmp_path):
-    """A copy of `trained_run`."""
     return pathlib.Path(shutil.copytree(trained_run, tmp_path / "run"))

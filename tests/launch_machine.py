@@ -46,8 +46,6 @@ def checkout(folder):
 
 
 class Machine:
-    """Runs launch scripts."""
-
     def __init__(self, folder, shared_folder):
         self.checkout, self.folder, self.home = checkout(shared_folder / "checkout"), folder, folder / "home"
         self.bin = folder / "bin"
@@ -82,9 +80,11 @@ class Machine:
         self.started.append(process)
         return process
 
-    def run(self, script, *arguments, typed="", **environment):
+    def run(self, script, *arguments, typed="", code=0, **environment):
+        """Runs a script, which must end with this exit status."""
         process = self.start(script, *arguments, **environment)
         out, err = process.communicate(typed, timeout=40)
+        assert process.returncode == code, out + err
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def close(self):

@@ -55,12 +55,8 @@ def train(network, data, fsdp, microbatches=1):
         step = make_train_step(network, Process("v"), recipe, whole)
         state, metrics = jax.device_put(state, where), jax.device_put(metrics, whole)
         batches = [sharding.put_batch(batch, mesh, 32) for batch in batches]
-        step = jax.jit(
-            step,
-            in_shardings=(where, whole, sharding.batch_sharding(mesh)),
-            out_shardings=(where, whole),
-            donate_argnums=(0, 1),
-        )
+        given = (where, whole, sharding.batch_sharding(mesh))
+        step = jax.jit(step, in_shardings=given, out_shardings=(where, whole), donate_argnums=(0, 1))
     else:
         step = jax.jit(step)
     losses = []
@@ -101,41 +97,21 @@ def steps(network, ways=EVERY_WAY):
 
 
 def layout():
-    """Meshes, splits and batches."""
     meshes, errors = {}, {}
-    for data, fsdp in (
-        (-1, 1),
-        (8, 1),
-        (-1, 4),
-        (2, 4),
-        (1, 8),
-        (3, 2),
-        (4, 4),
-        (-1, 3),
-        (-1, 0),
-        (0, 8),
-        (-2, 4),
-        (-1, 16),
-    ):
+    good, bad = (
+        ((-1, 1), (8, 1), (-1, 4), (2, 4), (1, 8)),
+        ((3, 2), (4, 4), (-1, 3), (-1, 0), (0, 8), (-2, 4), (-1, 16)),
+    )
+    for data, fsdp in good + bad:
         try:
             meshes[f"{data}x{fsdp}"] = dict(sharding.make_mesh(data, fsdp).shape)
         except ValueError as error:
             errors[f"{data}x{fsdp}"] = str(error)
     mesh = sharding.make_mesh(2, 4)
-    shapes = {
-        "kernel": (3, 3, 256, 512),
-        "tall": (1024, 64),
-        "odd_last": (4096, 17),
-        "odd": (65_537, 3),
-        "large_enough": (256, 256),
-        "small": (252, 260),
-        "scalar": (),
-    }
+    shapes = {"kernel": (3, 3, 256, 512), "tall": (1024, 64), "odd_last": (4096, 17), "odd": (65_537, 3)}
+    shapes |= {"large_enough": (256, 256), "small": (252, 260), "scalar": ()}
     batch = sharding.put_batch({"a": np.arange(16).reshape(16, 1), "b": np.arange(32).reshape(16, 2)}, mesh, 16)
-    shards = {
-        name: [shard.data.ravel().tolist() for shard in value.addressable_shards] for name, value in batch.items()
-    }
-    whole = sharding.replicated(mesh)
+    shards = {name: [one.data.ravel().tolist() for one in value.addressable_shards] for name, value in batch.items()}
     return {
         "devices": jax.device_count(),
         "meshes": meshes,
@@ -144,7 +120,7 @@ def layout():
         "splits_of_one": {name: describe(sharding.make_mesh(8, 1), shape) for name, shape in shapes.items()},
         "batch": {name: np.asarray(value).ravel().tolist() for name, value in batch.items()},
         "shards": shards,
-        "replicated": list(whole.shard_shape((16, 2))),
+        "replicated": list(sharding.replicated(mesh).shard_shape((16, 2))),
     }
 
 

@@ -27,48 +27,30 @@ def leaves(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
 
 
-# --- slow and obvious ---
-
-
 def slow_swish(x):
     return x / (1 + np.exp(-x))
 
 
 def slow_group_norm(x, scale, bias, groups):
-    x = np.asarray(x, np.float64)
-    out, per_group = np.empty_like(x), x.shape[-1] // groups
-    for frame in range(x.shape[0]):
-        for group in range(groups):
-            channels = slice(group * per_group, (group + 1) * per_group)
-            numbers = x[frame, ..., channels]
-            normalized = (numbers - numbers.mean()) / np.sqrt(numbers.var() + 1e-6)
-            out[frame, ..., channels] = normalized * scale[channels] + bias[channels]
-    return out
+    """Of each frame, by groups of neighboring channels."""
+    numbers = np.asarray(x, np.float64).reshape(len(x), -1, groups, x.shape[-1] // groups)
+    mean, variance = (part(axis=(1, 3), keepdims=True) for part in (numbers.mean, numbers.var))
+    return ((numbers - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * scale + bias
 
 
 def slow_conv(x, kernel, bias):
     """3x3, zero-padded, at every pixel."""
-    n, h, w, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    out = np.zeros((n, h, w, kernel.shape[-1]))
-    for i in range(h):
-        for j in range(w):
-            out[:, i, j] = np.einsum("nabc,abcd->nd", padded[:, i : i + 3, j : j + 3], kernel) + bias
+    out = np.zeros((*x.shape[:3], kernel.shape[-1]))
+    for i, j in np.ndindex(x.shape[1:3]):
+        out[:, i, j] = np.einsum("nabc,abcd->nd", padded[:, i : i + 3, j : j + 3], kernel) + bias
     return out
 
 
-def slow_downsample(x):
-    out = np.empty((x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
-    for i, j in np.ndindex(out.shape[1:3]):
-        out[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2))
-    return out
-
-
-def slow_upsample(x):
-    out = np.empty((x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]))
-    for i, j in np.ndindex(out.shape[1:3]):
-        out[:, i, j] = x[:, i // 2, j // 2]
-    return out
+def slow_resize(x, resample):
+    if resample == "up":
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
 
 
 def slow_film(x, emb, dense):
@@ -79,8 +61,7 @@ def slow_film(x, emb, dense):
 def slow_resnet(h_in, emb, p, resample, groups):
     h = slow_swish(slow_group_norm(h_in, **p["norm1"], groups=groups[0]))
     if resample is not None:
-        resize = {"down": slow_downsample, "up": slow_upsample}[resample]
-        h, h_in = resize(h), resize(h_in)
+        h, h_in = slow_resize(h, resample), slow_resize(h_in, resample)
     h = slow_conv(h, **p["conv1"])
     h = slow_film(slow_group_norm(h, **p["norm2"], groups=groups[1]), emb, p["film"]["dense"])
     h = slow_conv(slow_swish(h), **p["conv2"])
@@ -90,21 +71,15 @@ def slow_resnet(h_in, emb, p, resample, groups):
 
 
 def slow_attention(x, p, heads, kind, groups):
-    """Pixel by pixel; frames of an example are neighbors in the first axis."""
+    """Frames of an example are neighbors in the first axis."""
     n, height, width, channels = x.shape
     h = slow_group_norm(x, **p["norm"], groups=groups).reshape(n, height * width, channels)
     q, k, v = (h @ p[name]["kernel"] + p[name]["bias"] for name in ("query", "key", "value"))
     dim, out = channels // heads, np.empty_like(h)
-    for frame in range(n):
+    for frame, head in np.ndindex(n, heads):
         other = frame if kind == "self" else (frame + 1 if frame % 2 == 0 else frame - 1)
-        for head in range(heads):
-            one = slice(head * dim, (head + 1) * dim)
-            for pixel in range(height * width):
-                logits = np.array([q[frame, pixel, one] @ key[one] for key in k[other]]) / np.sqrt(dim)
-                weights = np.exp(logits - logits.max())
-                out[frame, pixel, one] = (weights / weights.sum()) @ v[other, :, one]
+        one = slice(head * dim, (head + 1) * dim)
+        weights = np.exp(q[frame, :, one] @ k[other, :, one].T / np.sqrt(dim))
+        out[frame, :, one] = weights / weights.sum(axis=1, keepdims=True) @ v[other, :, one]
     out = (out @ p["out"]["kernel"] + p["out"]["bias"]).reshape(x.shape)
     return (out + x) / np.sqrt(2)
-
-
-# --- frames and resolution ---

@@ -28,15 +28,12 @@ def pictures(*axes, shape=SHAPE, seed=0):
 
 def numbered_cameras(batch, first, count):
     """Cameras that can be told apart: number ``i`` is at (i, object, 0)."""
-    t = np.zeros((batch, count, 3), np.float32)
-    t[..., 0] = np.arange(first, first + count)
-    t[..., 1] = np.arange(batch)[:, None]
+    t = np.stack([*np.meshgrid(np.arange(first, first + count), np.arange(batch)), np.zeros((batch, count))], axis=-1)
     eye = np.broadcast_to(EYE, (batch, count, 3, 3))
     return Camera(eye, t, eye)
 
 
 def sample_views(denoiser, params, images, cameras, targets, key, *, process, settings, **rest):
-    """A rollout of ``Sampler``."""
     return Sampler(denoiser, process, settings).sample_views(params, images, cameras, targets, key, **rest)
 
 
@@ -111,30 +108,29 @@ RECORDS = []
 class Recorder:
     """Records the inputs of each call to ``denoise``, one record per step."""
 
-    tag: str = ""
     relative_poses: bool = False
 
     def encode_view(self, params, x, logsnr, camera, cond_mask):
-        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0], "logsnr": logsnr, "cond": cond_mask}
+        return {"number": camera.t[:, 0], "pixel": x[:, 0, 0, 0]}
 
     def embed_positions(self, params):
         return jnp.asarray(0.25)
 
     def embed_camera(self, params, camera, cond_mask, positions):
-        return {"number": camera.t[:, 0], "object": camera.t[:, 1], "cond": cond_mask}
+        return None
 
     def denoise(self, params, z, logsnr, target, view):
-        record = {"z": z, "logsnr": logsnr, "target": target, "view": view}
+        record = {"z": z, "logsnr": logsnr, "view": view}
         jax.debug.callback(lambda r: RECORDS.append(jax.tree.map(np.asarray, r)), record, ordered=True)
         return 0.3 * z
 
 
-def recorded(batch, inputs, views, settings, process=PROCESS_V, seed=0, relative=False):
+def recorded(batch, inputs, views, settings, relative=False):
     """Records of a rollout as (view, step, ...) where all steps have the same shapes, and the views."""
     RECORDS.clear()
     cameras = numbered_cameras(batch, 0, inputs), numbered_cameras(batch, inputs, views)
     denoiser, images = Recorder(relative_poses=relative), pictures(batch, inputs)
-    result = sample_views(denoiser, None, images, *cameras, keys(batch, seed), process=process, settings=settings)
+    result = sample_views(denoiser, None, images, *cameras, keys(batch), process=PROCESS_V, settings=settings)
     jax.effects_barrier()
     assert len(RECORDS) == views * settings.num_steps
     return jax.tree.map(lambda *r: np.stack(r).reshape(views, settings.num_steps, *r[0].shape), *RECORDS), result

@@ -1,6 +1,7 @@
-"""Small object folders in SRN format for the tests of the data modules."""
+"""Small object folders in SRN format, and meshes."""
 
 import numpy as np
+import trimesh
 
 from threedim import cameras
 from threedim.data import srn
@@ -22,3 +23,10 @@ def make_objects(folder, count=3, views=4, size=16, seed=0, channels=3, prefix="
     for index, one in enumerate(folders):
         srn.write_object(one, *make_views(views, size, 1000 * seed + index, channels))
     return folders
+
+
+def box(center, extents, color=None):
+    mesh = trimesh.creation.box(extents=extents, transform=trimesh.transformations.translation_matrix(center))
+    if color is not None:
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=np.tile([*color, 255], (len(mesh.faces), 1)))
+    return mesh

@@ -1,14 +1,11 @@
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_python
 
-from threedim.evaluation.metrics.batches import Batched, check_pictures
+from threedim.evaluation.metrics.batches import Batched
 
 PROGRAM = """
 import json, jax, numpy as np
@@ -39,20 +36,8 @@ def test_chunks_have_one_size_and_padding_is_dropped():
         Batched(double, None, 0)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [np.zeros((1, 8, 8, 3)), np.zeros((8, 3), np.uint8), np.zeros((1, 8, 8, 4), np.uint8), np.zeros((0, 8, 3))],
-)
-def test_other_pictures(images):
-    with pytest.raises(ValueError, match=r"mine must be uint8 \(\.\.\., height, width, 3\), got "):
-        check_pictures("mine", images)
-
-
 @pytest.mark.slow
 def test_several_devices():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    root = pathlib.Path(__file__).parents[1]
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    done = run_python("-c", PROGRAM, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     assert json.loads(done.stdout) == [2, [0] * 5, [-1, 1, 3, 5, 7]]

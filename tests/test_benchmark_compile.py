@@ -1,12 +1,9 @@
 """Reading compiled programs, and what compilers make of training and sampling."""
 
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from commands import run_python
 
 from benchmarks import compile as compile_lib
 from benchmarks import hlo, record
@@ -111,17 +108,14 @@ def test_mistakes_are_named(tiny_config):
 def compiled(folder, topology, fsdp, programs, **model):
     """Figures of the command for a small network, in a process of its own."""
     path = folder / "figures.json"
-    small = {"image_size": 16, "ch": 64, "ch_mult": "(1,2)", "emb_ch": 64, "num_res_blocks": 1, "attn_heads": 4}
-    settings = small | {"attn_resolutions": "(8,)"} | model
-    command = [sys.executable, "-m", "benchmarks.compile", f"--topology={topology}", f"--fsdp={fsdp}"]
+    settings = {"image_size": 16, "ch": 64, "ch_mult": "(1,2)", "emb_ch": 64, "num_res_blocks": 1, "attn_heads": 4}
+    settings |= {"attn_resolutions": "(8,)"} | model
+    command = ["-m", "benchmarks.compile", f"--topology={topology}", f"--fsdp={fsdp}"]
     command += [f"--programs={programs}", f"--json={path}", "--config=configs/base.py"]
     command += [f"--config.model.{name}={value}" for name, value in settings.items()]
     command += ["--config.train.batch_size=32", "--config.sample.batch_size=32", "--config.sample.num_views=3"]
-    environment = os.environ.copy()
-    if topology.startswith("v"):  # what is read is what the compiler makes for a real device
-        environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    # What is read is what the compiler makes for a real device.
+    done = run_python(*command, JAX_DISABLE_MOST_OPTIMIZATIONS="0" if topology.startswith("v") else "1")
     assert done.returncode == 0, done.stderr[-2000:]
     return record.read(path)["figures"], done.stdout
 
@@ -151,7 +145,6 @@ def test_a_training_step_for_two_virtual_devices(tmp_path):
     assert 2 * found["parameter_bytes"] < found["state_bytes"] < 4 * found["parameter_bytes"]
     assert found["argument_bytes"] > found["state_bytes"]
     assert found["device_bytes"] > found["argument_bytes"]
-    # Each device computes its half: a batch that is not split would be computed twice.
     assert found["flops"] == pytest.approx(found["compiled_flops"], rel=0.2)
     kinds = found["collectives"]
     assert kinds.keys() == {"all-gather", "all-reduce"}

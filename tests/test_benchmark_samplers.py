@@ -57,8 +57,7 @@ def test_candidates(weight):
     reference = Settings(guidance_weight=weight)
     rows = samplers.candidates(reference, [8, 250])
     assert next(iter(rows)) == samplers.REFERENCE == "ancestral 250"
-    assert rows[samplers.REFERENCE] == reference
-    assert rows[samplers.FAST].guidance_weight == weight
+    assert (rows[samplers.REFERENCE], rows[samplers.FAST].guidance_weight) == (reference, weight)
     assert len(set(rows.values())) == len(rows)
     assert any("guided in" in name for name in rows) == (weight > 0)
     assert {rows["DDIM 8"].num_steps, rows["DDIM 8"].solver} == {8, "ddim"}
@@ -84,7 +83,6 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 2]
     assert figures["protocol"]["views"] == 2
 
-    # Only what is new is sampled.
     sampled, real = [], samplers.sample
     monkeypatch.setattr(samplers, "sample", lambda *args: sampled.append(args[4]) or real(*args))
     rows["2M 2"] = Settings(2, 0.0, solver="dpm_solver_2m")

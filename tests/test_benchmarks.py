@@ -1,13 +1,11 @@
 """Every benchmark runs at toy size and writes its file. No test looks at a time."""
 
 import json
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
+from commands import run_python
 
 from benchmarks import compare, record, step
 from benchmarks.programs import Sampling, example_batch
@@ -16,17 +14,10 @@ from threedim import config as config_lib
 from threedim.errors import MissingError, UserError
 from threedim.training import hardware
 
-HEAD = {
-    "machine": {"cpu": "Xeon", "cores": 2, "device": None},
-    "versions": {"jax": "1.0"},
-    "commit": {"hash": "abc", "modified": False},
-    "command": "python -m benchmarks.step",
-}
-# The smallest network that every command runs with.
+HEAD = {"machine": {"cpu": "Xeon", "cores": 2, "device": None}, "versions": {"jax": "1.0"}}
+HEAD |= {"commit": {"hash": "abc", "modified": False}, "command": "python -m benchmarks.step"}
 TOY = {"image_size": 8, "ch": 32, "ch_mult": "(1,)", "emb_ch": 8, "num_res_blocks": 0, "attn_resolutions": "(8,)"}
 NETWORK = [f"--config.model.{name}={value}" for name, value in TOY.items()]
-
-
 # The tests' compiler settings make the large product take minutes.
 RUN_STEP = """
 import runpy
@@ -37,10 +28,7 @@ runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 
 
 def run(how, *arguments):
-    """Runs a benchmark's command line and returns its output."""
-    command = [sys.executable, *how, *arguments]
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = run_python(*how, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -55,28 +43,21 @@ def step_file(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "numbers"),
+    ("command", "numbers"),
     [
-        (
-            "render",
-            ["--objects=1", "--views=1", "--size=8", "--samples=1", "--repeats=1"],
-            {"size": 8, "render/procedural cars/objects": 1, "render/procedural chairs/views_per_second": None},
-        ),
-        (
-            "data",
-            ["--objects=2", "--views=2", "--image_size=8", "--size=8", "--workers=0", "--seconds=0.1", "--repeats=1"],
-            {"views": 2, "read_record_ms": None, "stream/one core, 0 worker(s)/pairs_per_second": None},
-        ),
+        ("render --objects=1 --views=1 --size=8 --samples=1 --repeats=1",
+         {"size": 8, "render/procedural cars/objects": 1, "render/procedural chairs/views_per_second": None}),
+        ("data --objects=2 --views=2 --image_size=8 --size=8 --workers=0 --seconds=0.1 --repeats=1",
+         {"views": 2, "read_record_ms": None, "stream/one core, 0 worker(s)/pairs_per_second": None}),
     ],
-)
-def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, name, arguments, numbers):
-    path = tmp_path / "figures.json"
+)  # fmt: skip
+def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, command, numbers):
+    path, (name, *arguments) = tmp_path / "figures.json", command.split()
     out = run(["-m", f"benchmarks.{name}"], *arguments, f"--json={path}")
     assert len(out.splitlines()) >= 4
     content = record.read(path)
-    assert content["benchmark"] == name
+    assert (content["benchmark"], content["machine"]["device"]) == (name, None)
     assert content["command"].endswith(" ".join(arguments))
-    assert content["machine"]["device"] is None
     found = compare.numbers(content["figures"])
     for number, value in numbers.items():
         assert found[number] == value if value is not None else found[number] > 0
@@ -88,8 +69,7 @@ def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, name, argum
 
 def test_rates_follow_from_flops_and_seconds(step_file):
     out, content = step_file
-    assert content["benchmark"] == "step"
-    assert content["versions"]["jax"] == jax.__version__
+    assert (content["benchmark"], content["versions"]["jax"]) == ("step", jax.__version__)
     assert content["machine"]["device"]["count"] == 1
     figures = content["figures"]
     training, denoising = figures["training_step"], figures["denoising_step"]
@@ -118,7 +98,6 @@ def test_recomputing_and_microbatches_do_not_count_as_work(step_file):
 
 @pytest.fixture
 def toy_config(tiny_config):
-    """A network of one level."""
     tiny_config.model.ch_mult, tiny_config.model.attn_resolutions, tiny_config.sample.num_views = (1,), (8,), 3
     tiny_config.sample.guidance_weight = 0.0
     return tiny_config
@@ -129,7 +108,6 @@ def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypat
     monkeypatch.setattr(step, "matmul_rate", lambda dtype: 1e9)
     sampling = Sampling(toy_config)
     assert sampling.known_views == 4
-    # The shapes that are compiled for are those of the arguments.
     real = jax.eval_shape(sampling.example, sampling.params, example_batch(8, 2))
     shapes, expected = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (sampling.shapes(2)[1:], real))
     assert shapes == expected
@@ -213,11 +191,8 @@ def test_the_command_names_the_environment_and_not_the_file(monkeypatch):
     for name in record._ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XLA_FLAGS", "--a --b")
-    arguments = ["--config.a=b c", "--json=y.json", "--repeats=2"]
-    assert (
-        record.command("step", arguments)
-        == "XLA_FLAGS='--a --b' python -m benchmarks.step '--config.a=b c' --repeats=2"
-    )
+    found = record.command("step", ["--config.a=b c", "--json=y.json", "--repeats=2"])
+    assert found == "XLA_FLAGS='--a --b' python -m benchmarks.step '--config.a=b c' --repeats=2"
 
 
 def test_files_of_figures(tmp_path):
@@ -243,32 +218,22 @@ def test_compare(tmp_path, capsys):
     figures = {"step": {"seconds": 1.0, "flops": 8, "fits": False}, "rows": [5, 4], "name": "x"}
     record.write(b, "step", HEAD | {"versions": {"jax": "2.0", "new": "1"}}, figures)
     compare.main([str(a), str(b)])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1:4] == [
-        ["made", "differently", "(a", "→", "b):"],
-        ["versions/jax:", "1.0", "→", "2.0"],
-        ["versions/new:", "(none)", "→", "1"],
-    ]
-    assert lines[4:] == [
-        ["a", "b", "b/a"],
-        ["step/seconds", "2", "1", "0.500"],
-        ["step/flops", "8", "8", "1.000"],
-        ["rows/0", "0", "5", "-"],
-        ["rows/1", "1", "4", "4.000"],
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        *("made differently (a → b):", "versions/jax: 1.0 → 2.0", "versions/new: (none) → 1"),
+        *("a b b/a", "step/seconds 2 1 0.500", "step/flops 8 8 1.000", "rows/0 0 5 -", "rows/1 1 4 4.000"),
     ]
     compare.main([str(a), str(b), "--only", "seconds$"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[5:]] == ["step/seconds"]
 
 
 def test_compare_refuses_what_cannot_be_compared(tmp_path):
-    a, b, foreign, absent = (tmp_path / f"{name}.json" for name in "abcd")
+    a, b, absent = (tmp_path / f"{name}.json" for name in "abc")
     record.write(a, "step", HEAD, {"seconds": 1.0})
     record.write(b, "data", HEAD, {"seconds": 1.0})
-    foreign.write_text("{}")
     for other, only, message in (
         (absent, "", f"error: {absent} does not exist"),
         (b, "", f"error: {a} is of benchmarks.step, {b} of benchmarks.data"),
-        (foreign, "", f"error: {foreign} is not a file of benchmark figures: no benchmark, command"),
         (a, "minutes", f"error: {a} and {a} have no number in common that matches 'minutes'"),
         (a, "(", "error: --only='(' is not a regular expression"),
     ):

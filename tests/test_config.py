@@ -36,7 +36,7 @@ def test_every_field_reaches_its_object():
     config = base.get_config()
     config.model.network, config.data.pose, config.seed = "concat_unet", "relative", 7
     config.train.remat, config.train.microbatches, config.train.color_weight = "blocks", 2, 3.0
-    config.data.augment.scale, config.data.augment.hue = (0.5, 2.0), 0.25
+    config.data.augment.update({"orientation": True, "scale": (0.5, 2.0), "hue": 0.25})
     sampler = config_lib.sampler(config, num_steps=9)
     assert isinstance(sampler.denoiser.network, ConcatUNet)
     assert sampler.denoiser.network.remat == "blocks"
@@ -44,7 +44,7 @@ def test_every_field_reaches_its_object():
     assert sampler.settings.num_steps == 9
     recipe = config_lib.recipe(config)
     assert (recipe.microbatches, recipe.color_weight, recipe.seed, recipe.relative_poses) == (2, 3.0, 7, True)
-    assert recipe.augmentation == Augmentation(False, (0.5, 2.0), 0.25)
+    assert recipe.augmentation == Augmentation(True, (0.5, 2.0), 0.25)
     hash(sampler)  # a key of the compilation cache
     assert {field.name for field in dataclasses.fields(Settings)} <= set(config.sample)
 
@@ -76,8 +76,6 @@ def test_presets():
         ("train.microbatches", 3, "config.train: batch_size 128 does not divide into 3 microbatches"),
         ("sample.preset", "best", "config.sample.preset must be one of paper, fast, got 'best'"),
         ("sample.num_steps", 0, "config.sample: num_steps must be at least 1"),
-        ("sample.solver", "heun", "config.sample: solver must be one of ancestral, ddim, "),
-        ("sample.eta", 0.5, "config.sample: eta must be"),
     ],
 )
 def test_wrong_values_name_their_field(field, value, said):
@@ -114,9 +112,6 @@ def test_configs_are_compared_as_json_reads_them_back():
     for bad in (float("nan"), object(), {1, 2}):
         with pytest.raises(UserError, match="cannot be written as JSON"):
             settings_lib.plain({"x": [bad]})
-
-
-# --- config.json of a run ---
 
 
 def test_config_file_of_a_run(tmp_path):

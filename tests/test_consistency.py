@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from threedim import cameras, pixels
 from threedim.cameras import Camera
@@ -25,47 +26,22 @@ from threedim.rendering import raycast, render, viewpoints
 ROOT = pathlib.Path(__file__).parents[1]
 MESHES = ROOT.parent / "shared" / "meshes"
 
-HELD_OUT_OF_100 = [25, 38, 40, 61, 62, 77, 79, 84, 86, 89]
-
 QUICK = FieldSettings(
-    levels=1,
-    base_resolution=4,
-    features=2,
-    samples=4,
-    rays_per_step=32,
-    num_steps=4,
-    proposal_bins=8,
-    proposal_resolution=4,
-    proposal_updates=16,
-    orientation_weight=0.0,
-)
+    levels=1, base_resolution=4, features=2, samples=4, rays_per_step=32, num_steps=4,
+    proposal_bins=8, proposal_resolution=4, proposal_updates=16, orientation_weight=0.0,
+)  # fmt: skip
 # Enough to tell views that agree from others at 12 px, and no more.
 SMALL = dataclasses.replace(
-    QUICK,
-    orientation_weight=1e-3,
-    levels=2,
-    base_resolution=8,
-    growth=2.0,
-    table_size_log2=12,
-    samples=10,
-    orientation_every=8,
-    proposal_bins=16,
-    proposal_resolution=8,
-    proposal_updates=256,
-    rays_per_step=192,
-    num_steps=100,
-)
+    QUICK, orientation_weight=1e-3, orientation_every=8, levels=2, base_resolution=8, growth=2.0, table_size_log2=12,
+    samples=10, proposal_bins=16, proposal_resolution=8, proposal_updates=256, rays_per_step=192, num_steps=100,
+)  # fmt: skip
 
 
 def turned(camera: Camera, degrees: float, seed: int = 0) -> Camera:
     """Cameras turned about the origin by that angle, each about its own axis; the axes are the same for every angle."""
-    rng = np.random.default_rng(seed)
-    axes = rng.normal(size=(len(camera), 3))
-    x, y, z = np.moveaxis(axes / np.linalg.norm(axes, axis=-1, keepdims=True), -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(-1, 3, 3)
-    angle = np.deg2rad(degrees)
-    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    axes = np.random.default_rng(seed).normal(size=(len(camera), 3))
+    turns = np.deg2rad(degrees) * axes / np.linalg.norm(axes, axis=-1, keepdims=True)
+    turn = Rotation.from_rotvec(turns).as_matrix()
     return Camera(turn @ camera.R, (turn @ camera.t[..., None])[..., 0], camera.K)
 
 
@@ -77,10 +53,8 @@ def tinted(images: np.ndarray, strength: float, seed: int = 0) -> np.ndarray:
 
 def mixed(images: np.ndarray, others: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Some views, chosen by seed, replaced; a larger count adds to those of a smaller one."""
-    images = images.copy()
-    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-    images[chosen] = others[chosen]
-    return images
+    replaced = np.argsort(np.random.default_rng(seed).permutation(len(images))) < count
+    return np.where(replaced[:, None, None, None], others, images)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +70,6 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def views(rendered, tmp_path):
-    """A copy of that folder."""
     return pathlib.Path(shutil.copytree(rendered, tmp_path / "views"))
 
 
@@ -104,7 +77,7 @@ def test_held_out_views_never_change():
     indices = rows.held_out_indices(251, [64])
     digests = {view: hashlib.sha256(f"251 {view}".encode()).hexdigest() for view in range(251) if view != 64}
     assert indices == sorted(sorted(digests, key=digests.get)[:25])
-    assert rows.held_out_indices(100, [0]) == HELD_OUT_OF_100
+    assert rows.held_out_indices(100, [0]) == [25, 38, 40, 61, 62, 77, 79, 84, 86, 89]
     assert [len(rows.held_out_indices(views, [0])) for views in (3, 10, 19, 20, 100)] == [1, 1, 1, 2, 10]
 
 
@@ -131,15 +104,12 @@ def test_scores_fall_when_views_disagree(tmp_path):
     for name, content in folders.items():
         srn.write_object(tmp_path / name / "car", *content)
     results = score.score([str(tmp_path / name) for name in folders], tmp_path / "out", SMALL)["rows"]
-    print({name: (row["psnr"], row["ssim"], row["input_psnr"]) for name, row in results.items()})
     true, disturbed, wrong_input = results.values()
     assert min(true["psnr"], true["input_psnr"]) > 20
     assert true["psnr"] > disturbed["psnr"] + 2
     assert true["ssim"] > disturbed["ssim"]
-    # An input view of something else shows at the input view.
     assert wrong_input["input_psnr"] < true["input_psnr"] - 5
 
-    # The scores are those of the renders on disk, in the order of the held-out views.
     one = true["objects"]["car"]
     assert one["held_out"] == rows.held_out_indices(20, [0])
     renders, seen_by = srn.read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
@@ -151,8 +121,6 @@ def test_scores_fall_when_views_disagree(tmp_path):
 
 
 class MeanColors:
-    """Features that need no weights."""
-
     num_features = 3
 
     def __call__(self, images):
@@ -163,7 +131,6 @@ class MeanColors:
 def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path):
     out = tmp_path / "out"
     assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] is None
-    # Without fitting again.
     row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
     for folder, wanted in ((views, rows.held_out_indices(10, [0])), (out / "views" / "renders", None)):
@@ -193,17 +160,12 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     row = first["rows"]["views"]
     assert row["psnr"] == pytest.approx(np.mean([one["psnr"] for one in row["objects"].values()]))
     assert row["bounds"] == pytest.approx({"near": 0.975, "far": 3.9, "half_width": 1.3}, rel=1e-5)
-    strip = pixels.load_png(out / "views" / "strips" / "car_0.png")
-    assert strip.shape[1] > 4 * 128
+    assert pixels.load_png(out / "views" / "strips" / "car_0.png").shape[1] > 4 * 128
 
-    def refuse(*_, **__):
-        raise AssertionError("fitted again")
-
-    fit = score.fit.fit
-    monkeypatch.setattr(score.fit, "fit", refuse)
-    assert score.score([str(views)], out, QUICK) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(score.fit, "fit", None)  # not again
+        assert score.score([str(views)], out, QUICK) == first
     (out / "views" / "scores" / "car_1.json").unlink()
-    monkeypatch.setattr(score.fit, "fit", fit)
     again = score.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
     assert again["car_1"]["psnr"] == row["objects"]["car_1"]["psnr"]  # the seed decides
 
@@ -221,19 +183,17 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
 
 
 def test_wrong_rows_are_refused(views, tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match="two folders would both be row"):
-        score.score([str(views), str(tmp_path / "b" / "views")], out, QUICK)
-    with pytest.raises(MissingError, match="no such folder"):
-        score.score([str(tmp_path / "absent")], out, QUICK)
-    with pytest.raises(UserError, match="cannot be averaged"):
-        score.score([str(views)], out, QUICK, size=32)
-    with pytest.raises(UserError, match="among the 10 views"):
-        score.score([str(views)], out, QUICK, input_views=[10])
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "letter.txt").write_text("keep me")
-    with pytest.raises(UserError, match="not empty"):
-        score.score([str(views)], tmp_path / "foreign", QUICK)
+    for folders, out, settings, message in (
+        ([views, tmp_path / "b" / "views"], "out", {}, "two folders would both be row"),
+        ([tmp_path / "absent"], "out", {}, "no such folder"),
+        ([views], "out", {"size": 32}, "cannot be averaged"),
+        ([views], "out", {"input_views": [10]}, "among the 10 views"),
+        ([views], "foreign", {}, "not empty"),
+    ):
+        with pytest.raises((UserError, MissingError), match=message):
+            score.score([str(folder) for folder in folders], tmp_path / out, QUICK, **settings)
 
 
 def test_samples_json_numbers_the_views(views, tmp_path):
@@ -246,13 +206,11 @@ def test_samples_json_numbers_the_views(views, tmp_path):
     write(targets)
     read, inputs = score._read_rows([str(views)], None, 0)
     assert inputs == [7]
-    one = read[0].objects[0]
-    aside = rows.held_out_indices(10, [7])
+    one, aside = read[0].objects[0], rows.held_out_indices(10, [7])
     assert one.held_out == tuple(aside)
     # The input is the first file, followed by the others.
     pictures, _, training, held = one.views()
-    assert held == [1 + targets.index(aside[0])]
-    assert sorted([*training, *held]) == list(range(10))
+    assert (held, sorted([*training, *held])) == ([1 + targets.index(aside[0])], list(range(10)))
     assert len(pictures) == 10
     with pytest.raises(UserError, match=r"sampled from views \[7\], but --input_view is \[0\]"):
         rows.read_row("views", views, [0], 0)
@@ -269,12 +227,13 @@ def test_command_line(views, tmp_path, capsys):
     assert "1 objects" in printed
     assert '"rays_per_step": 32' in printed
     assert sorted(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == ["a", "b"]
-    with pytest.raises(SystemExit, match="no field setting 'level'"):
-        score.main([f"--views={views}", *common, "--set=level=3"])
-    with pytest.raises(SystemExit, match="--set levels=two"):
-        score.main([f"--views={views}", *common, "--set=levels=two"])
-    with pytest.raises(SystemExit, match="error: --set: levels must be positive, got 0"):
-        score.main([f"--views={views}", *common, "--set=levels=0"])
+    for setting, said in (
+        ("level=3", "no field setting 'level'"),
+        ("levels=two", "--set levels=two"),
+        ("levels=0", "error: --set: levels must be positive, got 0"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            score.main([f"--views={views}", *common, f"--set={setting}"])
     assert score._field_settings(None, []).rays_per_step == score.CPU_RAYS_PER_STEP
     assert score._field_settings(0, []).rays_per_step == 0
 
@@ -283,22 +242,18 @@ def test_command_line(views, tmp_path, capsys):
 @pytest.mark.skipif(not MESHES.is_dir(), reason="no folder of meshes beside the repository")
 def test_scores_fall_as_the_disturbance_grows(tmp_path):
     """The frozen settings on a mesh that the project did not make, 100 views of 64 px: 40 minutes on two cores."""
-    objects = {}
-    settings = render.ViewSettings(100, 64, 8)
-    for name, path in (("car", "kenney_cars/taxi.glb"), ("other", "kenney_cars/van.glb")):
-        mesh = render.load_mesh(str(MESHES / path))
-        camera = settings.cameras("car")
+    objects, camera = {}, render.ViewSettings(100, 64, 8).cameras("car")
+    for name in ("taxi", "van"):
+        mesh = render.load_mesh(str(MESHES / f"kenney_cars/{name}.glb"))
         srn.write_object(tmp_path / "rgba" / name, render.render_views(mesh, camera, 64, 8), camera)
-        objects[name], camera = srn.read_object(tmp_path / "rgba" / name).decode()
-    true = objects["car"]
+        objects[name], _ = srn.read_object(tmp_path / "rgba" / name).decode()
+    true, other = objects.values()
     rows = {"true": (true, camera)}
     rows |= {f"turned_{angle}": (true, turned(camera, angle)) for angle in (1, 2.5, 5)}
     rows |= {f"tinted_{strength}": (tinted(true, strength), camera) for strength in (0.1, 0.3)}
-    rows |= {f"mixed_{count}": (mixed(true, objects["other"], count), camera) for count in (10, 50)}
-    # The other car, with and without its own input view.
-    asked = objects["other"].copy()
-    asked[64] = true[64]
-    rows |= {"other": (objects["other"], camera), "other_than_asked": (asked, camera)}
+    rows |= {f"mixed_{count}": (mixed(true, other, count), camera) for count in (10, 50)}
+    asked = np.concatenate([other[:64], true[64:65], other[65:]])
+    rows |= {"other": (other, camera), "other_than_asked": (asked, camera)}
     for name, row in rows.items():
         srn.write_object(tmp_path / name / "car", *row)
     command = [sys.executable, "-m", "threedim.evaluation.consistency", f"--out={tmp_path / 'out'}"]
@@ -314,6 +269,5 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     assert psnr["true"] > psnr["turned_1"] > psnr["turned_2.5"] > psnr["turned_5"]
     assert psnr["true"] > psnr["tinted_0.1"] > psnr["tinted_0.3"]
     assert psnr["true"] > psnr["mixed_10"] > psnr["mixed_50"]
-    # The true object does not matter; what the input view shows does.
     assert psnr["other"] >= 30
     assert inputs["other_than_asked"] < inputs["other"] - 3

@@ -1,12 +1,9 @@
 """The CPU as several devices, and options of its compiler."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
+from commands import run_python
 
 from threedim import cpu
 from threedim.errors import UserError
@@ -38,8 +35,7 @@ def test_large_programs_compile_at_a_lower_level(optimized, monkeypatch):
 )
 def test_a_cpu_as_several_devices(devices, flags, found):
     code = f"from threedim import cpu; cpu.split({devices}); import jax; print(jax.device_count())"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, XLA_FLAGS=flags)
     assert done.stdout == f"{found}\n", done.stderr
 
 

@@ -7,16 +7,9 @@ from threedim.encodings import posenc_ddpm, posenc_nerf
 
 
 def slow_nerf(x, min_deg, max_deg):
-    """One number after the other, float64."""
-    out = np.empty((*x.shape[:-1], x.shape[-1] * (1 + 2 * (max_deg - min_deg))))
-    for index in np.ndindex(x.shape[:-1]):
-        vector = x[index].astype(np.float64)
-        numbers = list(vector)
-        for shift in (0, np.pi / 2):
-            for degree in range(min_deg, max_deg):
-                numbers += [np.sin(2.0**degree * v + shift) for v in vector]
-        out[index] = numbers
-    return out
+    """All sines, then all cosines, by rising degree; in float64."""
+    angles = [2.0**degree * x.astype(np.float64) for degree in range(min_deg, max_deg)]
+    return np.concatenate([x, *map(np.sin, angles), *map(np.cos, angles)], axis=-1)
 
 
 @pytest.mark.parametrize("degrees", [(0, 4), (2, 5)])
@@ -25,12 +18,6 @@ def test_nerf_encoding(degrees):
     encoded = posenc_nerf(jnp.asarray(x), *degrees)
     assert encoded.dtype == jnp.float32
     np.testing.assert_allclose(encoded, slow_nerf(x, *degrees), atol=1e-5)
-
-
-def test_nerf_encoding_at_the_highest_degree():
-    x = np.random.default_rng(0).uniform(-1.3, 1.3, (50, 3)).astype(np.float32)
-    # The argument grows to 2^14: pi/2 added there in float32 is off by up to 1e-3.
-    np.testing.assert_allclose(posenc_nerf(jnp.asarray(x), 0, 15), slow_nerf(x, 0, 15), atol=2e-3)
 
 
 def test_nerf_encoding_of_no_degrees_is_the_input():
@@ -55,11 +42,8 @@ def test_ddpm_encoding(channels, max_time):
     encoded = posenc_ddpm(jnp.asarray(u), channels, max_time)
     assert encoded.shape == (1, 7, channels)
     half = channels // 2
-    for index in np.ndindex(u.shape):
-        for i in range(half):
-            angle = 1000 * float(u[index]) / max_time * np.exp(-i * np.log(10000) / (half - 1))
-            np.testing.assert_allclose(encoded[index][i], np.sin(angle), atol=3e-4)
-            np.testing.assert_allclose(encoded[index][half + i], np.cos(angle), atol=3e-4)
+    angle = 1000 * u[..., None].astype(np.float64) / max_time * 10_000.0 ** (-np.arange(half) / (half - 1))
+    np.testing.assert_allclose(encoded, np.concatenate([np.sin(angle), np.cos(angle)], axis=-1), atol=3e-4)
 
 
 def test_ddpm_encoding_takes_a_scalar():

@@ -20,7 +20,6 @@ def test_flops_are_counted_from_shapes():
     a, b = jax.ShapeDtypeStruct((64, 32), np.float32), jax.ShapeDtypeStruct((32, 16), np.float32)
     counted = hardware.count_flops(product, a, b)
     assert 2 * 64 * 32 * 16 <= counted < 1.1 * 2 * 64 * 32 * 16
-    # Where arrays are, and on which mesh, does not matter.
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     split = jax.device_put(jnp.ones((64, 32)), NamedSharding(mesh, PartitionSpec("data")))
     with jax.set_mesh(mesh):

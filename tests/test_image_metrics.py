@@ -13,7 +13,7 @@ def slow_ssim(a, b):
     window /= window.sum()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     maps = []
-    for x, y in zip(np.moveaxis(a.astype(np.float64), -1, 0), np.moveaxis(b.astype(np.float64), -1, 0), strict=True):
+    for x, y in zip(*(np.moveaxis(each.astype(np.float64), -1, 0) for each in (a, b)), strict=True):
         mean_x, mean_y, xx, yy, xy = (convolve2d(each, window, "valid") for each in (x, y, x * x, y * y, x * y))
         numerator = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
         maps.append(numerator / ((mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)))
@@ -21,7 +21,6 @@ def slow_ssim(a, b):
 
 
 def smooth(rng, *shape):
-    """Pictures of slow waves, (*shape, 3) uint8 in 40..215."""
     *leading, height, width = shape
     y, x = np.mgrid[:height, :width]
     rate, phase = rng.uniform(0.1, 0.5, (2, *leading, 1, 1, 3)), rng.uniform(0, 6, (*leading, 1, 1, 3))

@@ -6,30 +6,18 @@ import shlex
 import signal
 
 import pytest
-from launch_machine import NEEDS, PROGRAM, Machine
+from launch_machine import NEEDS, PROGRAM
 
 pytestmark = NEEDS
 ARGUMENTS = [*PROGRAM, "--workdir=w", "--distributed"]
 
 
-@pytest.fixture
-def machine(tmp_path, tmp_path_factory):
-    machine = Machine(tmp_path, tmp_path_factory.getbasetemp())
-    yield machine
-    machine.close()
-
-
 @pytest.mark.parametrize(
     ("plan", "options", "code", "state"),
-    [
-        ("finish", [], 0, "finished exit=0"),
-        ("fail:3", [], 3, "failed_early exit=3"),
-        ("die", ["--early=0"], 42, "failed exit=137"),
-    ],
+    [("fail:3", [], 3, "failed_early exit=3"), ("die", ["--early=0"], 42, "failed exit=137")],
 )
 def test_worker_records_how_the_program_ended(machine, plan, options, code, state):
-    done = machine.run("worker.sh", "run", "--container", *options, "--", *ARGUMENTS, STANDIN=plan)
-    assert done.returncode == code, done.stderr
+    done = machine.run("worker.sh", "run", "--container", *options, "--", *ARGUMENTS, STANDIN=plan, code=code)
     assert json.loads(done.stdout.splitlines()[0])["argv"] == ARGUMENTS
     line = machine.run("worker.sh", "state").stdout
     assert line.startswith("worker ")
@@ -45,7 +33,6 @@ def test_worker_in_a_container_forwards_sigterm_once_and_tells_stopped_from_fini
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-        # The log of the second attempt starts with that of the first.
         assert process.returncode == code, err
         assert ("stopped by SIGTERM at step 7 after 1 signal" in out) == (plan == "wait")
         assert f": {state}" in machine.run("worker.sh", "state").stdout
@@ -59,11 +46,9 @@ def test_worker_is_not_started_twice_and_stops(machine):
     assert ": running pid=" in machine.run("worker.sh", "start", "--", *ARGUMENTS, STANDIN="wait").stdout
     machine.wait_for(machine.log)
     for action in ("start", "run"):
-        assert "already running" in machine.run("worker.sh", action, "--", *ARGUMENTS).stderr
+        assert "already running" in machine.run("worker.sh", action, "--", *ARGUMENTS, code=1).stderr
     for _ in range(2):
-        stopped = machine.run("worker.sh", "stop")
-        assert stopped.returncode == 0
-        assert ": stopped exit=0" in stopped.stdout
+        assert ": stopped exit=0" in machine.run("worker.sh", "stop").stdout
     assert "stopped by SIGTERM at step 7 after 1 signal" in machine.log.read_text()
 
 
@@ -150,8 +135,8 @@ def test_local_runs_the_processes_and_forwards_signals_once(machine, number):
     lines = sorted(process.stdout.readline() for _ in range(2))
     for rank, line in enumerate(lines):
         assert line.startswith(f"[{rank}] ")
-        assert json.loads(line[4:])["argv"][: len(ARGUMENTS)] == ARGUMENTS
-        assert json.loads(line[4:])["argv"][-1] == f"--process_id={rank}"
+        *given, last = json.loads(line[4:])["argv"]
+        assert (given[: len(ARGUMENTS)], last) == (ARGUMENTS, f"--process_id={rank}")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
@@ -172,7 +157,5 @@ def test_local_ends_the_others_when_one_fails(machine, plan, code):
 
 
 def test_local_returns_the_status_of_a_failed_process(machine):
-    process = local(machine, "2", STANDIN_0="finish", STANDIN_1="fail:3")
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 3
-    assert "SIGTERM" not in err
+    arguments = ("local.sh", "2", "--", *ARGUMENTS)
+    assert "SIGTERM" not in machine.run(*arguments, STANDIN_0="finish", STANDIN_1="fail:3", code=3).stderr

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,13 @@ def assert_same(one, other):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
 
 
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path, capsys):
     tiny_config.train.sample_every = 4
-    whole = loop.train(tiny_config, tmp_path / "whole")
-    first = capsys.readouterr().out
+    whole, first = loop.train(tiny_config, tmp_path / "whole"), capsys.readouterr().out
     assert re.match(r".*[\d,]+ parameters; 2 objects; 4 pairs a step, 4 a device; 1 cpu device", first, re.DOTALL)
     assert "s and " in first
     assert "TFLOP a step; 3 steps left take about 0:" in first
@@ -34,17 +38,13 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
     assert "resuming from step 2" in capsys.readouterr().out
     assert int(whole.step) == 4
     assert_same(whole, resumed)
-    lines, expected = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (run, tmp_path / "whole")
-    )
+    lines, expected = map(lines_of, (run, tmp_path / "whole"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for key in ("loss", "grad_norm", "learning_rate", "ema_decay"):
         assert [line[key] for line in lines] == [line[key] for line in expected]
     assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()
     assert any(key.startswith("loss_by_noise/") for key in lines[0])
     assert [path.name for path in (run / "samples").iterdir()] == ["held_out_0000004.png"]
-    # A run that is finished trains no further.
     assert_same(loop.train(tiny_config, run), resumed)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -126,12 +126,8 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
     """At full size, tracing it takes longer than anything else before the training step."""
     traced = []
-
-    def stop(*args, **kwargs):
-        raise InterruptedError("far enough")
-
     monkeypatch.setattr(loop, "init_state", lambda *args: traced.append(args) or init_state(*args))
-    monkeypatch.setattr(loop.pipeline, "train_batches", stop)
+    monkeypatch.setattr(loop.pipeline, "train_batches", mock.Mock(side_effect=InterruptedError("far enough")))
     with pytest.raises(InterruptedError, match="far enough"):
         loop.train(tiny_config, tmp_path / "run")
     assert len(traced) == 1
@@ -140,8 +136,7 @@ def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_command_resumes(tiny_config, run, number):
     tiny_config.train.num_steps = 100_000
-    process = start("train", tiny_config, run)
-    deadline = time.monotonic() + 120
+    process, deadline = start("train", tiny_config, run), time.monotonic() + 120
     metrics = run / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
         if len(metrics.read_text().splitlines()) > 4:

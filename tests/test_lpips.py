@@ -25,16 +25,14 @@ def states():
 def distance(states, tmp_path_factory):
     """Through files like the published ones; the classifier is ignored."""
     folder = tmp_path_factory.mktemp("weights")
-    backbone, lin = states
-    backbone = backbone | {"classifier.1.weight": np.full((4, 3), np.nan, np.float32)}
+    classifier = {"classifier.1.weight": np.full((4, 3), np.nan, np.float32)}
     paths = [folder / "vgg16.pth", folder / "vgg.pth"]
-    for path, state in zip(paths, (backbone, lin), strict=True):
+    for path, state in zip(paths, (states[0] | classifier, states[1]), strict=True):
         path.write_bytes(torch_files.write(state, legacy=True))
     return lpips.PerceptualDistance(lpips.load_weights(*paths), chunk_size=2)
 
 
 def pictures(count, height, width):
-    """Blocks of color, and the same with noise."""
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (count, height // 8 + 1, width // 8 + 1, 3))
     truth = blocks.repeat(8, 1).repeat(8, 2)[:, :height, :width]

@@ -1,14 +1,10 @@
 """The command line: mistakes are reported in one line, before time is spent."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+from commands import run_python
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 DEMO = "--config=configs/demo.py"
 
 # One process for all mistakes: importing JAX takes longer than finding any of them.
@@ -38,17 +34,11 @@ MISTAKES = [
     ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate>"),
     ((DEMO, "--mode=train"), "--mode=train needs --workdir=FOLDER"),
     ((DEMO, "--mode=train", "x"), "unexpected arguments: x"),
-    (
-        ("--config=configs/nope.py", "--mode=train"),
-        "--config=configs/nope.py: no such file; available: configs/",
-    ),
-    (
-        (DEMO, "--mode=train", "--config.train.batchsize=3"),
-        "config.train has no field 'batchsize'; its fields are: adam_b1, adam_b2, ",
-    ),
+    (("--config=configs/nope.py", "--mode=train"), "--config=configs/nope.py: no such file; available: configs/"),
+    ((DEMO, "--mode=train", "--config.train.batchsize=3"), "config.train has no field 'batchsize'; its fields are: ad"),
     (
         (DEMO, "--mode", "train", "--config.seeds", "3"),
-        "--config.seeds: config has no field 'seeds'; its fields are: data, ",
+        "--config.seeds: config has no field 'seeds'; its fields are: d",
     ),
     ((DEMO, "--mode=train", "--config.seed.x=3"), "config.seed has no field 'x'; its fields are: none"),
     (("--config=configs/ablations/regression.py:x", "--mode=train"), "error: --config: "),
@@ -60,15 +50,9 @@ MISTAKES = [
 ]
 
 
-def run(*arguments, code=None):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *(["-m", "threedim.main"] if code is None else ["-c", code]), *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
-
-
 @pytest.fixture(scope="module")
 def said():
-    done = run(json.dumps([arguments for arguments, _ in MISTAKES]), code=SEVERAL)
+    done = run_python("-c", SEVERAL, json.dumps([arguments for arguments, _ in MISTAKES]))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -95,7 +79,7 @@ loop.train = train
 sys.argv = ["threedim", "--config={config}", "--mode=train", "--workdir=x"]
 main.run()
 """
-    done = run(code=code)
+    done = run_python("-c", code)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.rstrip().endswith("ValueError: a bug")
@@ -112,20 +96,21 @@ import threedim.training.loop
 heavy = ("scipy", "trimesh", "dm_pix", "embreex", "matplotlib", "threedim.evaluation", "threedim.sample")
 print([name for name in heavy if name in sys.modules])
 """
-    done = run(code=code)
+    done = run_python("-c", code)
     assert done.stdout == "[]\n", done.stderr
 
 
 def test_help_is_readable():
-    done = run("--help")
+    done = run_python("-m", "threedim.main", "--help")
     for word in ("Modes:", "prepare", "sample", "--workdir", "allow_change", "--config.train.batch_size=64"):
         assert word in done.stdout
 
 
 def test_prepare_prints_what_it_found(objects, tmp_path):
-    data = (f"--config.data.source={objects}", f"--config.data.dir={tmp_path}", "--config.data.holdout_views=0")
-    done = run(DEMO, "--mode=prepare", *data)
+    command = ["-m", "threedim.main", DEMO, "--mode=prepare", "--config.data.holdout_views=0"]
+    command += [f"--config.data.source={objects}", f"--config.data.dir={tmp_path}"]
+    done = run_python(*command)
     assert done.returncode == 0, done.stderr
     assert "train: 4 objects, 20 views of 8 px" in done.stdout
     assert "dataset_builder" not in done.stderr
-    assert "reusing" in run(DEMO, "--mode=prepare", *data).stdout
+    assert "reusing" in run_python(*command).stdout

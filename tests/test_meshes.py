@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import trimesh
+from synthetic import box
 
 from threedim import cameras as cameras_lib
 from threedim.rendering.meshes import BadMeshError, from_trimesh, load_mesh
@@ -17,13 +18,6 @@ needs_meshes = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/meshes 
 SIZE = 64
 K = default_intrinsics(SIZE)
 FRONT = cameras_lib.orbit([-90.0], 0.0, 2.6, K)  # from -y: x is right, z is up
-
-
-def box(center, extents, color=None):
-    mesh = trimesh.creation.box(extents=extents, transform=trimesh.transformations.translation_matrix(center))
-    if color is not None:
-        mesh.visual = trimesh.visual.ColorVisuals(mesh, face_colors=np.tile([*color, 255], (len(mesh.faces), 1)))
-    return mesh
 
 
 def test_normalized_by_box_center_and_farthest_vertex():
@@ -67,9 +61,8 @@ def test_normals_follow_the_transform_of_an_instance():
 def marker(up):
     """A gray bar with a red end in direction ``up``."""
     up = np.asarray(up, float)
-    return trimesh.util.concatenate(
-        [box([0, 0, 0], 0.2 + 0.8 * np.abs(up), (150, 150, 150)), box(0.7 * up, [0.3, 0.3, 0.3], (255, 0, 0))]
-    )
+    bar = box([0, 0, 0], 0.2 + 0.8 * np.abs(up), (150, 150, 150))
+    return trimesh.util.concatenate([bar, box(0.7 * up, [0.3, 0.3, 0.3], (255, 0, 0))])
 
 
 @pytest.mark.parametrize(("suffix", "axis"), [("glb", "y"), ("gltf", "y"), ("obj", "y"), ("ply", "z")])

@@ -25,8 +25,7 @@ def noisy(images, sigma):
 
 def test_order_and_shape_of_a_set_mean_nothing():
     truth = make_pictures(0, 24, 40)
-    images = noisy(truth, 10)
-    order = np.random.default_rng(1).permutation(24)
+    images, order = noisy(truth, 10), np.random.default_rng(1).permutation(24)
     assert sliced_wasserstein(truth, truth) == 0
     assert sliced_wasserstein(truth[order], truth) == pytest.approx(0, abs=1e-2)
     assert sliced_wasserstein(np.concatenate([truth, truth[order]]), truth) == pytest.approx(0, abs=1e-2)
@@ -54,11 +53,8 @@ def test_quantile_distance_is_the_wasserstein_distance():
 
 
 def test_levels():
-    shapes = patches_lib._level_shapes
-    assert shapes(16, 16) == [(16, 16)]
-    assert shapes(30, 30) == [(30, 30)]
-    assert shapes(31, 64) == [(31, 64), (16, 32)]
-    assert shapes(128, 128) == [(128, 128), (64, 64), (32, 32), (16, 16)]
+    for shapes in ([(16, 16)], [(30, 30)], [(31, 64), (16, 32)], [(128, 128), (64, 64), (32, 32), (16, 16)]):
+        assert patches_lib._level_shapes(*shapes[0]) == shapes
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 47)])
@@ -80,10 +76,8 @@ def test_pyramid(height, width):
     between = smaller[:, 5:7].mean(axis=1)
     expected = images[0, y, x] - (between[4] + 6 * between[5] + between[6]) / 8
     np.testing.assert_allclose(levels[0][0, y, x], expected, atol=1e-3)
-    # A constant is all in the coarsest level.
-    even = list(patches_lib._pyramid(np.full_like(images, 90), 2))
-    np.testing.assert_allclose(even[0], 0, atol=1e-4)
-    np.testing.assert_allclose(even[1], 90, atol=1e-4)
+    for level, value in zip(patches_lib._pyramid(np.full_like(images, 90), 2), (0, 90), strict=True):
+        np.testing.assert_allclose(level, value, atol=1e-4)
 
 
 def test_mean_over_levels_with_one_generator():
@@ -94,10 +88,8 @@ def test_mean_over_levels_with_one_generator():
     for ours, true in zip(*(patches_lib._patches(each, positions) for each in (images, truth)), strict=True):
         directions = rng.normal(size=(30, 147))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        scaled = (
-            each.reshape(len(each), 3, 49) / true.reshape(-1, 3, 49).std(axis=(0, 2))[:, None] for each in (ours, true)
-        )
-        first, second = (np.sort(each.reshape(len(each), 147) @ directions.T, axis=0) for each in scaled)
+        deviation = true.reshape(-1, 3, 49).std(axis=(0, 2)).repeat(49)
+        first, second = (np.sort(each / deviation @ directions.T, axis=0) for each in (ours, true))
         shares.append(np.abs(first - second).mean())
     found = sliced_wasserstein(images, truth, seed=5, patches_per_picture=20, num_directions=30)
     assert found == pytest.approx(1e3 * np.mean(shares), rel=1e-4)
@@ -107,11 +99,8 @@ def test_patches_hold_their_places_and_colors():
     images = make_pictures(0, 3, 20)
     rows, columns = np.array([0, 13, 4]), np.array([2, 13, 9])
     (patches,) = patches_lib._patches(images, [(rows, columns)])
-    expected = [
-        np.moveaxis(picture[y : y + 7, x : x + 7], -1, 0).ravel()
-        for picture in images
-        for y, x in zip(rows, columns, strict=True)
-    ]
+    places = list(zip(rows, columns, strict=True))
+    expected = [np.moveaxis(one[y : y + 7, x : x + 7], -1, 0).ravel() for one in images for y, x in places]
     np.testing.assert_array_equal(patches, expected)
 
 
@@ -121,8 +110,7 @@ def test_positions():
     assert sorted(zip(rows, columns, strict=True)) == list(np.ndindex(10, 12))
     rows, columns = patches_lib._random_positions(rng, (64, 64), 128)
     assert len(set(zip(rows, columns, strict=True))) == 128
-    assert rows.max() <= 57
-    assert columns.max() <= 57
+    assert max(rows.max(), columns.max()) <= 57
 
 
 def test_seed_and_chunks(monkeypatch):

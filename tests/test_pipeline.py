@@ -4,12 +4,11 @@ import collections
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import pytest
+from commands import run_python
 from synthetic import make_objects, make_views
 
 from threedim.data import convert, pipeline, records
@@ -46,7 +45,6 @@ class Numbers:
 
 
 def take(count, dataset, **options):
-    """The first ``count`` batches."""
     with pipeline.train_batches(dataset, **({"batch_size": 8, "size": 16, "seed": 3} | options)) as batches:
         return [next(batches) for _ in range(count)]
 
@@ -105,7 +103,6 @@ def test_workers_do_not_change_the_stream(dataset, num_workers):
 def test_objects_and_pairs_are_uniform():
     batches = take(75, Numbers(OBJECTS, VIEWS), batch_size=64, size=1)
     pairs = [(int(index), int(one), int(two)) for b in batches for (index, one, _), (_, two, _) in b["t"]]
-    # Every object equally often, as far as whole epochs go.
     objects = collections.Counter(index for index, _, _ in pairs)
     assert max(objects.values()) - min(objects.values()) <= 0.02 * len(pairs)
     counts = collections.Counter(pairs)
@@ -194,6 +191,5 @@ def test_a_process_ends_although_nobody_closed_the_stream(dataset, num_workers):
             assert "tensorflow" not in sys.modules
             print("done")
         """
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(dataset._out_dir), str(num_workers)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = run_python("-W", "error", "-c", textwrap.dedent(code), dataset._out_dir, num_workers)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "done", "")

@@ -43,8 +43,7 @@ def test_transparency_is_composited_on_white_before_the_resize(size):
 
 @pytest.mark.parametrize("mode", ["L", "P", "LA"])
 def test_other_modes(mode):
-    buffer = io.BytesIO()
-    converted = Image.fromarray(random_image(8)).convert(mode)
+    buffer, converted = io.BytesIO(), Image.fromarray(random_image(8)).convert(mode)
     converted.save(buffer, format="PNG")
     np.testing.assert_array_equal(png.decode_png(buffer.getvalue()), np.asarray(converted.convert("RGB")))
 

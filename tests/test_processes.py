@@ -138,6 +138,9 @@ def test_sampling_goes_on_with_another_number_of_processes(small, tmp_path):
         # Beside them lie folders that are being written.
         return [name for name in names if (tmp_path / "parts/views" / name).exists()]
 
+    def pictures(folder, name):
+        return srn.read_object(tmp_path / folder / "views" / name).decode()[0]
+
     processes = start_together(2, "sample", small, run, *slow)
     wait_for(lambda: len(drawn()) > 0, processes)
     for process in processes:
@@ -147,15 +150,12 @@ def test_sampling_goes_on_with_another_number_of_processes(small, tmp_path):
     results = check(finish(start_together(3, "sample", small, run, *slow)))
     assert sum("nothing to do" in out for _, out, _ in results) == 3 - left
     for name in names:
-        one, other = (srn.read_object(tmp_path / folder / "views" / name).decode()[0] for folder in ("slow", "parts"))
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(pictures("slow", name), pictures("parts", name))
     assert not any((tmp_path / "parts/unfinished").iterdir())
 
     small.sample.num_steps, small.sample.batch_size = 2, 2
     two_devices = start("sample", small, run, f"--config.sample.out={tmp_path / 'devices'}", devices=2)
     check(finish([two_devices]))
     for name in names:
-        one, other = (
-            srn.read_object(tmp_path / folder / "views" / name).decode()[0] for folder in ("whole", "devices")
-        )
+        one, other = pictures("whole", name), pictures("devices", name)
         np.testing.assert_allclose(one.astype(int), other, atol=1)

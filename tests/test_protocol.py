@@ -25,17 +25,21 @@ from threedim.evaluation.metrics.inception import entry_shapes
 from threedim.evaluation.metrics.patches import sliced_wasserstein
 
 
+def config_of(folder):
+    c = base.get_config()
+    c.data.dir, c.data.source, c.data.num_test_objects = str(folder / "data"), str(folder / "objects"), 4
+    return c
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Test objects of 5 and 7 views of 16 px, and for each noisy views in place of sampled ones."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_objects(folder / "objects", count=3, views=5, size=16)
     make_objects(folder / "objects", count=3, views=7, size=16, seed=1, prefix="other")
-    c = base.get_config()
-    c.data.dir, c.data.source, c.data.num_test_objects = str(folder / "data"), str(folder / "objects"), 4
+    c = config_of(folder)
     sources.prepare_from_config(c.data)
-    dataset = sources.open_from_config(c.data, "test")
-    rng = np.random.default_rng(5)
+    dataset, rng = sources.open_from_config(c.data, "test"), np.random.default_rng(5)
     for index, name in enumerate(dataset.names):
         truth, _ = dataset.views(index, range(dataset.num_views(index)))
         noisy = np.clip(truth + rng.normal(0, 8 * (index + 1), truth.shape), 0, 255).astype(np.uint8)
@@ -49,8 +53,7 @@ def data(tmp_path_factory):
 def ready(data, tmp_path):
     """A config that scores a copy of these views, given view 1."""
     shutil.copytree(data / "theirs", tmp_path / "theirs")
-    c = base.get_config()
-    c.data.dir, c.data.source, c.data.num_test_objects = str(data / "data"), str(data / "objects"), 4
+    c = config_of(data)
     c.model.image_size, c.evaluate.input_view = 16, 1
     c.evaluate.views, c.evaluate.out = str(tmp_path / "theirs"), str(tmp_path / "out")
     return c
@@ -61,10 +64,7 @@ def targets_of(dataset, index):
 
 
 def results_of(out):
-    def refuse(token):
-        raise AssertionError(f"{token} is not JSON")
-
-    return json.loads((out / "results.json").read_text(), parse_constant=refuse)
+    return json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
 
 
 def views_of(config):
@@ -122,9 +122,8 @@ def test_scores_against_numpy(ready):
                 np.testing.assert_allclose(one["views"][metric], values, rtol=2e-5, atol=2e-5)
         cosine = cameras.R[:, :, 2] @ camera.R[0, :, 2]
         np.testing.assert_allclose(one["views"]["angle_degrees"], np.degrees(np.arccos(cosine)), atol=1e-2)
-    assert (
-        len({len(values) for values in found["psnr"]}) == 2
-    )  # so that means over objects differ from those over views
+    # So that means over objects differ from those over views.
+    assert len({len(values) for values in found["psnr"]}) == 2
     dataset, repeated = results["dataset"], results["baselines"]["input view repeated"]
     for metric in ("psnr", "ssim", "lpips"):
         np.testing.assert_allclose(dataset[metric], np.concatenate(found[metric]).mean(), rtol=1e-5)
@@ -146,31 +145,30 @@ def test_scores_against_numpy(ready):
     angles = np.concatenate([one["views"]["angle_degrees"] for one in results["objects"].values()])
     for each in bins:
         assert each["views"] == np.sum((angles >= each["from_degrees"]) & (angles < each["to_degrees"]))
-    assert results["checkpoint_step"] is None
+    assert (results["checkpoint_step"], results["config"]["evaluate"]["input_view"]) == (None, 1)
     assert results["protocol"]["data_fingerprint"] == sources.open_from_config(ready.data, "test").fingerprint
-    assert results["config"]["evaluate"]["input_view"] == 1
     page = (pathlib.Path(ready.evaluate.out) / "report.html").read_text()
-    assert f"{dataset['lpips']:.3f}" in page
-    assert f"{dataset['fid']:.2f}" in page
+    for number in (f"{dataset['lpips']:.3f}", f"{dataset['fid']:.2f}"):
+        assert number in page
 
 
 def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch, capsys):
-    tiny = tiny_config
-    tiny.evaluate.input_view = 1
-    out = protocol.evaluate(tiny, run)
+    tiny_config.evaluate.input_view = 1
+    out = protocol.evaluate(tiny_config, run)
     assert out == run / "evaluation/step_0000002"
     results = results_of(out)
-    assert results["checkpoint_step"] == 2
-    assert results["sampling"]["input_views"] == [1]
+    assert (results["checkpoint_step"], results["sampling"]["input_views"]) == (2, [1])
     dataset = results["dataset"]
     assert [dataset[name] for name in ("ssim", "patch_distance", "fid", "lpips")] == [None] * 4
     assert list(results["not_computed"]) == ["ssim", "lpips", "patch_distance", "fid"]
     said = capsys.readouterr().out
-    for words in (f"PSNR {dataset['psnr']:.4g}", "8 px are smaller than its window", "8 px are smaller than the 16 px"):
+    for words in (
+        *(f"PSNR {dataset['psnr']:.4g}", "8 px are smaller than its window", "8 px are smaller than the 16 px"),
+        "no FID: no weights are given with --config.evaluate.inception=FILE; download",
+        "no LPIPS: the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE",
+    ):
         assert words in said
-    assert "no FID: no weights are given with --config.evaluate.inception=FILE; download" in said
-    assert "no LPIPS: the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE" in said
-    truth_of = sources.open_from_config(tiny.data, "test")
+    truth_of = sources.open_from_config(tiny_config.data, "test")
     assert set(results["objects"]) == set(truth_of.names)
     for index, name in enumerate(truth_of.names):
         # The sampler's folder begins with the input view: its file 1 is view 0, its file 2 is view 2.
@@ -179,34 +177,29 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
         psnr = results["objects"][name]["views"]["psnr"]
         np.testing.assert_allclose(psnr, reference_psnr(pictures[1:], truth), rtol=1e-5)
 
-    def never(*arguments, **settings):
-        raise AssertionError("sampled a second time")
-
-    monkeypatch.setattr(sample_lib.Sampler, "sample_views", never)
+    monkeypatch.setattr(sample_lib.Sampler, "sample_views", None)  # not a second time
     before = (out / "results.json").read_text()
-    protocol.evaluate(tiny, run)
+    protocol.evaluate(tiny_config, run)
     assert (out / "results.json").read_text() == before
     # The same folder as ready-made views gives the same scores, without a checkpoint.
-    tiny.evaluate.views = str(out)
-    again = results_of(protocol.evaluate(tiny, run / "other"))
-    assert again["objects"] == results["objects"]
-    assert again["dataset"] == dataset
-    # So do the same views named by view number.
+    tiny_config.evaluate.views = str(out)
+    again = results_of(protocol.evaluate(tiny_config, run / "other"))
+    assert (again["objects"], again["dataset"]) == (results["objects"], dataset)
     for name in truth_of.names:
         (run / "theirs" / name).mkdir(parents=True)
         for place, view in enumerate((0, 2, 3, 4), start=1):
             shutil.copy(out / "views" / name / "rgb" / f"{place:06d}.png", run / "theirs" / name / f"{view:06d}.png")
         (run / "theirs" / name / "000000_compare.png").write_bytes(b"")
-    tiny.evaluate.views = str(run / "theirs")
-    assert results_of(protocol.evaluate(tiny, run / "other"))["objects"] == results["objects"]
+    tiny_config.evaluate.views = str(run / "theirs")
+    assert results_of(protocol.evaluate(tiny_config, run / "other"))["objects"] == results["objects"]
     # Without samples.json the sampler's folder is misnumbered, which its poses show.
     shutil.copytree(out / "views", run / "alone/views")
-    tiny.evaluate.views, tiny.evaluate.out = str(run / "alone/views"), str(run / "misnumbered")
+    tiny_config.evaluate.views, tiny_config.evaluate.out = str(run / "alone/views"), str(run / "misnumbered")
     with pytest.raises(UserError, match=r"000000\.txt is not the pose of"):
-        protocol.evaluate(tiny, run)
-    tiny.evaluate.views, tiny.evaluate.input_view = str(out), 2
+        protocol.evaluate(tiny_config, run)
+    tiny_config.evaluate.views, tiny_config.evaluate.input_view = str(out), 2
     with pytest.raises(UserError, match="was sampled from view 1, not 2"):
-        protocol.evaluate(tiny, run)
+        protocol.evaluate(tiny_config, run)
 
 
 def test_objects_are_chosen_by_the_seed_and_none_are_lost(ready, tmp_path):
@@ -300,9 +293,7 @@ def test_samples_json_of_an_orbit_or_damaged(tmp_path):
 def test_patch_distance_uses_a_subset(ready, monkeypatch):
     monkeypatch.setattr(scores, "PATCH_VIEWS", 7)
     found = []
-    monkeypatch.setattr(
-        scores.patches, "sliced_wasserstein", lambda images, truth, seed: found.append((len(images), seed)) or 1.0
-    )
+    monkeypatch.setattr(scores.patches, "sliced_wasserstein", lambda a, b, seed: found.append((len(a), seed)) or 1.0)
     ready.evaluate.seed = 3
     assert results_of(protocol.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
     assert found == [(7, 3), (7, 3)]
@@ -310,8 +301,7 @@ def test_patch_distance_uses_a_subset(ready, monkeypatch):
 
 def test_commit_is_of_this_code(monkeypatch, tmp_path):
     known = provenance.commit()
-    if known is not None:
-        assert re.fullmatch("[0-9a-f]{40}", known["hash"])
+    assert known is None or re.fullmatch("[0-9a-f]{40}", known["hash"])
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "a/b/provenance.py"))
     (tmp_path / "a/b").mkdir(parents=True)
     assert provenance.commit() is None
@@ -327,7 +317,6 @@ def test_sampler_settings_are_the_users(tiny_config):
 
 @pytest.mark.slow
 def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
-    """Made-up weights, from the files to the page."""
     shapes = {"inception": entry_shapes(), "lpips_backbone": lpips.backbone_shapes(), "lpips_lin": lpips.lin_shapes()}
     digests = {}
     for field, entries in shapes.items():
@@ -342,23 +331,19 @@ def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     assert results["inception"] == {"name": "inception.npz", "sha256": digests["inception"]}
     files = results["lpips_weights"]
     assert [files[name]["sha256"] for name in ("backbone", "lin")] == [digests["lpips_backbone"], digests["lpips_lin"]]
-    # The noise grows from object to object.
     distances = [one["lpips"] for one in results["objects"].values()]
     assert distances == sorted(distances)
-    assert results["lpips_network"] == "VGG16"
-    assert results["not_computed"] == {}
-    assert len(results["warnings"]) == 3
+    assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 3)
     page = (tmp_path / "out/report.html").read_text()
-    for words in (f"{results['dataset']['fid']:.2f}", "covariance is singular", *digests.values(), "by VGG16"):
+    said = (f"{results['dataset']['fid']:.2f}", "covariance is singular", *digests.values(), "by VGG16")
+    for words in (*said, "lpips_lin.npz is not the published file"):
         assert words in page
-    assert "lpips_lin.npz is not the published file" in page
 
 
 @pytest.mark.slow
 def test_two_processes_sample_and_one_scores(tiny_config, run, tmp_path):
     tiny_config.evaluate.input_view = 1
-    single = results_of(protocol.evaluate(tiny_config, run))
-    out = tmp_path / "two"
+    single, out = results_of(protocol.evaluate(tiny_config, run)), tmp_path / "two"
     more = ["--config.evaluate.input_view=1", f"--config.evaluate.out={out}"]
     results = finish(start_together(2, "evaluate", tiny_config, run, *more))
     assert [code for code, _, _ in results] == [0, 0], results

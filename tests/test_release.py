@@ -44,18 +44,15 @@ def test_split_from_zip_is_unpacked_once(tmp_path, source):
     (folder / "mark").write_text("")
     assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == folder
     assert (folder / "mark").exists()
-    # Another zip of this name is not mixed in.
     zip_folder(tmp_path / "made/chairs_train", source / "chairs_train.zip", [("chairs_train/new.txt", b"new")])
     with pytest.raises(FileExistsError, match="was not unpacked from"):
         release.find_split(source, "chairs_train", tmp_path / "unpacked")
-    # An unpacked folder beside the zip comes first.
     (source / "chairs_train").mkdir()
     assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == source / "chairs_train"
 
 
 @pytest.mark.parametrize(
-    "entry",
-    ["../x.txt", "chairs_train/../../x.txt", "/tmp/x.txt", "..\\x.txt", "C:\\x.txt", "C:/x.txt", link_entry()],
+    "entry", ["../x.txt", "chairs_train/../../x.txt", "/tmp/x.txt", "..\\x.txt", "C:\\x.txt", "C:/x.txt", link_entry()]
 )
 def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entry):
     folders = make_objects(tmp_path / "made/chairs_train", count=1, views=1)
@@ -69,10 +66,9 @@ def test_dangerous_entries_are_refused_before_anything_is_written(tmp_path, entr
 
 def test_damaged_zips_leave_nothing(tmp_path, source):
     archive = source / "chairs_train.zip"
-    data = bytearray(archive.read_bytes())
-    cases = [b"<html>Quota exceeded</html>", bytes(data[: len(data) // 2])]
-    data[200] ^= 255  # inside the first file
-    for content in [*cases, bytes(data)]:
+    data = archive.read_bytes()
+    flipped = data[:200] + bytes([data[200] ^ 255]) + data[201:]  # inside the first file
+    for content in (b"<html>Quota exceeded</html>", data[: len(data) // 2], flipped):
         archive.write_bytes(content)
         with pytest.raises(ValueError, match=r"chairs_train\.zip: not a complete zip file"):
             release.unpack_zip(archive, tmp_path / "unpacked/chairs_train")

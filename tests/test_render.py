@@ -1,14 +1,12 @@
 """Data sets from meshes and from procedural shapes: resuming, determinism, errors, the command line."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import trimesh
+from commands import run_python
 
 from threedim.data import srn
 from threedim.data.png import decode_png
@@ -19,7 +17,6 @@ from threedim.rendering.raycast import render_views
 from threedim.rendering.render import ViewSettings, find_meshes, render_meshes, render_procedural
 from threedim.rendering.viewpoints import default_intrinsics, spiral_cameras
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ViewSettings(views=3, size=16, samples=4, seed=7)
 
 
@@ -78,7 +75,6 @@ def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
         for png, image in zip(views.pngs, images, strict=True):
             alpha = image[..., 3:] / 255
             assert np.abs(decode_png(png) - (image[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
-    # Each object has its own cameras, and another seed gives others.
     assert np.abs(SMALL.cameras("cube").t - SMALL.cameras("sub_bar").t).max() > 0.1
     other = ViewSettings(views=3, size=16, samples=4, seed=8)
     assert np.abs(SMALL.cameras("cube").t - other.cameras("cube").t).max() > 0.1
@@ -87,14 +83,12 @@ def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
 def test_resumes_to_the_same_bytes_and_keeps_what_is_done(folder, rendered, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(rendered, out)
-    # What an interrupted run leaves behind.
     shutil.rmtree(out / "sub_bar")
     (out / ".sub_bar.incomplete" / "rgb").mkdir(parents=True)
     (out / ".sub_bar.incomplete" / "rgb" / "000009.png").write_bytes(b"half")
     times = {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
     report = render_meshes(folder, out, SMALL, num_workers=1)
-    assert report.rendered == ["sub_bar"]
-    assert report.kept == ["cube", "sub_slab"]
+    assert (report.rendered, report.kept) == (["sub_bar"], ["cube", "sub_slab"])
     assert contents(out) == contents(rendered)
     assert times == {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
 
@@ -155,23 +149,18 @@ def test_procedural_splits_share_no_shape_and_can_be_enlarged(tmp_path, monkeypa
     assert lowest > 2.6 * np.sin(np.deg2rad(-15)) - 1e-4
 
 
-def run_cli(*arguments):
-    command = [sys.executable, "-m", "threedim.data.render", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_command_line(folder, rendered, tmp_path):
     shutil.copytree(folder, tmp_path / "meshes")
     (tmp_path / "meshes/bad.glb").write_bytes(b"this is not a mesh")
     flags = ["--views", 3, "--size", 16, "--samples", 4, "--seed", 7, "--test_views", 2, "--workers", 1]
-    done = run_cli("--meshes", tmp_path / "meshes", "--out", tmp_path / "views", *flags)
+    command = ["-m", "threedim.data.render", "--meshes", tmp_path / "meshes", "--out", tmp_path / "views"]
+    done = run_python(*command, *flags)
     assert done.returncode == 1
     assert "3 objects rendered, 0 already there" in done.stdout
-    assert "rendering objects, views" in done.stderr
-    assert "1 meshes could not be rendered" in done.stderr
-    assert f"{tmp_path / 'meshes/bad.glb'}: cannot be read as GLB" in done.stderr
+    bad = f"{tmp_path / 'meshes/bad.glb'}: cannot be read as GLB"
+    for words in ("rendering objects, views", "1 meshes could not be rendered", bad):
+        assert words in done.stderr
     assert "Traceback" not in done.stderr
-    # The same as from Python, bad meshes or not.
     assert json.loads((tmp_path / "views/render.json").read_text())["views"] == 3
     assert contents(tmp_path / "views") == contents(rendered)
     test = srn.read_object(tmp_path / "views_test" / "cube")

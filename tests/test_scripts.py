@@ -28,23 +28,18 @@ CHANGES = {
     "image_to_image": {"sample.conditioning": "input"},
     "concat_unet": {"model.network": "concat_unet", "sample.batch_size": 4},
     "regression": {
-        "diffusion.prediction": "x",
-        "diffusion.regression": True,
-        "train.uncond_prob": 0.0,
-        "train.sample_steps": 1,
-        "sample.preset": "paper",
-        "sample.num_steps": 1,
-        "sample.guidance_weight": 0.0,
-        "sample.conditioning": "input",
+        "diffusion.prediction": "x", "diffusion.regression": True, "train.uncond_prob": 0.0, "train.sample_steps": 1,
+        "sample.preset": "paper", "sample.num_steps": 1, "sample.guidance_weight": 0.0, "sample.conditioning": "input",
     },
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("data", WHOLE)
 @pytest.mark.parametrize("variant", CHANGES)
 def test_an_ablation_changes_only_what_it_is_about(variant, data):
     # As a file, not as a module, like --config.
-    config = runpy.run_path(str(REPOSITORY / f"configs/ablations/{variant}.py"))["get_config"](data)
+    get_config = runpy.run_path(str(REPOSITORY / f"configs/ablations/{variant}.py"))["get_config"]
+    config = get_config(data)
     before = settings_lib.flatten(settings_lib.plain(WHOLE[data].get_config()))
     after = settings_lib.flatten(settings_lib.plain(config))
     assert after.keys() == before.keys()
@@ -52,15 +47,8 @@ def test_an_ablation_changes_only_what_it_is_about(variant, data):
     assert changed == {name: value for name, value in CHANGES[variant].items() if before[name] != value}
     config_lib.recipe(config)
     assert config_lib.sampler(config, num_steps=config.train.sample_steps)
-
-
-def test_unknown_data_is_refused():
-    get_config = runpy.run_path(str(REPOSITORY / "configs/ablations/regression.py"))["get_config"]
     with pytest.raises(UserError, match=r"cars, chairs_star, demo, shapes16, not .*'planes'"):
         get_config("planes")
-
-
-# --- ablations ---
 
 
 def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys, trained_run):
@@ -75,11 +63,12 @@ def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys, trained_run):
     evaluate = f"--mode=evaluate --config.sample.seed=1 --config.evaluate.out={tmp_path}/regression/seed_1"
     assert lines[4] == f"{head} {run} --mode=train"
     assert lines[6] == f"{head} {run} {evaluate} --config.evaluate.max_objects=3"
-    assert lines[2].startswith(
-        f"python -m threedim.main --config=configs/shapes16.py --workdir={trained_run} --config."
-    )
-    assert "--config.sample.preset=fast" in lines[2]
-    assert "--mode=evaluate --config.sample.conditioning=input --config.sample.seed=0" in lines[2]
+    for words in (
+        f"python -m threedim.main --config=configs/shapes16.py --workdir={trained_run} --config.",
+        "--config.sample.preset=fast",
+        "--mode=evaluate --config.sample.conditioning=input --config.sample.seed=0",
+    ):
+        assert words in lines[2]
     views = [f"--views={row.key}_seed0={tmp_path}/{row.key}/seed_0/views" for row in ablations_table.ROWS]
     views.append(f"--views=real_data={tmp_path}/real_data/views")
     assert lines[-1] == f"python -m threedim.evaluation.consistency {' '.join(views)} --out={tmp_path}/consistency"
@@ -122,14 +111,12 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     out, ran = tmp_path / "out", []
     results = json.loads((evaluated / "evaluation/results.json").read_text())
     shift = {"3dim": 0.0, "image_to_image": 1.0, "regression": -1.0, "concat_unet": -2.0}
-
     real = subprocess.run
 
     def fake(command, check=False, **rest):
         if command[0] == "git":
             return real(command, check=check, **rest)
-        assert check
-        assert command[0] == sys.executable
+        assert (check, command[0]) == (True, sys.executable)
         ran.append(command)
         if "--mode=evaluate" in command:
             folder = pathlib.Path(next(a.partition("=")[2] for a in command if a.startswith("--config.evaluate.out")))
@@ -148,14 +135,12 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
             (out / "consistency").mkdir(exist_ok=True)
             (out / "consistency/results.json").write_text(json.dumps({"rows": rows}))
 
-    trained = argparse.Namespace(
-        name="the run", step=2, config=argparse.Namespace(train=argparse.Namespace(num_steps=2))
-    )
+    config = argparse.Namespace(train=argparse.Namespace(num_steps=2))
+    trained = argparse.Namespace(name="the run", step=1, config=config)
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(subprocess, "run", fake)
     monkeypatch.setattr(ablations, "open_run", lambda workdir: trained)
     arguments = [f"--out={out}", "--config=configs/shapes16.py", "--seeds=2"]
-    trained.step = 1
     with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
         ablations.main(arguments)
     assert len(ran) == 1, "later commands need the whole run"
@@ -166,9 +151,8 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     ran.clear()
     ablations.main(arguments)
     assert len(ran) == 1, "only the consistency score is repeated"
-    assert json.loads((out / "commands.json").read_text()).keys() <= {
-        line.partition("] ")[2] for line in printed.splitlines()
-    }
+    said = {line.partition("] ")[2] for line in printed.splitlines()}
+    assert json.loads((out / "commands.json").read_text()).keys() <= said
     trained.step = 3
     with pytest.raises(SystemExit, match=r"exit code 7 from: .*3dim/seed_0"):
         ablations.main(arguments)
@@ -187,26 +171,24 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose([psnr["mean"], psnr["standard_error"], psnr["n"]], [10.05, 0.05, 2])
     assert [claim["verdict"] for claim in found["orderings"]] == ["holds", "holds", "undecided", "undecided"]
     parts = {part["measure"]: part for part in found["orderings"][2]["parts"]}
-    np.testing.assert_allclose(parts["psnr"]["difference"], 2.0)
-    np.testing.assert_allclose(parts["patch_distance"]["difference"], 2.0)
+    np.testing.assert_allclose([parts[name]["difference"] for name in ("psnr", "patch_distance")], 2.0)
     assert parts["psnr"]["verdict"] == "holds"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(open_trained(evaluated / "tiny.safetensors").params()))
     page = (out / "ablations.md").read_text()
-    assert "| 3DiM | 10.05 ± 0.05 |" in page
-    assert "| real data | – |" in page
-    assert "+1.00 ± 0.07 dB | +2.81 dB |" in page  # the paper's 23.82 - 21.01
-    assert f"| {parameters:,} | 2 steps of 4 pairs |" in page
+    # The paper's difference is 23.82 - 21.01.
+    rows = ("| 3DiM | 10.05 ± 0.05 |", "| real data | – |", "+1.00 ± 0.07 dB | +2.81 dB |")
+    for words in (*rows, f"| {parameters:,} | 2 steps of 4 pairs |"):
+        assert words in page
     assert page.count("--mode=train") == 3
     assert (out / "ablations.png").exists()
 
-    step = results | {"checkpoint_step": 3}
-    (out / "image_to_image/seed_1/results.json").write_text(json.dumps(step))
-    with pytest.raises(UserError, match="is of step 3, others of step 2"):
-        ablations_table.collect(epath.Path(out))
-    moved = results | {"protocol": results["protocol"] | {"input_view": 3}}
-    (out / "3dim/seed_1/results.json").write_text(json.dumps(moved))
-    with pytest.raises(UserError, match="another protocol"):
-        ablations_table.collect(epath.Path(out))
+    for place, change, message in (
+        ("image_to_image", {"checkpoint_step": 3}, "is of step 3, others of step 2"),
+        ("3dim", {"protocol": results["protocol"] | {"input_view": 3}}, "another protocol"),
+    ):
+        (out / place / "seed_1/results.json").write_text(json.dumps(results | change))
+        with pytest.raises(UserError, match=message):
+            ablations_table.collect(epath.Path(out))
 
 
 def test_verdicts():
@@ -215,9 +197,6 @@ def test_verdicts():
     assert ablations_table.verdict(0.19, 0.1) == ablations_table.verdict(9.0, None) == "undecided"
     assert ablations_table.figure([]) is None
     assert ablations_table.figure([1.0]) == {"mean": 1.0, "standard_error": None, "n": 1}
-
-
-# --- model cards ---
 
 
 def test_model_card(evaluated, trained_run, tmp_path, capsys):
@@ -229,12 +208,11 @@ def test_model_card(evaluated, trained_run, tmp_path, capsys):
         "    c.train.warmup_examples = 7\n    return c\n"
     )
     (tmp_path / "first").symlink_to(trained_run)
-    field = {"settings": {"input_views": [0], "size": 0, "seed": 0, "field": {"rays_per_step": 512}}}
+    settings = {"input_views": [0], "size": 0, "seed": 0, "field": {"rays_per_step": 512}}
     row = {"views": "runs/x/views", "psnr": 12.0, "ssim": 0.5, "num_objects": 2}
     rows = {"tiny": row, "true": row | {"views": "data/true", "psnr": 28.25}}
-    (tmp_path / "results.json").write_text(
-        json.dumps(field | {"rows": rows, "not_the_frozen_settings": {"num_steps": 3}})
-    )
+    consistency = {"settings": settings, "rows": rows, "not_the_frozen_settings": {"num_steps": 3}}
+    (tmp_path / "results.json").write_text(json.dumps(consistency))
     weights = evaluated / "tiny.safetensors"
     arguments = [f"--workdir={trained_run}", f"--weights={weights}", f"--config={config}", f"--out={tmp_path}"]
     evaluation = f"--evaluation={evaluated / 'evaluation'}"
@@ -276,9 +254,6 @@ def test_model_card(evaluated, trained_run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=said):
             model_card.main([*arguments, *changes])
-
-
-# --- lines ---
 
 
 def test_no_file_or_function_is_too_long(monkeypatch, capsys, tmp_path):

@@ -29,8 +29,7 @@ def test_normalized_and_no_two_alike(meshes, kind):
         vertices = np.asarray(mesh.vertices)
         np.testing.assert_allclose(np.linalg.norm(vertices, axis=-1).max(), 1, atol=1e-6)
         np.testing.assert_allclose(vertices.min(axis=0) + vertices.max(axis=0), 0, atol=1e-6)
-        assert mesh.faces.min() >= 0
-        assert mesh.faces.max() < len(vertices)
+        assert 0 <= mesh.faces.min() < mesh.faces.max() < len(vertices)
         assert 100 < len(mesh.faces) < 10_000, seed
     assert len({face_colors(mesh).tobytes() for mesh in meshes[kind]}) == SEEDS
     camera = cameras.orbit([35.0], 20.0, 2.6, default_intrinsics(32))
@@ -43,10 +42,9 @@ def test_normalized_and_no_two_alike(meshes, kind):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"'boat'.* chair, car"):
-        shapes.make_shape("boat", 0)
-    with pytest.raises(ValueError, match="got -1"):
-        shapes.make_shape("car", -1)
+    for kind, seed, message in (("boat", 0, r"'boat'.* chair, car"), ("car", -1, "got -1")):
+        with pytest.raises(ValueError, match=message):
+            shapes.make_shape(kind, seed)
 
 
 @pytest.mark.parametrize("kind", shapes.KINDS)
@@ -91,12 +89,10 @@ def test_cars_drive_along_x(style):
         mesh = builder.mesh()
         assert mesh.extents[0] > 1.5 * mesh.extents[1], seed
         centers, colors = mesh.triangles_center, face_colors(mesh)
-        # Taillights at the rear, the same on both sides.
         red = np.all(np.abs(colors - [0.8, 0.08, 0.08]) < 0.12, axis=-1)
         tails = red & (centers[:, 0] < -0.6)
         assert tails.sum() >= 24, seed
         assert (tails & (centers[:, 1] > 0.01)).sum() == (tails & (centers[:, 1] < -0.01)).sum(), seed
-        # Tires touch the ground.
         tires = centers[np.all(np.abs(colors - car_parts.TIRE) < 0.003, axis=-1)]
         assert tires[:, 2].min() < mesh.bounds[0, 2] + 0.02, seed
 

@@ -1,4 +1,5 @@
 import stat
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +13,6 @@ from threedim.output.sheets import make_grid, make_sheet, save_gif
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def smooth_frames(count, height, width):
-    """Moving color gradients with far more than 256 colors."""
-    t, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in (count, height, width)), indexing="ij")
-    return (np.stack([x, y, (x + t) / 2], axis=-1) * 255).astype(np.uint8)
-
-
-# Conversion
 
 
 def test_every_uint8_survives_the_round_trip():
@@ -41,35 +33,24 @@ def test_rounds_to_the_nearest_and_clips():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_refused(bad):
+def test_numbers_that_are_not_finite_and_other_dtypes_are_refused(bad):
     with pytest.raises(ValueError, match="1 of 3 numbers are not finite"):
         pixels.to_uint8(np.asarray([0.0, bad, 0.0]))
-
-
-def test_wrong_dtypes_are_refused():
     with pytest.raises(ValueError, match="takes floats"):
         pixels.to_uint8(noise(2, 2))
     with pytest.raises(ValueError, match="takes uint8"):
         pixels.to_float(np.zeros(2))
 
 
-# Grids
-
-
 def test_grid_geometry():
     pictures = noise(2, 3, 4, 5, 3)
     pad, scale = 3, 2
     grid = make_grid(pictures, pad=pad, scale=scale)
-    assert grid.shape == (2 * (8 + 3) + 3, 3 * (10 + 3) + 3, 3)
-    assert grid.dtype == np.uint8
-    white = np.ones(grid.shape[:2], bool)
-    for row in range(2):
-        for col in range(3):
-            y, x = pad + row * (8 + pad), pad + col * (10 + pad)
-            expected = np.kron(pictures[row, col], np.ones((2, 2, 1), np.uint8))
-            np.testing.assert_array_equal(grid[y : y + 8, x : x + 10], expected)
-            white[y : y + 8, x : x + 10] = False
-    assert np.all(grid[white] == 255)
+    expected = np.full((2 * (8 + 3) + 3, 3 * (10 + 3) + 3, 3), 255, np.uint8)
+    for row, col in np.ndindex(2, 3):
+        y, x = pad + row * (8 + pad), pad + col * (10 + pad)
+        expected[y : y + 8, x : x + 10] = np.kron(pictures[row, col], np.ones((2, 2, 1), np.uint8))
+    np.testing.assert_array_equal(grid, expected, strict=True)
 
 
 @pytest.mark.parametrize(("size", "shown"), [(16, 128), (32, 128), (64, 128), (128, 128), (200, 200), (48, 144)])
@@ -80,9 +61,8 @@ def test_small_pictures_are_enlarged_to_be_seen(size, shown):
 def test_labels_stand_beside_and_above():
     pictures = np.full((2, 3, 40, 60, 3), 128, np.uint8)
     plain = make_grid(pictures, scale=1)
-    labelled = make_grid(
-        pictures, scale=1, row_labels=["first", "a long row label"], col_labels=["in", "two words here", "z"]
-    )
+    rows, columns = ["first", "a long row label"], ["in", "two words here", "z"]
+    labelled = make_grid(pictures, scale=1, row_labels=rows, col_labels=columns)
     top, left = (a - b for a, b in zip(labelled.shape[:2], plain.shape[:2], strict=True))
     assert top > 20, "a label of two lines"
     assert left > 60
@@ -133,15 +113,9 @@ def test_grid_errors(arguments, message):
 def test_sheet_holds_every_view_once_and_truth_below_drawn():
     views, size = 5, 32
 
-    # Each picture has its own gray value.
     def gray(first, count):
-        return (
-            np.arange(first, first + count, dtype=np.uint8)
-            .reshape(-1, 1, 1, 1)
-            .repeat(size, 1)
-            .repeat(size, 2)
-            .repeat(3, 3)
-        )
+        """Each picture has its own gray value."""
+        return np.full((count, size, size, 3), np.arange(first, first + count)[:, None, None, None], np.uint8)
 
     sheet = make_sheet(gray(150, 1), [gray(160, views), gray(170, views)], columns=3, scale=1)
     place = {}
@@ -163,9 +137,6 @@ def test_lines_of_a_long_sheet_name_their_views(monkeypatch):
     monkeypatch.setattr(sheets, "make_grid", lambda pictures, **options: named.extend(options["row_labels"]))
     make_sheet(noise(1, 8, 8, 3), [noise(3, 8, 8, 3), noise(3, 8, 8, 3)], columns=2)
     assert named == ["input", "sampled 1-2", "true 1-2", "sampled 3-3", "true 3-3"]
-
-
-# Files
 
 
 def test_png_is_lossless_and_replaces(tmp_path):
@@ -200,18 +171,16 @@ def test_gif_keeps_few_colors_exactly(tmp_path):
     save_gif(tmp_path / "a.gif", frames, fps=10, scale=3)
     shown, durations, loop = read_gif(tmp_path / "a.gif")
     np.testing.assert_array_equal(shown, frames.repeat(3, axis=1).repeat(3, axis=2))
-    assert durations == [100] * 7
-    assert loop == 0
+    assert (durations, loop) == ([100] * 7, 0)
 
 
 def test_gif_of_many_colors_is_close_and_white_stays_white(tmp_path):
-    frames = smooth_frames(12, 32, 32)
+    t, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in (12, 32, 32)), indexing="ij")
+    frames = (np.stack([x, y, (x + t) / 2], axis=-1) * 255).astype(np.uint8)
     frames[:, :, :8] = 255
     save_gif(tmp_path / "a.gif", frames, fps=8, scale=1)
     shown, _, _ = read_gif(tmp_path / "a.gif")
-    assert len(shown) == 12
-    error = np.abs(shown.astype(int) - frames)
-    assert error.mean() < 8
+    assert np.abs(shown.astype(int) - frames).mean() < 8
     assert np.all(shown[:, :, :8] == 255)
 
 
@@ -222,23 +191,19 @@ def test_gif_lasts_as_long_as_it_should(tmp_path, fps):
     assert len(shown) == 25
     assert abs(sum(durations) - 1000 * 25 / fps) <= 5
     assert max(durations) - min(durations) <= 10
-
-
-def test_gif_shows_equal_frames_longer(tmp_path):
-    frames = noise(4, 8, 8, 3)[[0, 1, 1, 1, 2, 3]]
-    save_gif(tmp_path / "a.gif", frames, fps=10)
-    _, durations, _ = read_gif(tmp_path / "a.gif")
-    assert durations == [100, 300, 100, 100]
+    # Equal frames are one that is shown longer.
+    save_gif(tmp_path / "b.gif", noise(4, 8, 8, 3)[[0, 1, 1, 1, 2, 3]], fps=10)
+    assert read_gif(tmp_path / "b.gif")[1] == [100, 300, 100, 100]
 
 
 def test_bad_animations_are_refused_and_leave_no_file(tmp_path):
-    path = tmp_path / "a.gif"
-    with pytest.raises(ValueError, match="fps must be positive"):
-        save_gif(path, noise(2, 4, 4, 3), fps=0)
-    with pytest.raises(ValueError, match=r"got uint8 \(0, 4, 4, 3\)"):
-        save_gif(path, noise(0, 4, 4, 3), fps=5)
-    with pytest.raises(ValueError, match="at most 50 frames"):
-        save_gif(path, noise(2, 4, 4, 3), fps=60)
+    for count, fps, said in (
+        (2, 0, "fps must be positive"),
+        (0, 5, r"got uint8 \(0, 4, 4, 3\)"),
+        (2, 60, "at most 50"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            save_gif(tmp_path / "a.gif", noise(count, 4, 4, 3), fps=fps)
     assert not list(tmp_path.iterdir())
 
 
@@ -246,21 +211,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     pixels.save_png(path, noise(2, 2, 3))
     before = path.read_bytes()
-
-    def disk_full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", disk_full)
-        with pytest.raises(OSError, match="No space left"):
-            pixels.save_png(path, noise(9, 9, 3))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_remote_paths_are_recognized():
-    assert files.is_remote("gs://bucket/run")
-    assert not files.is_remote("/tmp/run")
+    monkeypatch.setattr(files.os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        pixels.save_png(path, noise(9, 9, 3))
+    assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (before, ["a.png"])
 
 
 def test_written_files_have_the_usual_permissions(tmp_path):

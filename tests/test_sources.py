@@ -2,30 +2,22 @@
 
 import os
 
-import ml_collections
 import numpy as np
 import pytest
 from synthetic import make_objects
 
+from configs import base
 from threedim.data import records, sources, srn
 
 
 def data_config(tmp_path, **fields):
-    procedural = {"kinds": ("chair", "car"), "num_train_objects": 3, "num_test_objects": 2, "views": 3}
-    defaults = {
-        "dir": str(tmp_path / "data"),
-        "source": str(tmp_path / "SRN"),
-        "train_split": "cars_train",
-        "val_split": "",
-        "test_split": "cars_test",
-        "num_test_objects": 0,
-        "split_seed": 0,
-        "resplit_seed": -1,
-        "holdout_views": 0,
-        "on_bad": "raise",
-        "procedural": procedural | {"test_views": 4, "size": 16, "samples": 1, "seed": 0},
-    }
-    return ml_collections.ConfigDict(defaults | fields)
+    config = base.get_config().data
+    config.update({"dir": str(tmp_path / "data"), "source": str(tmp_path / "SRN"), "num_test_objects": 0})
+    config.update({"train_split": "cars_train", "val_split": "", "test_split": "cars_test", "holdout_views": 0})
+    config.procedural.update({"kinds": ("chair", "car"), "num_train_objects": 3, "num_test_objects": 2, "views": 3})
+    config.procedural.update({"test_views": 4, "size": 16, "samples": 1})
+    config.update(fields)
+    return config
 
 
 @pytest.fixture
@@ -49,8 +41,7 @@ def test_released_splits_and_resplits(tmp_path):
     assert found["test"] == ["test_000", "test_001", "test_002"]
     assert list(sources.source_splits(data_config(tmp_path, test_split=""))) == ["train"]
 
-    released = sources.source_splits(data_config(tmp_path))
-    seen = set()
+    released, seen = sources.source_splits(data_config(tmp_path)), set()
     for seed in range(5):
         new = sources.resplit(released, seed)
         assert {split: len(folders) for split, folders in new.items()} == {"train": 6, "test": 3}

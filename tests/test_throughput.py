@@ -19,8 +19,7 @@ def compiled():
 
 
 def test_cost_counts_flops_and_bytes(compiled):
-    mesh = sharding.make_mesh(-1, 1)
-    counts = iter([7e9])
+    mesh, counts = sharding.make_mesh(-1, 1), iter([7e9])
     cost = throughput.Cost(compiled, mesh, RECIPE, lambda: next(counts))
     assert cost.flops == cost.flops == 7e9  # counted once
     assert cost.bytes_per_device >= 4 * (64 * 32 + 32 * 16)
@@ -42,11 +41,9 @@ def test_utilization_is_of_the_data_sheet(compiled, monkeypatch):
     window.metrics = Metrics.zeros().replace(steps=jnp.float32(5), loss=jnp.float32(10))
     scalars = window.scalars(7)
     assert scalars["loss"] == 2
-    np.testing.assert_allclose(scalars["seconds_per_step"], 4 / 5)
-    np.testing.assert_allclose(scalars["examples_per_second"], 10)
-    np.testing.assert_allclose(scalars["examples_per_second_per_device"], 10)
-    np.testing.assert_allclose(scalars["data_wait_fraction"], 0.5 / 4)
-    np.testing.assert_allclose(scalars["mfu"], 7e9 * 5 / 4 / 1e9)
+    expected = {"seconds_per_step": 4 / 5, "examples_per_second": 10, "examples_per_second_per_device": 10}
+    for name, value in (expected | {"data_wait_fraction": 0.5 / 4, "mfu": 7e9 * 5 / 4 / 1e9}).items():
+        np.testing.assert_allclose(scalars[name], value)
     # Where FLOPs cannot be counted, there is no utilization.
     monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=iter([1.0, 2.0]).__next__))
     window = throughput.Window(mesh, RECIPE, throughput.Cost(compiled, mesh, RECIPE, lambda: None))

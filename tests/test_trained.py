@@ -32,13 +32,11 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, models[0].params, models[1].params)
 
     pictures, known = srn.read_object(sorted(objects.iterdir())[0]).decode()
-    targets = threedim.orbit([0, 90], 20, 1.3, known.K[0])
-    seen = []
+    targets, seen = threedim.orbit([0, 90], 20, 1.3, known.K[0]), []
     settings = threedim.Settings(num_steps=3)
     arguments = {"seed": 5, "settings": settings}
     views = models[0].sample(pictures[0], known[0], targets, on_view=lambda index, view: seen.append(view), **arguments)
-    assert views.shape == (2, 8, 8, 3)
-    assert views.dtype == np.uint8
+    assert (views.shape, views.dtype) == ((2, 8, 8, 3), np.uint8)
     np.testing.assert_array_equal(views, seen)
     np.testing.assert_array_equal(views, models[1].sample(pictures[:1], known[:1], targets, **arguments))
     assert not np.array_equal(views, models[0].sample(pictures[0], known[0], targets, seed=6, settings=settings))
@@ -50,14 +48,14 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
 
 def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingError, match=r"shapes65: neither a run's folder.*packaged weights \(.*shapes64"):
-        open_trained("shapes65")
-    with pytest.raises(MissingError, match=r"none\.safetensors: no such weights file"):
-        open_trained("none.safetensors")
-    with pytest.raises(MissingError, match=r"no checkpoint in .*some/run"):
-        open_trained("some/run")
-    with pytest.raises(MissingError, match="no checkpoint of step 7"):
-        open_trained(run, step=7)
+    for source, step, message in (
+        ("shapes65", None, r"shapes65: neither a run's folder.*packaged weights \(.*shapes64"),
+        ("none.safetensors", None, r"none\.safetensors: no such weights file"),
+        ("some/run", None, r"no checkpoint in .*some/run"),
+        (run, 7, "no checkpoint of step 7"),
+    ):
+        with pytest.raises(MissingError, match=message):
+            open_trained(source, step=step)
     with pytest.raises(UserError, match="a single step"):
         open_trained("shapes64", step=7)
     (run / "config.json").unlink()
@@ -75,9 +73,6 @@ def test_public_names():
         _ = threedim.cameraz
 
 
-# --- weights that come with the package ---
-
-
 def test_packaging(monkeypatch):
     given = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
@@ -90,8 +85,7 @@ def test_packaging(monkeypatch):
 
 @pytest.mark.parametrize("name", trained.packaged_names())
 def test_packaged_weights(name):
-    found = open_trained(name)
-    path = trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
+    found, path = open_trained(name), trained.PACKAGED / f"{name}{weights_file.SUFFIX}"
     assert path.stat().length <= LARGEST
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params()))
     config = runpy.run_path(str(REPOSITORY / f"configs/{name}.py"))["get_config"]()

@@ -57,11 +57,11 @@ def test_unit_sphere_fits_or_is_refused():
         assert image.min() > 0
         assert image.max() < 64
         assert np.ptp(image[..., 0], axis=1).min() > 0.8 * 64  # and fills the image
-    with pytest.raises(ValueError, match=r"does not fit .*radius 2\.2.*2\.28"):
-        sphere_cameras(5, 2.2, K, 0)
-    with pytest.raises(ValueError, match="radius must be above 1"):
-        spiral_cameras(5, 1.0, K)
-    with pytest.raises(ValueError, match="views must be positive"):
-        spiral_cameras(0, 2.6, K)
-    with pytest.raises(ValueError, match="min_elevation must be in"):
-        sphere_cameras(5, 2.6, K, 0, min_elevation=90)
+    for views, radius, lowest, message in (
+        (5, 2.2, -90, r"does not fit .*radius 2\.2.*2\.28"),
+        (5, 1.0, -90, "radius must be above 1"),
+        (0, 2.6, -90, "views must be positive"),
+        (5, 2.6, 90, "min_elevation must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sphere_cameras(views, radius, K, 0, min_elevation=lowest)

@@ -31,7 +31,6 @@ def fill(shapes, seed=0):
 
 
 def random_params(network=NETWORK, seed=0):
-    """Parameters of a network, none of them zero."""
     return fill(abstract_params(network), seed)
 
 
