@@ -44,7 +44,7 @@ ENTRY %main (x: f32[100,8], s: f32[], a.1: bf16[16,32], b.1: bf16[32,8]) -> f32[
   %b.1 = bf16[32,8]{1,0} parameter(3)
   %zero = s32[] constant(0)
   %init = (s32[], f32[100,8]{1,0}) tuple(%zero, %x.1)
-  %loop = (s32[], f32[100,8]{1,0}) while(%init), condition=%more, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop = (s32[], f32[100,8]{1,0}) while(%init), body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %fusion.1 = f32[4,8]{1,0} fusion(%x.1, %s), kind=kLoop, calls=%sliced
   %fusion.2 = f32[4,8]{1,0} fusion(%x.1, %s), kind=kLoop, calls=%sliced
   %gemm = bf16[16,8]{1,0} fusion(%a.1, %b.1), kind=kCustom, calls=%product
