@@ -1,4 +1,4 @@
-# `make demo`, `make demo-train`, `make test`. Each creates .venv and installs the package on first use.
+# `make demo`, `make demo-train`, `make test` and others. Each creates .venv and installs the package on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Tests mostly compile, which uses one core each.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-train test test-slow clean
+.PHONY: demo demo-train test test-slow test-gpu-compiler clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'
@@ -33,6 +33,11 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(TEST_PROCESSES)
+
+# Compiles the training step for an H200. Installs JAX's CUDA plugin, several GB; needs no GPU.
+test-gpu-compiler: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gpu]'
+	$(BIN)/python -m pytest -m gpu_compiler -v tests/test_gpu_compiler.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

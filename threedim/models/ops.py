@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 Attention = Literal["auto", "plain", "cudnn"]
 
@@ -28,6 +30,40 @@ def merge_residual(h: jax.Array, h_in: jax.Array) -> jax.Array:
         return (h + h_in) / (opaque_zero + math.sqrt(2.0))
 
     return jax.lax.platform_dependent(h, h_in, cpu=divide, default=lambda h, h_in: (h + h_in) * math.sqrt(0.5))
+
+
+def fusible(tree: Any) -> Any:
+    """A pytree of arrays as it is, of which XLA's GPU compiler makes fewer kernels.
+
+    What is done to each of hundreds of parameters takes a kernel for each. XLA merges kernels of the same shape if they
+    read an array in common that is not a scalar. So each array is multiplied by a one that the compiler cannot see.
+
+    Arrays also keep their layout: XLA would compute Adam in the layout of cuDNN's convolution kernels, and copy the
+    state there and back.
+    """
+
+    def multiply(tree: Any) -> Any:
+        ones = jax.lax.optimization_barrier(jnp.ones(2))
+
+        def one(x: jax.Array) -> jax.Array:
+            return with_layout_constraint(x * ones[0].astype(x.dtype), Layout(tuple(range(x.ndim))))
+
+        return jax.tree.map(one, tree)
+
+    return jax.lax.platform_dependent(tree, cuda=multiply, default=lambda tree: tree)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The global norm of a pytree of arrays.
+
+    XLA reduces each array to a number in two kernels on a GPU; to the sums of its rows in one, and then all rows.
+    """
+
+    def by_rows(tree: Any) -> jax.Array:
+        rows = [jnp.square(leaf).sum(axis=-1).ravel() for leaf in jax.tree.leaves(tree)]
+        return jnp.sqrt(jax.lax.optimization_barrier(jnp.concatenate(rows)).sum())
+
+    return jax.lax.platform_dependent(tree, cuda=by_rows, default=optax.tree.norm)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -75,8 +111,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 # cuDNN's bfloat16 gradient returns values that are not finite on Hopper for lengths such as 64 = 8 x 8 pixels
 # (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160 and #1072, huggingface/trl#7181), which has ended a run after 7,400
-# steps. Multiples of its tile, 128, are not affected; below 1,024 plain operations cost little.
-_SAFE_MULTIPLE, _LONG = 128, 1024
+# steps. Multiples of its tile, 128, are not affected; below 256 plain operations cost little.
+_SAFE_MULTIPLE, _LONG = 128, 256
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention = "auto") -> jax.Array:
@@ -85,7 +121,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention =
     Args:
       q, k, v: (batch, head, length, dim), of one dtype; keys may have another length than queries.
       implementation: "plain" operations; "cudnn", NVIDIA's library; or "auto": cuDNN where it is available, safe and
-        pays, which are lengths of at least 1,024 that are multiples of 128. Programs for a CPU are always plain.
+        pays, which are lengths of at least 256 that are multiples of 128. Programs for a CPU are always plain.
 
     Returns:
       (batch, head, length, dim) of that dtype.

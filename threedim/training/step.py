@@ -15,6 +15,7 @@ import optax
 from threedim import diffusion
 from threedim.augmentation import NO_AUGMENTATION, Augmentation, augment
 from threedim.cameras import Camera
+from threedim.models import ops
 from threedim.models.unet import UNet
 
 PyTree = Any
@@ -196,6 +197,7 @@ def make_train_step(
         def loss_fn(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
             if gathered is not None:
                 params = jax.lax.with_sharding_constraint(params, gathered)
+            params = ops.fusible(params)
 
             def apply(x, z, logsnr, camera, cond_mask):
                 rngs = {"dropout": dropout_key}
@@ -219,7 +221,8 @@ def make_train_step(
             total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
             loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
             example_loss = example_loss.T.reshape(-1)
-        grad_norm = optax.tree.norm(grads)
+        grads = ops.fusible(grads)
+        grad_norm = ops.norm(grads)
         if recipe.grad_clip:
             grads = optax.tree.scale(jnp.minimum(1.0, recipe.grad_clip / grad_norm), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state)
