@@ -26,7 +26,9 @@ def test_the_defaults_are_the_papers():
     assert isinstance(network, XUNet)
     assert (network.ch, network.ch_mult, network.emb_ch, network.num_res_blocks) == (256, (1, 2, 2, 4), 1024, 3)
     assert config_lib.process(config) == Process()
-    assert config_lib.recipe(config) == Recipe(128, 1e-4, 10_000_000, 0.9, 0.99, 500_000.0, 0.05, 0.1, 0)
+    assert config_lib.recipe(config) == Recipe(
+        128, 1e-4, 10_000_000, 0.9, 0.99, 500_000.0, 0.05, 0.1, 0, num_steps=1_000_000
+    )
     assert config_lib.sampler_settings(config) == Settings(num_steps=250, guidance_weight=3.0)
     assert not config_lib.denoiser(config).relative_poses
     assert srn_cars.get_config().sample.guidance_weight == 3.0

@@ -8,7 +8,6 @@ import types
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import start
@@ -16,7 +15,7 @@ from commands import start
 from threedim.errors import MissingError, UserError
 from threedim.training import loop
 from threedim.training.checkpoints import CheckpointError
-from threedim.training.step import init_state
+from threedim.training.step import RECENT, init_state
 
 
 def assert_same(one, other):
@@ -57,6 +56,7 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
         ("data.holdout_views", 1, "data fingerprint"),
         ("mesh.fsdp", 3, "does not cover 1 cpu device"),
         ("train.log_every", 0, "train.log_every must be at least 1"),
+        ("train.checkpoint_minutes", 0.0, "train.checkpoint_minutes must be positive"),
     ],
 )
 def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
@@ -83,16 +83,50 @@ def test_a_damaged_checkpoint_is_an_error(tiny_config, run):
         loop.train(tiny_config, run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run, monkeypatch):
-    def diverge(state, metrics, batch):
-        bad = jnp.where(state.step == 3, 3, metrics.first_bad_step)
-        return state.replace(step=state.step + 1), metrics.replace(first_bad_step=bad, steps=metrics.steps + 1)
+def stub_steps(monkeypatch, skips):
+    """Replaces the training step by one that skips the steps with these numbers, and changes nothing."""
 
-    cost = types.SimpleNamespace(flops=1.0, peak=None)
-    monkeypatch.setattr(loop, "_compile", lambda *args: (diverge, cost))
-    with pytest.raises(loop.NonFiniteError, match=r"at step 4 .*last good checkpoint is step 2"):
+    def step(state, metrics, batch):
+        bad = int(state.step) in skips
+        skipped = metrics.skipped.at[state.step % RECENT].set(bad)
+        metrics = metrics.replace(
+            steps=metrics.steps + ~bad, skipped_steps=metrics.skipped_steps + bad, skipped=skipped
+        )
+        return state.replace(step=state.step + 1), metrics
+
+    monkeypatch.setattr(loop, "_compile", lambda *args: (step, types.SimpleNamespace(flops=1.0, peak=None)))
+
+
+def test_skipped_steps_end_a_run_when_they_are_too_many(tiny_config, run, monkeypatch):
+    t = tiny_config.train
+    t.num_steps, t.log_every, t.checkpoint_every, t.keep_last = 40, 5, 4, 99
+    stub_steps(monkeypatch, {3, 7, 8, *range(20, 40)})
+    said = (
+        r"10 of the last 1,000 steps were skipped, the last at step 27 \(seed 0\).*last checkpoint is that of step 20"
+    )
+    with pytest.raises(loop.NonFiniteError, match=said):
         loop.train(tiny_config, run)
-    assert not (run / "checkpoints/4").exists()
+    # Steps 4 and 8 were skipped: what was due is saved after the next step that is not.
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 5, 10, 12, 16, 20]
+    assert [(line["step"], line["skipped_steps"]) for line in lines_of(run)[2:]] == [
+        (5, 1),
+        (10, 2),
+        (15, 0),
+        (20, 0),
+        (25, 5),
+    ]
+
+
+def test_checkpoints_are_saved_by_time(tiny_config, run, monkeypatch):
+    t = tiny_config.train
+    t.num_steps, t.checkpoint_every, t.checkpoint_minutes, t.keep_last = 9, 100, 1.5, 99
+    stub_steps(monkeypatch, {4})
+    clock = iter(range(0, 100_000, 40))  # 40 s pass whenever somebody looks
+    monkeypatch.setattr(
+        loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    )
+    loop.train(tiny_config, run)
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 6, 9]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -375,10 +376,10 @@ class _FirstOfEach(checkpoint_managers.PreservationPolicy):
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
-        first = {}
-        for step in sorted(c.step for c in checkpoints if self.every):
-            first.setdefault(step // self.every, step)
-        return [c.step > 0 and c.step // self.every > 0 and first[c.step // self.every] == c.step for c in checkpoints]
+        every, first = self.every or math.inf, {}
+        for step in sorted(c.step for c in checkpoints):
+            first.setdefault(step // every, step)
+        return [c.step >= every and first[c.step // every] == c.step for c in checkpoints]
 
 
 def _not_orbax_progress(record: logging.LogRecord) -> bool:

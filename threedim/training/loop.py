@@ -239,6 +239,7 @@ def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: i
     skipped = np.roll(jax.device_get(metrics.skipped), -step)  # the last step is last
     count = int(skipped.sum())
     if count >= MAX_SKIPPED:
+        checkpoints.wait()
         good = checkpoints.latest_step()
         raise NonFiniteError(
             f"{count} of the last {RECENT:,} steps were skipped, the last at step {step - int(skipped[::-1].argmax())} "
