@@ -68,6 +68,8 @@ def test_presets():
     [
         ("model.network", "unet", "config.model.network must be one of xunet, concat_unet, got 'unet'"),
         ("model.dtype", "float16", "config.model.dtype must be one of float32, bfloat16"),
+        ("model.image_size", 100, "config.model: image_size 100 is not divisible by 8"),
+        ("model.attn_resolutions", (7,), "config.model: the frames never meet"),
         ("data.pose", "both", "config.data.pose must be one of absolute, relative"),
         ("mesh.preset", "tpu", "config.mesh.preset must be one of cpu, "),
         ("mesh.fsdp", 3, "config.mesh: "),
