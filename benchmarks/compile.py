@@ -5,11 +5,12 @@
     python -m benchmarks.compile --topology=cpu:64 --fsdp=8 --config=configs/bench_cpu.py --config.train.batch_size=64
 
 Compiles programs for a slice, and prints the device memory that they need, their FLOPs, what they multiply in which
-dtype, and what devices send each other: how far training scales. Nothing runs.
+dtype, and what devices send each other: how far training scales. For GPUs also the kernels that are launched, the bytes
+that they move, and the time that both memory and arithmetic need at least. Nothing runs.
 
-Topologies: v4, v5e, v5p and v6e with the shape of the slice (needs libtpu), H200 with the number of GPUs (needs JAX's
-CUDA wheels), or cpu with any number of virtual devices. Programs: the training step, one network evaluation as the
-sampler needs it, and the scan that samples a view. Batches are those of the whole slice.
+Topologies: v4, v5e, v5p and v6e with the shape of the slice (needs libtpu), H100 and H200 with the number of GPUs
+(needs JAX's CUDA wheels), or cpu with any number of virtual devices. Programs: the training step, one network
+evaluation as the sampler needs it, and the scan that samples a view. Batches are those of the whole slice.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
-from benchmarks import hlo, record
+from benchmarks import hlo, kernels, record
 from benchmarks.programs import Sampling, lower_training_step, placed
 from threedim import config as config_lib
 from threedim.errors import UserError
@@ -36,7 +37,10 @@ from threedim.training import hardware, sharding
 
 PROGRAMS = ("training", "evaluation", "view")
 # Kinds of devices by the first part of a topology.
-KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "H200": "NVIDIA H200"}
+KINDS = {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+KINDS |= {"H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200"}
+# What an H100 has instead of the H200 that h200.txtpb describes.
+H100 = {"151397597184": "85017493504", "4800000000000": "3352320000000", "H200 141GB HBM3e": "H100 80GB HBM3"}
 # Fraction of its data-sheet rate that a well-tuned program reaches; for estimates.
 UTILIZATION = 0.5
 GIB = 2**30
@@ -55,8 +59,10 @@ def devices_of(topology: str) -> list[jax.Device]:
         )
     if kind == "cpu":
         return jax.devices("cpu")
-    if kind == "H200":
+    if kind in kernels.RATES:
         spec = pathlib.Path(__file__).with_name("h200.txtpb").read_text()
+        for h200, h100 in H100.items() if kind == "H100" else ():
+            spec = spec.replace(h200, h100)
         platform, settings = "cuda", {"target_config": spec, "topology": f"1x1x{shape}"}
     else:
         platform, settings = "tpu", {"topology_name": topology}
@@ -82,7 +88,7 @@ def prepare(topology: str) -> None:
 def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None) -> dict[str, Any]:
     """Figures of one of `PROGRAMS` on a mesh, with estimates if the devices' data sheet is known.
 
-    Bytes are per device, FLOPs over all devices.
+    Bytes and kernels are per device, FLOPs over all devices.
     """
     start = time.perf_counter()
     if program == "training":
@@ -116,6 +122,8 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
     }
     if chip is not None:
         found["memory_bytes"] = chip.memory
+        if chip.name in kernels.RATES:
+            found |= kernels.summary(kernels.kernels(instructions), kernels.RATES[chip.name])
         found |= scaling(flops, found["wire_bytes"], mesh.size, chip)
     return found
 
@@ -146,6 +154,11 @@ def report(figures: dict[str, Any]) -> str:
             f"  TFLOP: {f['flops'] / 1e12:.4g} needed, {f['compiled_flops'] / 1e12:.4g} compiled, loops once",
             f"  products: {products or 'none'}",
         ]
+        if "kernels" in f:
+            lines.append(
+                f"  kernels: {f['kernels']:,} ({f['distinct_kernels']:,} distinct), {f['moved_bytes'] / 1e9:.1f} GB "
+                f"moved, {f['kernel_flops'] / 1e12:.4g} TFLOP: {1e3 * f['roofline_seconds']:.1f} ms without launches"
+            )
         for kind, each in f["collectives"].items():
             dtypes = ", ".join(f"{count} {dtype}" for dtype, count in each["dtypes"].items())
             multiple = each["wire_bytes"] / f["parameter_bytes"]
@@ -177,7 +190,8 @@ def measure(config, topology: str, fsdp: int, programs: list[str]) -> dict[str, 
     figures: dict[str, Any] = {"slice": f"{topology}, mesh {devices.size // fsdp} x {fsdp}", "devices": devices.size}
     for name in programs:
         try:
-            figures[name] = compile_program(name, config, mesh, chip)
+            with kernels.cudnn_for(devices.flat[0]):
+                figures[name] = compile_program(name, config, mesh, chip)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -27,7 +27,7 @@ class Instruction(NamedTuple):
     name: str  # without "%"
     opcode: str  # as XLA spells it, such as "all-gather-start"; the target of a custom call
     arrays: tuple[tuple[str, tuple[int, ...]], ...]  # dtype and dimensions of its results on one device
-    operands: tuple[str, ...]  # names of the first two instructions that it reads
+    operands: tuple[str, ...]  # names of the instructions that it reads, as often as it does
     computation: str  # name of the computation that it is part of
     text: str
 
@@ -48,7 +48,7 @@ def instructions(text: str) -> list[Instruction]:
                 opcode = re.search(r'custom_call_target="([^"]*)"', rest)[1]
             shapes = re.findall(r"(\w+)\[([\d,]*)\]", kind)
             arrays = tuple((dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in shapes)
-            operands = tuple(re.findall(r"%([\w.-]+)", rest)[:2])
+            operands = tuple(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
             found.append(Instruction(name, opcode, arrays, operands, computation, line))
     if not entry:
         raise ValueError("not the text of a compiled program: no line starts with ENTRY")
@@ -89,7 +89,7 @@ def products(program: list[Instruction]) -> dict[str, int]:
     """Number of convolutions and matrix products by the dtypes of their operands, such as "bf16 x f32"."""
     dtypes = {(each.computation, each.name): each.arrays[0][0] for each in program if each.arrays}
     found = collections.Counter(
-        " x ".join(sorted(dtypes[each.computation, name] for name in each.operands))
+        " x ".join(sorted(dtypes[each.computation, name] for name in each.operands[:2]))
         for each in program
         if each.opcode.startswith(_PRODUCTS)
     )
