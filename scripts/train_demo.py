@@ -31,6 +31,7 @@ import jax
 import ml_collections
 from etils import epath
 
+from scripts.tables import number
 from threedim import errors, files, weights_file
 from threedim.errors import MissingError, UserError
 from threedim.training.checkpoints import find_step
@@ -192,27 +193,30 @@ class Demo:
             while process.poll() is None and len(read_metrics(folder)) < 4:
                 time.sleep(0.2)
         seconds_per_step, start_up = speed(read_metrics(folder), (self.out / "logs/measure.log").read_text(), began)
-        folder.rmtree()
+        for each in (folder, self.out / "warm_data"):
+            each.rmtree(missing_ok=True)
         self.save(seconds_per_step=seconds_per_step, start_up=round(start_up, 1))
 
     def train_until_time_is_up(self) -> int:
         """Trains for the minutes left; returns the step of the newest checkpoint."""
         done, planned = self._step(), self.known.get("num_steps", 0)
+        used_up = f"the {self.given.minutes:g} minutes are used up after step {done:,}; train on with more --minutes"
         if done and (done >= planned and self.given.minutes <= self.known["minutes"]):
             return done
         if self.left < self.known["start_up"] + 10 * self.known["seconds_per_step"]:
-            said = f"the {self.given.minutes:g} minutes are used up after step {done}; train on with more --minutes"
             if not done:
-                raise UserError(said)
-            self.say(said)
+                raise UserError(used_up)
+            self.say(used_up)
             return done
         steps = choose_steps(done, self.left, self.known["start_up"], self.known["seconds_per_step"])
         self.save(num_steps=steps, minutes=self.given.minutes)
         self.say(f"training to step {steps:,} of {self.workdir}, {self.left:.0f} s at most")
         self.run("train", self.train(steps), seconds=self.left)
-        done, metrics = self._step(), read_metrics(self.workdir)
-        self.say(f"trained to step {done:,}, loss {metrics[-1]['loss']:.4f}")
-        self.save(seconds_per_step=metrics[-1]["seconds_per_step"])
+        if not (done := self._step()):
+            raise UserError(used_up)
+        last = read_metrics(self.workdir)[-1]
+        self.say(f"trained to step {done:,}, loss {last['loss']:.4f}")
+        self.save(seconds_per_step=last["seconds_per_step"])
         return done
 
     def make_results(self, step: int) -> None:
@@ -225,10 +229,9 @@ class Demo:
                 finished[name] = step
                 self.save()
         evaluation = self.out / "evaluation" / f"step_{step:07d}"
-        scores = files.read_json(evaluation / "results.json")["dataset"]
-        self.say(
-            f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f} on {self.config.evaluate.max_objects or 'all'} objects"
-        )
+        results = files.read_json(evaluation / "results.json")
+        psnr, ssim = (number(results["dataset"][name], decimals) for name, decimals in (("psnr", 2), ("ssim", 3)))
+        self.say(f"PSNR {psnr} dB, SSIM {ssim} on {results['num_objects']} held-out objects")
         sheet = self.out / self.name
         print(f"weights: {self.weights}\ncurves:  {self.out / 'curves.png'}\nsheet:   {sheet}.png\ncard:    {sheet}.md")
         print(f"scores:  {evaluation / 'report.html'}")
