@@ -25,6 +25,10 @@ from benchmarks import programs
 programs.matmul_rate = lambda dtype: 1e9
 runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 """
+# The second call, at the end, sets the timer off.
+RATE = """lambda dtype, called=[]: called.append(1) or 1e9 if not called else [
+    timer.function(*timer.args) for timer in __import__("threading").enumerate() if hasattr(timer, "function")
+]"""
 
 
 def run(how, *arguments):
@@ -38,8 +42,8 @@ def step_file(tmp_path_factory):
     """Output and file of benchmarks.step."""
     path = tmp_path_factory.mktemp("step") / "figures.json"
     arguments = ["--config=configs/bench_cpu.py", *NETWORK, "--config.train.batch_size=2", "--repeats=1"]
-    arguments.append("--config.mesh.cpu_devices=1")
-    return run(["-c", RUN_STEP], *arguments, f"--json={path}"), record.read(path)
+    arguments += ["--config.mesh.cpu_devices=1", f"--compilation_cache={path.parent / 'xla'}"]
+    return run(["-c", RUN_STEP], *arguments, f"--json={path}"), record.read(path), arguments
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, command, nu
 
 
 def test_rates_follow_from_flops_and_seconds(step_file):
-    out, content = step_file
+    out, content, _ = step_file
     assert (content["benchmark"], content["versions"]["jax"]) == ("step", jax.__version__)
     assert content["machine"]["device"]["count"] == 1
     figures = content["figures"]
@@ -77,13 +81,28 @@ def test_rates_follow_from_flops_and_seconds(step_file):
     for row in (training, denoising):
         assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
         assert row["fraction_of_matmul"] == pytest.approx(row["flops_per_second"] / 1e9)
-    parts = training["trace_seconds"] + training["compile_seconds"] + training["first_step_seconds"]
-    assert 0 < parts <= training["seconds_to_first_step"]
+        assert row["from_cache"] is False
+        assert all(row[f"{name}_seconds"] > 0 for name in ("first_compile", "cached_compile", "first_step"))
     assert denoising["flops"] < training["flops"] / 3
     assert training["argument_bytes"] > 16 * figures["parameters"]  # parameters, their average and two moments
     lines = out.splitlines()
     assert lines[0].startswith(f"{figures['parameters']:,} parameters, 1 cpu device(s), batch 2, matmul 1 GFLOP/s")
     assert [line.split()[0] for line in lines[2:4]] == ["training", "denoising"]
+    assert lines[4] == "the program of the training step was not in the persistent compilation cache"
+
+
+def test_the_time_limit_prints_what_is_there(step_file, tmp_path):
+    """The timer goes off after both steps, whose programs are in the cache by now."""
+    path, arguments = tmp_path / "part.json", step_file[2]
+    done = run_python(
+        "-c", RUN_STEP.replace("lambda dtype: 1e9", RATE), *arguments, "--time_limit=1e6", f"--json={path}"
+    )
+    assert done.returncode == 124, done.stderr[-2000:]
+    assert done.stdout.startswith("stopped after --time_limit=1e+06 s; measured so far:")
+    assert "the program of the denoising step came from the persistent compilation cache" in done.stdout
+    training = record.read(path)["figures"]["training_step"]
+    assert training["from_cache"] is True
+    assert training["fraction_of_matmul"] > 0
 
 
 def test_recomputing_and_microbatches_do_not_count_as_work(step_file):

@@ -243,6 +243,20 @@ def test_the_learning_rate_falls_to_zero(schedule, half):
         recipe(schedule="cosine", num_steps=2, decay_start=2 * RECIPE.batch_size)
 
 
+def test_the_length_of_the_decay_is_not_in_the_program():
+    programs, states = [], []
+    for num_steps in (10, 20):
+        r = recipe(schedule="linear", num_steps=num_steps)
+        step, state = make_train_step(Toy(), PROCESS, r), init_state(Toy(), r)
+        lowered = jax.jit(step).lower(state, Metrics.zeros(), batches(1)[0], r.decay)
+        programs.append(lowered.as_text())
+        states += [jax.jit(step)(state, Metrics.zeros(), batches(1)[0], *decay)[0] for decay in ((), (r.decay,))]
+    assert programs[0] == programs[1]
+    for own, given in (states[:2], states[2:]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own.params, given.params)
+    assert states[0].params["scale"] != states[2].params["scale"]
+
+
 def test_a_step_of_the_network_keeps_shapes_and_dtypes():
     network = NETWORK.clone(ch_mult=(1,), attn_resolutions=(SIZE,), num_res_blocks=0)
     state = jax.eval_shape(lambda: init_state(network, RECIPE))

@@ -213,17 +213,18 @@ def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[
 def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], Cost]:
     """The compiled training step, and what it costs."""
     whole, process = sharding.replicated(run.mesh), config_lib.process(run.config)
+    decay = jax.device_put(run.recipe.decay, whole)
     shardings = sharding.state_shardings(run.mesh, state)
     step_fn = jax.jit(
         make_train_step(run.network, process, run.recipe, whole),
-        in_shardings=(shardings, whole, sharding.batch_sharding(run.mesh)),
+        in_shardings=(shardings, whole, sharding.batch_sharding(run.mesh), whole),
         out_shardings=(shardings, whole),
         donate_argnums=(0, 1),
         compiler_options=cpu.compiler_options(),
     )
     began = time.perf_counter()
     with distributed.dies_on_interrupt():
-        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch)
+        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch, decay)
         compiled = lowered.compile()
     seconds = time.perf_counter() - began
     platform = run.mesh.devices.flat[0].platform
@@ -231,7 +232,7 @@ def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple
     cost = Cost(compiled, run.mesh, run.recipe, count_flops)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{parameters:,} parameters; {len(run.dataset):,} objects; {cost.describe()}; compiled in {seconds:.0f} s")
-    return compiled, cost
+    return lambda *args: compiled(*args, decay), cost
 
 
 def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: int) -> bool:
