@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_loop import lines_of, stub_steps
+from test_loop import stub_steps
 from tiny import random_params
 
 from threedim import config as config_lib
@@ -33,25 +33,6 @@ def test_the_loss_is_the_same_at_every_call_and_batch_size(tiny_config):
     tiny_config.train.batch_size, tiny_config.train.microbatches, tiny_config.seed = 6, 2, 7
     assert held_out_loss(tiny_config, "test")(params) == pytest.approx(first, rel=1e-5)
     assert held_out_loss(tiny_config, "train")(params) != pytest.approx(first, rel=1e-3)
-
-
-def test_a_run_logs_its_held_out_loss_and_psnr_as_if_never_interrupted(tiny_config, run, tmp_path, capsys):
-    t = tiny_config.train
-    t.eval_every, t.eval_examples, t.sample_every = 3, 2, 4
-    loop.train(tiny_config, run)
-    said = capsys.readouterr().out
-    lines = lines_of(run)
-    losses = {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
-    assert list(losses) == [3, 4]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    (psnr,) = [line["eval/psnr"] for line in lines if "eval/psnr" in line]
-    assert 0 < psnr < 40
-    best = min(losses, key=losses.get)
-    assert f"lowest eval/loss {losses[best]:.4g} at step {best}, which" in said
-    assert loop.open_trained(run, checkpoints.BEST).step == best
-    assert loop.open_trained(run).step == 4
-    loop.train(tiny_config, tmp_path / "whole")
-    assert {line["step"]: line["eval/loss"] for line in lines_of(tmp_path / "whole") if "eval/loss" in line} == losses
 
 
 def test_the_best_checkpoint_outlives_the_last_ones_and_restarts(tiny_config, run, monkeypatch):
