@@ -43,7 +43,7 @@ def run(
 
     def finish(before: dict[str, Any], figures: dict[str, Any]) -> None:
         if devices:
-            memory = {"memory_bytes": device_memory(jax.local_devices()[0])}
+            memory = {"memory_bytes": hardware.device_memory(jax.local_devices()[0])}
             before["machine"]["device"] = provenance.device() | memory
         print(report(figures), flush=True)
         if flags.FLAGS.json:
@@ -92,15 +92,6 @@ def command(benchmark: str, arguments: list[str]) -> str:
     kept = [argument for argument in arguments if not argument.startswith("--json=")]
     settings = [f"{name}={shlex.quote(os.environ[name])}" for name in _ENVIRONMENT if os.environ.get(name)]
     return " ".join([*settings, f"python -m benchmarks.{benchmark}", *map(shlex.quote, kept)])
-
-
-def device_memory(device: jax.Device) -> int | None:
-    """Bytes that JAX may use of an accelerator, or else those of its data sheet; None if neither is known (CPU)."""
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    chip = hardware.CHIPS.get(device.device_kind)
-    return int(chip.memory) if chip else None
 
 
 def write(path: epath.PathLike, benchmark: str, head: dict[str, Any], figures: dict[str, Any]) -> None:

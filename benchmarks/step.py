@@ -14,11 +14,8 @@ determined by the compiler's own figures, against the memory of one device or --
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +85,7 @@ def measure_denoising(config, repeats: int, row: dict) -> None:
 
 def measure_sampling(config, repeats: int, limit: int, row: dict) -> None:
     """Times sampling one view of ``config.sample.batch_size`` objects, on one device of ``limit`` bytes."""
-    sampling, objects = Sampling(config), config.sample.batch_size
+    sampling, objects = Sampling(config), config.sample.batch_size or 1
     programs = {}
 
     def compile_program(count: int) -> jax.stages.Compiled:
@@ -97,7 +94,9 @@ def measure_sampling(config, repeats: int, limit: int, row: dict) -> None:
             return lowered.compile()
         return programs.setdefault(count, _compile(lowered, row))
 
-    most, needed = largest(lambda count: program_bytes(lambda: compile_program(count)), limit, start=objects)
+    most, needed = hardware.largest(
+        lambda count: hardware.program_bytes(lambda: compile_program(count)), limit, start=objects
+    )
     if most < objects:
         raise UserError(
             f"{objects} objects at once do not fit in {limit / GIB:.2f} GiB, {most} do: set config.sample.batch_size, "
@@ -126,9 +125,9 @@ def largest_training_batch(config, limit: int) -> dict:
 
     def bytes_of(pairs: int) -> float:
         whole = dataclasses.replace(recipe, batch_size=pairs * recipe.microbatches)
-        return program_bytes(lambda: lower_training_step(network, process, whole, mesh)[0].compile())
+        return hardware.program_bytes(lambda: lower_training_step(network, process, whole, mesh)[0].compile())
 
-    pairs, needed = largest(bytes_of, limit, start=max(1, recipe.batch_size // recipe.microbatches))
+    pairs, needed = hardware.largest(bytes_of, limit, start=max(1, recipe.batch_size // recipe.microbatches))
     return {
         "batch_size": pairs * recipe.microbatches,
         "microbatches": recipe.microbatches,
@@ -136,58 +135,6 @@ def largest_training_batch(config, limit: int) -> dict:
         "device_bytes": needed,
         "limit_bytes": limit,
     }
-
-
-def memory_limit(gib: float | None = None) -> int:
-    """Bytes of one device: ``gib`` if given, else what JAX may use or its data sheet says; physical memory of a CPU.
-
-    Raises:
-      UserError: if the device's memory is unknown.
-    """
-    if gib is not None:
-        return int(gib * GIB)
-    device = jax.local_devices()[0]
-    if (found := record.device_memory(device)) is not None:
-        return found
-    if device.platform != "cpu":
-        raise UserError(f"the memory of a {device.device_kind} is unknown; set --memory_gib")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def program_bytes(compile_program: Callable[[], jax.stages.Compiled]) -> float:
-    """Bytes of device memory that a program needs; infinite if the compiler itself finds that it does not fit."""
-    try:
-        return hardware.device_bytes(compile_program())
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return math.inf
-
-
-def largest(bytes_of: Callable[[int], float], limit: float, start: int = 1, most: int = 2**16) -> tuple[int, float]:
-    """The largest batch up to ``most`` that needs at most ``limit`` bytes, and its bytes; (0, 0) if none fits.
-
-    Doubles or halves from ``start``, then bisects. Assumes that larger batches never need less.
-    """
-    asked: dict[int, float] = {}
-
-    def fits(batch: int) -> bool:
-        if batch not in asked:
-            asked[batch] = bytes_of(batch)
-            print(f"batch {batch} needs {asked[batch] / GIB:.2f} GiB", file=sys.stderr)
-        return asked[batch] <= limit
-
-    low, high = 0, min(start, most)
-    while high <= most and fits(high):
-        low, high = high, max(high + 1, min(2 * high, most))
-    if low == 0:
-        while high > 1 and not fits(high // 2):
-            high //= 2
-        low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low, asked.get(low, 0)
 
 
 def measure(
@@ -216,12 +163,12 @@ def measure(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network))),
     }
     if largest_batch:
-        figures["largest_training_batch"] = largest_training_batch(config, memory_limit(gib))
+        figures["largest_training_batch"] = largest_training_batch(config, hardware.memory_limit(gib))
         if not sampling:
             return figures
     figures["matmul_flops_per_second"] = matmul_rate(network.dtype)
     if sampling:
-        measure_sampling(config, repeats or 3, memory_limit(gib), figures.setdefault("sampling", {}))
+        measure_sampling(config, repeats or 3, hardware.memory_limit(gib), figures.setdefault("sampling", {}))
     else:
         measure_training(config, repeats or 8, figures.setdefault("training_step", {}))
         measure_denoising(config, repeats or 8, figures.setdefault("denoising_step", {}))

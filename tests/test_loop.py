@@ -14,7 +14,7 @@ from commands import start
 
 from threedim.errors import MissingError, UserError
 from threedim.training import loop
-from threedim.training.checkpoints import CheckpointError
+from threedim.training.checkpoints import BEST, CheckpointError
 from threedim.training.step import RECENT, init_state
 
 
@@ -28,17 +28,30 @@ def lines_of(workdir):
 
 
 def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path, capsys):
-    tiny_config.train.sample_every = 4
+    t = tiny_config.train
+    t.sample_every, t.eval_every, t.eval_examples = 4, 3, 2
     whole, first = loop.train(tiny_config, tmp_path / "whole"), capsys.readouterr().out
     assert re.match(r".*[\d,]+ parameters; 2 objects; 4 pairs a step, 4 a device; 1 cpu device", first, re.DOTALL)
     assert "s and " in first
     assert "TFLOP a step; 3 steps left take about 0:" in first
-    resumed = loop.train(tiny_config, run)
-    assert "resuming from step 2" in capsys.readouterr().out
+    resumed, said = loop.train(tiny_config, run), capsys.readouterr().out
+    assert "resuming from step 2" in said
     assert int(whole.step) == 4
     assert_same(whole, resumed)
     lines, expected = map(lines_of, (run, tmp_path / "whole"))
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+    def curve(key, lines):
+        return {line["step"]: line[key] for line in lines if key in line}
+
+    losses, psnrs = curve("eval/loss", lines), curve("eval/psnr", lines)
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4, 4]
+    assert [*losses, *psnrs] == [3, 4, 4]
+    assert 0 < psnrs[4] < 40
+    assert (losses, psnrs) == (curve("eval/loss", expected), curve("eval/psnr", expected))
+    best = min(losses, key=losses.get)
+    assert f"lowest eval/loss {losses[best]:.4g} at step {best}, which" in said
+    assert loop.open_trained(run, BEST).step == best
+    lines, expected = ([line for line in one if "loss" in line] for one in (lines, expected))
     for key in ("loss", "grad_norm", "learning_rate", "ema_decay"):
         assert [line[key] for line in lines] == [line[key] for line in expected]
     assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()

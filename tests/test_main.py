@@ -94,7 +94,8 @@ def test_out_of_memory_is_one_line():
     done = run_training("jnp.zeros(1 << 48).block_until_ready()")
     assert done.returncode == 1
     assert re.fullmatch(
-        r"error: the devices' memory does not suffice: .*1125899906842624 bytes.*batch_size\n", done.stderr
+        r"error: the devices' memory does not suffice: .*1125899906842624 bytes.*batch_size: what fits, .*finds out\n",
+        done.stderr,
     )
 
 

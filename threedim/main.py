@@ -38,8 +38,9 @@ with epy.lazy_imports():
 MODES = ("prepare", "train", "sample", "evaluate")
 # What helps when the devices' memory does not suffice.
 _LESS_MEMORY = {
-    "train": "raise train.microbatches, set train.remat to blocks or all, or lower train.batch_size",
-    "sample": "lower sample.batch_size",
+    "train": "raise train.microbatches, set train.remat to blocks or all, or lower train.batch_size: what fits, "
+    "python -m benchmarks.step --largest_batch --config=… finds out",
+    "sample": "lower sample.batch_size, or set it to 0",
 }
 _LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
