@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
