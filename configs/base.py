@@ -103,7 +103,7 @@ def _train() -> ml_collections.ConfigDict:
     t.remat = "none"  # recompute activations to save memory: "none", "blocks" (inside blocks), "all" (also between)
     t.uncond_prob = 0.1  # probability of an unconditional pair, for guidance
     t.color_weight = 1.0  # loss weight of color relative to brightness at high noise; 1 is the paper's loss
-    t.num_workers = 8  # data loading processes; 0 loads in the main process
+    t.num_workers = 8  # data loading processes, at most one a core; 0 loads in the main process
     t.log_every = 100  # steps
     t.checkpoint_every = 5_000  # steps
     t.checkpoint_minutes = 10.0  # at most this long between checkpoints; with several processes, as of a log line

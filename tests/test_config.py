@@ -7,7 +7,7 @@ import re
 import ml_collections
 import pytest
 
-from configs import base, shapes64, srn_cars
+from configs import base, own_objects, shapes64, srn_cars
 from threedim import config as config_lib
 from threedim import settings as settings_lib
 from threedim.augmentation import Augmentation
@@ -49,6 +49,18 @@ def test_every_field_reaches_its_object():
     assert recipe.augmentation == Augmentation(True, (0.5, 2.0), 0.25)
     hash(sampler)  # a key of the compilation cache
     assert {field.name for field in dataclasses.fields(Settings)} <= set(config.sample)
+
+
+@pytest.mark.parametrize("stage", own_objects.STAGES)
+def test_own_objects_on_one_gpu(stage):
+    config = own_objects.get_config(stage)
+    recipe = config_lib.recipe(config)
+    assert config_lib.network(config).image_size == config.model.image_size == (128 if "128" in stage else 64)
+    assert (recipe.grad_clip, recipe.schedule, recipe.relative_poses) == (1.0, "cosine", True)
+    assert float(recipe.learning_rate_at(config.train.num_steps - 1)) == 0
+    assert config_lib.sampler(config).settings.solver == "dpm_solver_2m_sde"
+    with pytest.raises(UserError, match="own_objects has configs for 24gb, 80gb, "):
+        own_objects.get_config("48gb")
 
 
 def test_presets():

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -100,8 +101,8 @@ def _train_from(
     next_batch = _open_data(run, start, stack)
     held_out_loss, preview = _open_held_out(run)
     writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
+    step_fn, cost = _compile(run, state)
     batch = next_batch()
-    step_fn, cost = _compile(run, state, batch)
     stop = stack.enter_context(distributed.StopSignal())
     bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
     trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
@@ -225,13 +226,13 @@ def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[
         seed=run.config.seed,
         start_step=start,
         rows=sharding.local_rows(run.mesh, batch_size),
-        num_workers=run.config.train.num_workers,
+        num_workers=min(run.config.train.num_workers, os.cpu_count() or 1),
     )
     stack.callback(batches.close)
     return lambda: sharding.put_batch(next(batches), run.mesh, batch_size)
 
 
-def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], Cost]:
+def _compile(run: _Run, state: TrainState) -> tuple[Callable[..., Any], Cost]:
     """The compiled training step, and what it costs."""
     whole, process = sharding.replicated(run.mesh), config_lib.process(run.config)
     decay = jax.device_put(run.recipe.decay, whole)
@@ -243,6 +244,7 @@ def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple
         donate_argnums=(0, 1),
         compiler_options=cpu.compiler_options(),
     )
+    batch = hardware.batch_shapes(run.network.image_size, run.recipe.batch_size, sharding.batch_sharding(run.mesh))
     began = time.perf_counter()
     with distributed.dies_on_interrupt():
         lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch, decay)
