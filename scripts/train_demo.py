@@ -1,6 +1,6 @@
 """Trains, exports and evaluates a small network within a given number of minutes.
 
-    python -m scripts.train_demo --minutes=10 --out=runs/gpu64 [--config=configs/gpu64.py] [-- --config.train.seed=1]
+    python -m scripts.train_demo --minutes=10 --out=runs/gpu64 [--config=configs/gpu64.py] [-- --config.seed=1]
 
 While the data is rendered on all cores, the training step compiles and runs for a few seconds. From its speed and the
 minutes left follows the number of steps, at whose end the learning rate is zero. The folder gets the weights
@@ -225,9 +225,9 @@ class Demo:
         start_up, planned = self.known["start_up"], self.known["seconds_per_step"]
         steps = choose_steps(done, self.left, start_up, planned)
         self.save(num_steps=steps, minutes=self.given.minutes)
-        self.say(f"training to step {steps:,} of {self.workdir}, {self.left:.0f} s at most")
+        self.say(f"training to step {steps:,}, {self.left:.0f} s at most; see {self.out / 'logs/train.log'}")
         # After a fifth of the time, if that is long beside the start-up that another plan costs.
-        look_at = 0.8 * self.left if may_correct and self.left > 10 * start_up else 0.0
+        look_at = 0.8 * self.left if may_correct and self.left > 5 * start_up else 0.0
         with self.started("train", self.train(steps)) as process:
             while process.poll() is None and self.left > 0:
                 time.sleep(0.2)
