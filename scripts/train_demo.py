@@ -1,6 +1,6 @@
 """Trains, exports and evaluates a small network within a given number of minutes.
 
-    python -m scripts.train_demo --minutes=10 --out=runs/gpu64 [--config=configs/gpu64.py] [-- --config.train.seed=1]
+    python -m scripts.train_demo --minutes=10 --out=runs/gpu64 [--config=configs/gpu64.py] [-- --config.seed=1]
 
 While the data is rendered on all cores, the training step compiles and runs for a few seconds. From its speed and the
 minutes left follows the number of steps, at whose end the learning rate is zero. The folder gets the weights
@@ -21,6 +21,7 @@ import re
 import runpy
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ from threedim.training.checkpoints import find_step
 _LOG_EVERY = 10
 # Part of the time that is planned with, since speed varies.
 _MARGIN = 0.97
+# How far the speed may be from the planned one before the number of steps is chosen anew.
+_TOLERANCE = 0.1
 # Seconds that a process gets to save and end after a signal.
 _PATIENCE = 60
 
@@ -63,9 +66,9 @@ def speed(lines: Sequence[dict[str, Any]], log: str, began: float) -> tuple[floa
       began: time when its process started.
     """
     seconds_per_step = min(line["seconds_per_step"] for line in lines[1:] or lines)
-    compiling = re.search(r"compiled in (\d+) s", log)
+    *_, compiling = [0, *map(int, re.findall(r"compiled in (\d+) s", log))]
     before = lines[0]["time"] - lines[0]["step"] * lines[0]["seconds_per_step"] - began
-    return seconds_per_step, max(0.0, before - (int(compiling[1]) if compiling else 0))
+    return seconds_per_step, max(0.0, before - compiling)
 
 
 class Demo:
@@ -144,7 +147,7 @@ class Demo:
         """A command that runs and writes to its log; ended, so that it can save, when the block is left before it."""
         path = self.out / "logs" / f"{name}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as log:
+        with path.open("a") as log:
             environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if cpu else {})
             command = [*(["nice"] if cpu else []), sys.executable, "-m", *arguments]
             # In a session of its own: Ctrl-C reaches this program, which tells it.
@@ -203,21 +206,41 @@ class Demo:
         used_up = f"the {self.given.minutes:g} minutes are used up after step {done:,}; train on with more --minutes"
         if done and (done >= planned and self.given.minutes <= self.known["minutes"]):
             return done
-        if self.left < self.known["start_up"] + 10 * self.known["seconds_per_step"]:
-            if not done:
-                raise UserError(used_up)
+        if done and not self._time_to_train():
             self.say(used_up)
             return done
-        steps = choose_steps(done, self.left, self.known["start_up"], self.known["seconds_per_step"])
-        self.save(num_steps=steps, minutes=self.given.minutes)
-        self.say(f"training to step {steps:,} of {self.workdir}, {self.left:.0f} s at most")
-        self.run("train", self.train(steps), seconds=self.left)
+        for may_correct in (True, False):
+            if self._time_to_train() and self._train(self._step(), may_correct):
+                break
         if not (done := self._step()):
             raise UserError(used_up)
-        last = read_metrics(self.workdir)[-1]
-        self.say(f"trained to step {done:,}, loss {last['loss']:.4f}")
-        self.save(seconds_per_step=last["seconds_per_step"])
+        self.say(f"trained to step {done:,}, loss {read_metrics(self.workdir)[-1]['loss']:.4f}")
         return done
+
+    def _time_to_train(self) -> bool:
+        return self.left > self.known["start_up"] + 10 * self.known["seconds_per_step"]
+
+    def _train(self, done: int, may_correct: bool) -> bool:
+        """Trains on from step ``done``; returns False if it stopped since it is slower or faster than planned."""
+        start_up, planned = self.known["start_up"], self.known["seconds_per_step"]
+        steps = choose_steps(done, self.left, start_up, planned)
+        self.save(num_steps=steps, minutes=self.given.minutes)
+        self.say(f"training to step {steps:,}, {self.left:.0f} s at most; see {self.out / 'logs/train.log'}")
+        # After a fifth of the time, if that is long beside the start-up that another plan costs.
+        look_at = 0.8 * self.left if may_correct and self.left > 5 * start_up else 0.0
+        with self.started("train", self.train(steps)) as process:
+            while process.poll() is None and self.left > 0:
+                time.sleep(0.2)
+                if self.left > look_at:
+                    continue
+                seen = [line["seconds_per_step"] for line in read_metrics(self.workdir) if line["step"] > done][1:]
+                if seen:
+                    look_at, found = 0.0, statistics.mean(seen)
+                    self.save(seconds_per_step=found)
+                    if abs(found / planned - 1) > _TOLERANCE:
+                        self.say(f"{found:.3g} s a step")
+                        return False
+        return True
 
     def make_results(self, step: int) -> None:
         """Exports, draws and scores what is not there yet."""

@@ -104,16 +104,20 @@ def test_a_run_that_is_interrupted_once(tmp_path):
     assert before >= 15
     assert not (out / "warm").exists()
 
+    # Planned with a wrong speed, which a short start-up leaves time to correct.
     known = json.loads((out / "demo.json").read_text())
-    minutes = (known["seconds"] + known["start_up"] + 15) / 48  # of which a fifth is kept for the results
+    minutes = (known["seconds"] + 3 * known["start_up"] + 15) / 48  # of which a fifth is kept for the results
+    known["seconds_per_step"], known["start_up"] = known["seconds_per_step"] / 5, 1.0
+    (out / "demo.json").write_text(json.dumps(known))
     second = start(minutes)
     said, _ = second.communicate(timeout=600)
     assert second.returncode == 0, said
     assert "rendering" not in said
+    assert said.count("training to step") == 2
     step, known = open_run(out / "run").step, json.loads((out / "demo.json").read_text())
     assert before < step <= known["num_steps"] < 50_000
     rates = [each["learning_rate"] for each in train_demo.read_metrics(out / "run")]
-    assert rates[-1] < 0.2 * max(rates)
+    assert rates[-1] < max(rates)
     assert open_trained(out / "mini.safetensors").step == step
     assert f"{step:,}" in (out / "mini.md").read_text()
     for name in ("mini.png", "curves.png", f"evaluation/step_{step:07d}/report.html"):
