@@ -1,4 +1,5 @@
-# `make demo`, `make demo-train`, `make test` and others. Each creates .venv and installs the package on first use.
+# `make demo`, `make demo-train`, `make train-demo-gpu`, `make test` and others. Each creates .venv and installs the
+# package on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # Tests mostly compile, which uses one core each.
 TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo demo-train test test-slow test-gpu-compiler clean
+.PHONY: demo demo-train train-demo-gpu test test-slow test-gpu-compiler clean
 
 $(VENV)/installed: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'
@@ -25,6 +26,12 @@ demo: $(VENV)/installed
 demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo
+
+# Trains, exports and evaluates a 64 px network on one NVIDIA GPU within MINUTES.
+MINUTES ?= 10
+train-demo-gpu: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gpu]'
+	$(BIN)/python -m scripts.train_demo --minutes=$(MINUTES) --out=runs/gpu64
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

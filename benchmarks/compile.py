@@ -96,7 +96,7 @@ def compile_program(program: str, config, mesh: Mesh, chip: hardware.Chip | None
         lowered, (state, _, _) = lower_training_step(*parts, mesh)
         params, flops = state.params, hardware.training_flops(*parts)
     else:
-        sampling, objects = Sampling(config), config.sample.batch_size
+        sampling, objects = Sampling(config), config.sample.batch_size or 1
         state = params = placed(sampling.params, sharding.replicated(mesh))
         lowered = (sampling.lower if program == "view" else sampling.lower_evaluation)(objects, mesh)
         flops = objects * sampling.flops_per_view / (1 if program == "view" else sampling.evaluations)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -32,11 +33,28 @@ def run(
     report: Callable[[dict[str, Any]], str],
     *,
     devices: bool = True,
+    partial: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
     """Runs a benchmark's command line: measures, prints, and writes the file that ``--json`` names.
 
-    With ``devices=False``, for benchmarks that do not use JAX, no accelerator is claimed.
+    With ``devices=False``, for benchmarks that do not use JAX, no accelerator is claimed. ``partial`` returns what was
+    measured so far: what a benchmark with a flag ``--time_limit`` then prints and writes.
     """
+
+    def finish(before: dict[str, Any], figures: dict[str, Any]) -> None:
+        if devices:
+            memory = {"memory_bytes": hardware.device_memory(jax.local_devices()[0])}
+            before["machine"]["device"] = provenance.device() | memory
+        print(report(figures), flush=True)
+        if flags.FLAGS.json:
+            write(flags.FLAGS.json, benchmark, before, figures)
+
+    def stop(before: dict[str, Any]) -> None:
+        try:
+            print(f"stopped after --time_limit={flags.FLAGS.time_limit:g} s; measured so far:", flush=True)
+            finish(before, partial())
+        finally:
+            os._exit(124)  # the compiler cannot be interrupted
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -44,13 +62,15 @@ def run(
         logging.set_verbosity(logging.WARNING)
         with errors.one_line():
             before = head(benchmark)
+            timer = None
+            if partial is not None and flags.FLAGS.time_limit:
+                timer = threading.Timer(flags.FLAGS.time_limit, stop, [before])
+                timer.daemon = True
+                timer.start()
             figures = measure(flags.FLAGS)
-            if devices:
-                memory = {"memory_bytes": device_memory(jax.local_devices()[0])}
-                before["machine"]["device"] = provenance.device() | memory
-        print(report(figures))
-        if flags.FLAGS.json:
-            write(flags.FLAGS.json, benchmark, before, figures)
+            if timer is not None:
+                timer.cancel()
+            finish(before, figures)
 
     flags.DEFINE_string("json", None, "Also write the figures to this file.")
     app.run(main)
@@ -72,15 +92,6 @@ def command(benchmark: str, arguments: list[str]) -> str:
     kept = [argument for argument in arguments if not argument.startswith("--json=")]
     settings = [f"{name}={shlex.quote(os.environ[name])}" for name in _ENVIRONMENT if os.environ.get(name)]
     return " ".join([*settings, f"python -m benchmarks.{benchmark}", *map(shlex.quote, kept)])
-
-
-def device_memory(device: jax.Device) -> int | None:
-    """Bytes that JAX may use of an accelerator, or else those of its data sheet; None if neither is known (CPU)."""
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    chip = hardware.CHIPS.get(device.device_kind)
-    return int(chip.memory) if chip else None
 
 
 def write(path: epath.PathLike, benchmark: str, head: dict[str, Any], figures: dict[str, Any]) -> None:

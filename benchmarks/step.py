@@ -3,32 +3,33 @@
     python -m benchmarks.step --config=configs/bench_cpu.py [--config.model.ch=64] [--json=FILE]
     python -m benchmarks.step --sampling [--config.sample.preset=fast]     # views per second, and objects that fit
     python -m benchmarks.step --largest_batch [--config.train.remat=all]   # pairs that fit; only compiles
-    python -m benchmarks.step --compilation_cache=FOLDER                   # the second run shows a warm start
+    python -m benchmarks.step --time_limit=300                             # seconds; prints what is there by then
 
 FLOPs are those that the network needs, counted before optimization and without what rematerialization recomputes. The
 rate of a large matrix product is measured before and after, in the same run, so that the fraction does not depend on
-the clock. What fits is determined by the compiler's own figures, against the memory of one device or --memory_gib.
+the clock. Programs are compiled and then read from the persistent cache, where the next run finds them. What fits is
+determined by the compiler's own figures, against the memory of one device or --memory_gib.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
 from benchmarks import record
-from benchmarks.programs import Sampling, example_batch, lower_training_step, matmul_rate, timed
+from benchmarks.programs import Sampling, compile_timed, example_batch, lower_training_step, matmul_rate, timed
 from threedim import config as config_lib
 from threedim import cpu
 from threedim.errors import UserError
@@ -36,66 +37,67 @@ from threedim.training import hardware
 from threedim.training.step import Metrics, abstract_params, init_params, init_state
 
 GIB = 2**30
+ROWS = ("training_step", "denoising_step", "sampling")
+# Title, key, width, decimals and unit.
+_COLUMNS = (
+    ("GFLOP", "flops", 12, 2, 1e9),
+    ("seconds", "seconds", 10, 4, 1),
+    ("GFLOP/s", "flops_per_second", 10, 1, 1e9),
+    ("of matmul", "fraction_of_matmul", 11, 3, 1),
+    ("first compile", "first_compile_seconds", 15, 1, 1),
+    ("cached", "cached_compile_seconds", 8, 1, 1),
+    ("first step", "first_step_seconds", 12, 1, 1),
+    ("temp MiB", "temporary_bytes", 10, 0, 2**20),
+)
 
 
-def measure_training(config, repeats: int) -> dict[str, float]:
-    """Times the training step, from tracing it to running it ``repeats`` times."""
+def measure_training(config, repeats: int, row: dict) -> None:
+    """Times the training step, from tracing it to running it ``repeats`` times; fills ``row`` as it goes."""
     network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     start = time.perf_counter()
     lowered, shapes = lower_training_step(network, process, recipe, config_lib.mesh(config))
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - traced
+    row["trace_seconds"] = time.perf_counter() - start
+    compiled = _compile(lowered, row)
+    row["flops"] = hardware.training_flops(network, process, recipe)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=shardings[0])(network, recipe)
     batch = example_batch(network.image_size, recipe.batch_size)
     metrics, batch = jax.device_put((Metrics.zeros(), batch), shardings[1:])
-    times = []
-    for _ in range(repeats + 1):  # the state is donated, so that each step needs the previous one's
-        began = time.perf_counter()
+
+    def run() -> None:
+        nonlocal state, metrics  # the state is donated, so that each step needs the previous one's
         state, metrics = jax.block_until_ready(compiled(state, metrics, batch))
-        times.append(time.perf_counter() - began)
-        if len(times) == 1:
-            to_first_step = time.perf_counter() - start
-    row = _row(compiled, hardware.training_flops(network, process, recipe), times[1:])
-    return row | {
-        "pairs_per_second": recipe.batch_size / row["seconds"],
-        "trace_seconds": traced - start,
-        "compile_seconds": compile_seconds,
-        "first_step_seconds": times[0],
-        "seconds_to_first_step": to_first_step,
-    }
+
+    _time(run, repeats, row)
+    row["pairs_per_second"] = recipe.batch_size / row["seconds"]
 
 
-def measure_denoising(config, repeats: int) -> dict[str, float]:
+def measure_denoising(config, repeats: int, row: dict) -> None:
     """Times one network evaluation for ``config.train.batch_size`` objects, as each step of the sampler needs it."""
     sampling, mesh, objects = Sampling(config), config_lib.mesh(config), config.train.batch_size
     evaluate, shapes = sampling.evaluation(objects)
-    start = time.perf_counter()
-    compiled = sampling.lower_evaluation(objects, mesh).compile()
-    compile_seconds = time.perf_counter() - start
+    compiled = _compile(sampling.lower_evaluation(objects, mesh), row)
+    row["flops"] = hardware.count_flops(evaluate, *shapes)
     rng = np.random.default_rng(0)
     numbers = jax.tree.map(lambda s: (0.02 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)
     args = jax.device_put(numbers, compiled.input_shardings[0])
-    times = timed(lambda: compiled(*args), repeats + 1)
-    row = _row(compiled, hardware.count_flops(evaluate, *shapes), times[1:])
-    return row | {"compile_seconds": compile_seconds}
+    _time(lambda: compiled(*args), repeats, row)
 
 
-def measure_sampling(config, repeats: int, limit: int) -> dict:
+def measure_sampling(config, repeats: int, limit: int, row: dict) -> None:
     """Times sampling one view of ``config.sample.batch_size`` objects, on one device of ``limit`` bytes."""
-    sampling, objects = Sampling(config), config.sample.batch_size
-    program: dict = {}
+    sampling, objects = Sampling(config), config.sample.batch_size or 1
+    programs = {}
 
     def compile_program(count: int) -> jax.stages.Compiled:
         lowered = sampling.lower(count)
-        start = time.perf_counter()
-        compiled = lowered.compile()
-        if count == objects:
-            program.update(compiled=compiled, seconds=time.perf_counter() - start)
-        return compiled
+        if count != objects:
+            return lowered.compile()
+        return programs.setdefault(count, _compile(lowered, row))
 
-    most, needed = largest(lambda count: program_bytes(lambda: compile_program(count)), limit, start=objects)
+    most, needed = hardware.largest(
+        lambda count: hardware.program_bytes(lambda: compile_program(count)), limit, start=objects
+    )
     if most < objects:
         raise UserError(
             f"{objects} objects at once do not fit in {limit / GIB:.2f} GiB, {most} do: set config.sample.batch_size, "
@@ -103,19 +105,18 @@ def measure_sampling(config, repeats: int, limit: int) -> dict:
         )
     params = jax.jit(init_params, static_argnums=0)(sampling.denoiser.network, jax.random.key(0))
     arguments = jax.jit(sampling.example)(params, example_batch(sampling.size, objects))
-    compiled = program["compiled"]
-    row = _row(compiled, objects * sampling.flops_per_view, timed(lambda: compiled(params, *arguments), repeats))
-    return row | {
+    row |= {
+        "flops": objects * sampling.flops_per_view,
         "preset": config.sample.preset,
         "num_steps": sampling.settings.num_steps,
         "evaluations_per_view": sampling.evaluations,
         "objects": objects,
         "known_views": sampling.known_views,
-        "views_per_second": objects / row["seconds"],
-        "compile_seconds": program["seconds"],
-        "device_bytes": hardware.device_bytes(compiled),
+        "device_bytes": hardware.device_bytes(programs[objects]),
         "largest": {"batch_size": most, "device_bytes": needed, "limit_bytes": limit},
     }
+    _time(lambda: programs[objects](params, *arguments), repeats, row)
+    row["views_per_second"] = objects / row["seconds"]
 
 
 def largest_training_batch(config, limit: int) -> dict:
@@ -125,9 +126,9 @@ def largest_training_batch(config, limit: int) -> dict:
 
     def bytes_of(pairs: int) -> float:
         whole = dataclasses.replace(recipe, batch_size=pairs * recipe.microbatches)
-        return program_bytes(lambda: lower_training_step(network, process, whole, mesh)[0].compile())
+        return hardware.program_bytes(lambda: lower_training_step(network, process, whole, mesh)[0].compile())
 
-    pairs, needed = largest(bytes_of, limit, start=max(1, recipe.batch_size // recipe.microbatches))
+    pairs, needed = hardware.largest(bytes_of, limit, start=max(1, recipe.batch_size // recipe.microbatches))
     return {
         "batch_size": pairs * recipe.microbatches,
         "microbatches": recipe.microbatches,
@@ -137,125 +138,87 @@ def largest_training_batch(config, limit: int) -> dict:
     }
 
 
-def memory_limit(gib: float | None = None) -> int:
-    """Bytes of one device: ``gib`` if given, else what JAX may use or its data sheet says; physical memory of a CPU.
-
-    Raises:
-      UserError: if the device's memory is unknown.
-    """
-    if gib is not None:
-        return int(gib * GIB)
-    device = jax.local_devices()[0]
-    if (found := record.device_memory(device)) is not None:
-        return found
-    if device.platform != "cpu":
-        raise UserError(f"the memory of a {device.device_kind} is unknown; set --memory_gib")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def program_bytes(compile_program: Callable[[], jax.stages.Compiled]) -> float:
-    """Bytes of device memory that a program needs; infinite if the compiler itself finds that it does not fit."""
-    try:
-        return hardware.device_bytes(compile_program())
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return math.inf
-
-
-def largest(bytes_of: Callable[[int], float], limit: float, start: int = 1, most: int = 2**16) -> tuple[int, float]:
-    """The largest batch up to ``most`` that needs at most ``limit`` bytes, and its bytes; (0, 0) if none fits.
-
-    Doubles or halves from ``start``, then bisects. Assumes that larger batches never need less.
-    """
-    asked: dict[int, float] = {}
-
-    def fits(batch: int) -> bool:
-        if batch not in asked:
-            asked[batch] = bytes_of(batch)
-            print(f"batch {batch} needs {asked[batch] / GIB:.2f} GiB", file=sys.stderr)
-        return asked[batch] <= limit
-
-    low, high = 0, min(start, most)
-    while high <= most and fits(high):
-        low, high = high, max(high + 1, min(2 * high, most))
-    if low == 0:
-        while high > 1 and not fits(high // 2):
-            high //= 2
-        low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low, asked.get(low, 0)
-
-
 def measure(
-    config, repeats: int | None = None, *, sampling: bool = False, largest_batch: bool = False, gib: float | None = None
+    config,
+    repeats: int | None = None,
+    *,
+    sampling: bool = False,
+    largest_batch: bool = False,
+    gib: float | None = None,
+    figures: dict | None = None,
 ) -> dict:
     """Figures of the training step and the denoising step, or with ``sampling`` and ``largest_batch`` of those instead.
 
-    ``repeats`` defaults to 8, or 3 for whole views; ``gib`` replaces the memory of one device.
+    ``repeats`` defaults to 8, or 3 for whole views; ``gib`` replaces the memory of one device. A dict ``figures`` has
+    what is measured as soon as it is.
 
     Raises:
       UserError: if the objects to sample do not fit, or the device's memory is unknown.
     """
     network = config_lib.network(config)
-    figures = {
+    figures = {} if figures is None else figures
+    figures |= {
         "batch_size": config.train.batch_size,
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(abstract_params(network))),
     }
     if largest_batch:
-        figures["largest_training_batch"] = largest_training_batch(config, memory_limit(gib))
+        figures["largest_training_batch"] = largest_training_batch(config, hardware.memory_limit(gib))
         if not sampling:
             return figures
-    peak = [matmul_rate(network.dtype)]
+    figures["matmul_flops_per_second"] = matmul_rate(network.dtype)
     if sampling:
-        rows = {"sampling": measure_sampling(config, repeats or 3, memory_limit(gib))}
+        measure_sampling(config, repeats or 3, hardware.memory_limit(gib), figures.setdefault("sampling", {}))
     else:
-        rows = {
-            "training_step": measure_training(config, repeats or 8),
-            "denoising_step": measure_denoising(config, repeats or 8),
-        }
-    peak.append(matmul_rate(network.dtype))
-    for row in rows.values():
-        row["fraction_of_matmul"] = row["flops_per_second"] / max(peak)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return figures | {"matmul_flops_per_second": max(peak), **rows, "peak_resident_bytes": resident}
+        measure_training(config, repeats or 8, figures.setdefault("training_step", {}))
+        measure_denoising(config, repeats or 8, figures.setdefault("denoising_step", {}))
+    figures["matmul_flops_per_second"] = max(figures["matmul_flops_per_second"], matmul_rate(network.dtype))
+    return complete(figures)
+
+
+def complete(figures: dict) -> dict:
+    """The figures, with those that follow from others; some may be missing."""
+    for row in (figures[name] for name in ROWS if name in figures):
+        if "seconds" in row:
+            row["flops_per_second"] = row["flops"] / row["seconds"]
+            row["fraction_of_matmul"] = row["flops_per_second"] / figures["matmul_flops_per_second"]
+    figures["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return figures
 
 
 def report(figures: dict) -> str:
-    """The figures as text."""
+    """The figures as text; a dash for what is missing."""
     f = figures
+    if "parameters" not in f:
+        return "nothing was measured"
     lines = [f"{f['parameters']:,} parameters, {f['devices']} {f['device_kind']} device(s)"]
-    rows = {name: f[name] for name in ("training_step", "denoising_step", "sampling") if name in f}
+    rows = {name: f[name] for name in ROWS if name in f}
     if rows:
         lines[0] += (
             f", batch {f['batch_size']}, matmul {f['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
             f"peak resident memory {f['peak_resident_bytes'] / GIB:.2f} GiB"
         )
-        titles = f"{'GFLOP':>12}{'seconds':>10}{'GFLOP/s':>10}{'of matmul':>11}{'compile s':>11}{'temp MiB':>10}"
-        lines.append(" " * 16 + titles)
+        lines.append(" " * 16 + "".join(f"{title:>{width}}" for title, _, width, _, _ in _COLUMNS))
     for name, row in rows.items():
-        lines.append(
-            f"{name.replace('_', ' '):16}{row['flops'] / 1e9:12.2f}{row['seconds']:10.4f}"
-            f"{row['flops_per_second'] / 1e9:10.1f}{row['fraction_of_matmul']:11.3f}"
-            f"{row['compile_seconds']:11.1f}{row['temporary_bytes'] / 2**20:10.0f}"
-        )
-    if train := f.get("training_step"):
-        lines.append(
-            f"{train['pairs_per_second']:.4g} pairs/s; first step after {train['seconds_to_first_step']:.1f} s: "
-            f"{train['trace_seconds']:.1f} s to trace, {train['compile_seconds']:.1f} s to compile, "
-            f"{train['first_step_seconds']:.1f} s to run"
-        )
-    if s := f.get("sampling"):
+        cells = [
+            f"{row[key] / unit:{width}.{decimals}f}" if row.get(key) is not None else f"{'–':>{width}}"
+            for _, key, width, decimals, unit in _COLUMNS
+        ]
+        lines.append(f"{name.replace('_', ' '):16}{''.join(cells)}")
+    for name, row in rows.items():
+        if "from_cache" in row:
+            found = "came from" if row["from_cache"] else "was not in"
+            lines.append(f"the program of the {name.replace('_', ' ')} {found} the persistent compilation cache")
+    if "pairs_per_second" in (train := f.get("training_step", {})):
+        lines.append(f"{train['pairs_per_second']:.4g} pairs/s; tracing the step took {train['trace_seconds']:.1f} s")
+    if "views_per_second" in (s := f.get("sampling", {})):
         lines.append(
             f"{s['views_per_second']:.4g} views/s: {s['objects']} objects in {s['device_bytes'] / GIB:.2f} GiB, "
             f"preset {s['preset']}, {s['num_steps']} steps, {s['evaluations_per_view']} evaluations per view, "
             f"{s['known_views']} known views"
         )
-    for what, most in (("objects", (s or {}).get("largest")), ("pairs", f.get("largest_training_batch"))):
+    for what, most in (("objects", s.get("largest")), ("pairs", f.get("largest_training_batch"))):
         if most:
             lines.append(
                 f"largest batch in {most['limit_bytes'] / GIB:.2f} GiB: {most['batch_size']} {what}, which need "
@@ -264,24 +227,30 @@ def report(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def _row(compiled: jax.stages.Compiled, flops: float, times: list[float]) -> dict[str, float]:
-    """What every timed program reports; seconds are medians."""
-    seconds, memory = statistics.median(times), compiled.memory_analysis()
-    return {
-        "flops": flops,
-        "seconds": seconds,
-        "flops_per_second": flops / seconds,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-    }
+def _compile(lowered: jax.stages.Lowered, row: dict) -> jax.stages.Compiled:
+    """Compiles a program and notes how long that takes and what memory it needs."""
+    print("compiling ...", file=sys.stderr, flush=True)
+    compiled, seconds = compile_timed(lowered)
+    memory = compiled.memory_analysis()
+    row |= {"temporary_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes} | seconds
+    return compiled
 
 
-def _measure(given: flags.FlagValues) -> dict:
+def _time(run: Callable[[], Any], repeats: int, row: dict) -> None:
+    """Notes how long the first run takes, and the median of the others as they come."""
+    (row["first_step_seconds"],), times = timed(run, 1), []
+    for _ in range(repeats):
+        times += timed(run, 1)
+        row["seconds"] = statistics.median(times)
+
+
+def _measure(given: flags.FlagValues, figures: dict) -> None:
     if given.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cpu.split(given.config.mesh.cpu_devices)
     what = {"sampling": given.sampling, "largest_batch": given.largest_batch}
-    return measure(given.config, given.repeats, **what, gib=given.memory_gib)
+    measure(given.config, given.repeats, **what, gib=given.memory_gib, figures=figures)
 
 
 if __name__ == "__main__":
@@ -290,5 +259,9 @@ if __name__ == "__main__":
     flags.DEFINE_bool("sampling", False, "Measure views per second and the largest batch of objects.")
     flags.DEFINE_bool("largest_batch", False, "Find the largest batch of pairs that one device trains on.")
     flags.DEFINE_float("memory_gib", None, "Memory of one device, instead of its own.", 0.0)
-    flags.DEFINE_string("compilation_cache", None, "Folder that keeps compiled programs for the next run.")
-    record.run("step", _measure, report)
+    cache = "Folder that keeps compiled programs for the next run; empty for none."
+    flags.DEFINE_string("compilation_cache", "~/.cache/threedim/xla", cache)
+    limit = "Seconds after which to print and write what is there, and end with exit code 124."
+    flags.DEFINE_float("time_limit", None, limit, 0.0)
+    so_far: dict = {}
+    record.run("step", lambda given: _measure(given, so_far) or so_far, report, partial=lambda: complete(dict(so_far)))

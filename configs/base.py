@@ -103,13 +103,15 @@ def _train() -> ml_collections.ConfigDict:
     t.remat = "none"  # recompute activations to save memory: "none", "blocks" (inside blocks), "all" (also between)
     t.uncond_prob = 0.1  # probability of an unconditional pair, for guidance
     t.color_weight = 1.0  # loss weight of color relative to brightness at high noise; 1 is the paper's loss
-    t.num_workers = 8  # data loading processes; 0 loads in the main process
+    t.num_workers = 8  # data loading processes, at most one a core; 0 loads in the main process
     t.log_every = 100  # steps
     t.checkpoint_every = 5_000  # steps
     t.checkpoint_minutes = 10.0  # at most this long between checkpoints; with several processes, as of a log line
     t.keep_last = 3  # number of most recent checkpoints to keep
     t.keep_every = 100_000  # steps between checkpoints that are never deleted; 0 for none
-    t.sample_every = 10_000  # steps between preview images of held-out objects; 0 disables them
+    t.eval_every = 5_000  # steps between held-out losses, by which the best checkpoint is chosen; 0 disables them
+    t.eval_examples = 256  # pairs per held-out loss
+    t.sample_every = 10_000  # steps between preview images of held-out objects, and their PSNR; 0 disables them
     t.sample_objects = 4  # objects per preview image
     t.sample_steps = 250  # denoising steps of the preview images
     return t
@@ -157,10 +159,10 @@ def _sample() -> ml_collections.ConfigDict:
     s.num_views = 8  # number of target cameras; 0 for all of the object's
     s.orbit_elevation = 20.0  # degrees above the horizon
     s.orbit_radius = 0.0  # distance to the origin, in the data's units; 0 uses that of the first input view
-    s.batch_size = 8  # objects sampled in parallel
+    s.batch_size = 8  # objects sampled in parallel; 0 for as many as fit, which the compiler is asked for
     s.weights = ""  # .safetensors file or packaged weights, instead of the workdir's checkpoints
     s.out = ""  # output folder; "" is views/step_N or views/<name of the weights> in the workdir
-    s.checkpoint_step = config_dict.placeholder(int)  # None for the newest checkpoint
+    s.checkpoint_step = config_dict.placeholder(int)  # None for the newest checkpoint, -1 for the best
     return s
 
 

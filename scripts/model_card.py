@@ -138,7 +138,7 @@ def _stage(workdir: epath.Path, config_file: str, trained: Trained) -> Stage:
         raise MissingError(f"{path} is missing; it says how long the run took")
     # The last line may be cut short.
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    lines = [line for line in lines if line["step"] <= steps]
+    lines = [line for line in lines if line["step"] <= steps and "loss" in line]  # not those of held-out objects
     if not lines or lines[-1]["step"] + settings["train"]["log_every"] < steps:
         raise UserError(f"{path} ends before step {steps:,}, that of the weights")
     intervals = np.diff([0, *(line["step"] for line in lines)])

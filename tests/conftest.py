@@ -42,7 +42,7 @@ def make_config(objects, data):
     m.attn_resolutions, m.attn_heads, m.dtype = (8,), 2, "float32"
     t = c.train
     t.batch_size, t.num_steps, t.num_workers, t.warmup_examples = 4, 4, 0, 40
-    t.log_every, t.checkpoint_every, t.sample_every, t.sample_steps = 1, 2, 0, 2
+    t.log_every, t.checkpoint_every, t.eval_every, t.sample_every, t.sample_steps = 1, 2, 0, 0, 2
     s = c.sample
     s.num_steps, s.num_objects, s.batch_size = 3, 2, 2
     return c

@@ -95,11 +95,21 @@ def cudnn(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
 
 
-@pytest.mark.parametrize(("dim", "dtype", "flash"), [(256, "bfloat16", True), (264, "bfloat16", False)])
-def test_attention_is_lowered_to_cudnn(dim, dtype, flash, cudnn):
+@pytest.mark.parametrize(
+    ("size", "dim", "implementation", "flash"),
+    [
+        (4, 256, "cudnn", True),
+        (32, 256, "auto", True),
+        (32, 256, "plain", False),
+        (32, 264, "auto", False),  # wider than cuDNN takes
+        (16, 256, "auto", False),  # shorter than pays
+        (40, 256, "auto", False),  # 1,600 pixels, no multiple of cuDNN's tile
+    ],
+)
+def test_attention_is_lowered_to_cudnn(size, dim, implementation, flash, cudnn):
     """Forward and backward, for a CUDA device; and for the CPU of its host as ever."""
-    h = jax.ShapeDtypeStruct((4, 4, 4, 2 * dim), dtype)
-    module = AttentionBlock("cross", 2, dtype=dtype)
+    h = jax.ShapeDtypeStruct((4, size, size, 2 * dim), jnp.bfloat16)
+    module = AttentionBlock("cross", 2, dtype=jnp.bfloat16, implementation=implementation)
     params = jax.eval_shape(lambda h: module.init(KEY, h), h)
     gradient = jax.grad(lambda params, h: module.apply(params, h).astype(jnp.float32).sum(), argnums=(0, 1))
     traced = jax.jit(gradient).trace(params, h)
@@ -114,6 +124,9 @@ def test_attention_is_lowered_to_cudnn(dim, dtype, flash, cudnn):
 def test_missing_cudnn_is_an_error(monkeypatch):
     """Were it passed over in silence, nobody would learn why training is slow."""
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu()])
-    x = jax.ShapeDtypeStruct((1, 2, 16, 64), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, 2, 1024, 64), jnp.bfloat16)
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         jax.eval_shape(attend, x, x, x)
+    x = jax.ShapeDtypeStruct((1, 2, 16, 60), jnp.bfloat16)
+    with pytest.raises(ValueError, match="no attention for bfloat16 with 60 channels per head"):
+        attend(x, x, x, "cudnn")

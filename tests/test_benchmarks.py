@@ -25,6 +25,10 @@ from benchmarks import programs
 programs.matmul_rate = lambda dtype: 1e9
 runpy.run_module("benchmarks.step", run_name="__main__", alter_sys=True)
 """
+# The second call, at the end, sets the timer off.
+RATE = """lambda dtype, called=[]: called.append(1) or 1e9 if not called else [
+    timer.function(*timer.args) for timer in __import__("threading").enumerate() if hasattr(timer, "function")
+]"""
 
 
 def run(how, *arguments):
@@ -38,8 +42,8 @@ def step_file(tmp_path_factory):
     """Output and file of benchmarks.step."""
     path = tmp_path_factory.mktemp("step") / "figures.json"
     arguments = ["--config=configs/bench_cpu.py", *NETWORK, "--config.train.batch_size=2", "--repeats=1"]
-    arguments.append("--config.mesh.cpu_devices=1")
-    return run(["-c", RUN_STEP], *arguments, f"--json={path}"), record.read(path)
+    arguments += ["--config.mesh.cpu_devices=1", f"--compilation_cache={path.parent / 'xla'}"]
+    return run(["-c", RUN_STEP], *arguments, f"--json={path}"), record.read(path), arguments
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_a_benchmark_prints_and_writes_its_figures(tmp_path, capsys, command, nu
 
 
 def test_rates_follow_from_flops_and_seconds(step_file):
-    out, content = step_file
+    out, content, _ = step_file
     assert (content["benchmark"], content["versions"]["jax"]) == ("step", jax.__version__)
     assert content["machine"]["device"]["count"] == 1
     figures = content["figures"]
@@ -77,13 +81,28 @@ def test_rates_follow_from_flops_and_seconds(step_file):
     for row in (training, denoising):
         assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
         assert row["fraction_of_matmul"] == pytest.approx(row["flops_per_second"] / 1e9)
-    parts = training["trace_seconds"] + training["compile_seconds"] + training["first_step_seconds"]
-    assert 0 < parts <= training["seconds_to_first_step"]
+        assert row["from_cache"] is False
+        assert all(row[f"{name}_seconds"] > 0 for name in ("first_compile", "cached_compile", "first_step"))
     assert denoising["flops"] < training["flops"] / 3
     assert training["argument_bytes"] > 16 * figures["parameters"]  # parameters, their average and two moments
     lines = out.splitlines()
     assert lines[0].startswith(f"{figures['parameters']:,} parameters, 1 cpu device(s), batch 2, matmul 1 GFLOP/s")
     assert [line.split()[0] for line in lines[2:4]] == ["training", "denoising"]
+    assert lines[4] == "the program of the training step was not in the persistent compilation cache"
+
+
+def test_the_time_limit_prints_what_is_there(step_file, tmp_path):
+    """The timer goes off after both steps, whose programs are in the cache by now."""
+    path, arguments = tmp_path / "part.json", step_file[2]
+    done = run_python(
+        "-c", RUN_STEP.replace("lambda dtype: 1e9", RATE), *arguments, "--time_limit=1e6", f"--json={path}"
+    )
+    assert done.returncode == 124, done.stderr[-2000:]
+    assert done.stdout.startswith("stopped after --time_limit=1e+06 s; measured so far:")
+    assert "the program of the denoising step came from the persistent compilation cache" in done.stdout
+    training = record.read(path)["figures"]["training_step"]
+    assert training["from_cache"] is True
+    assert training["fraction_of_matmul"] > 0
 
 
 def test_recomputing_and_microbatches_do_not_count_as_work(step_file):
@@ -112,7 +131,7 @@ def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypat
     shapes, expected = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (sampling.shapes(2)[1:], real))
     assert shapes == expected
 
-    monkeypatch.setattr(step, "largest", lambda bytes_of, limit, start: (start, bytes_of(start)))
+    monkeypatch.setattr(hardware, "largest", lambda bytes_of, limit, start: (start, bytes_of(start)))
     figures = step.measure(toy_config, 1, sampling=True, gib=0.5)
     found = figures["sampling"]
     assert found["device_bytes"] > found["argument_bytes"] > 4 * figures["parameters"]
@@ -122,7 +141,7 @@ def test_views_per_second_and_the_largest_batch_of_objects(toy_config, monkeypat
     assert found["flops"] == 2 * sampling.flops_per_view
     assert "preset paper, 3 steps, 3 evaluations per view, 4 known views" in step.report(figures)
 
-    monkeypatch.setattr(step, "largest", lambda bytes_of, limit, start: (1, 5.0))
+    monkeypatch.setattr(hardware, "largest", lambda bytes_of, limit, start: (1, 5.0))
     with pytest.raises(UserError, match=r"2 objects at once do not fit in 0\.50 GiB, 1 do"):
         step.measure(toy_config, 1, sampling=True, gib=0.5)
 
@@ -159,32 +178,33 @@ def test_the_largest_batch_is_found_by_doubling_and_bisecting(start):
         asked.append(batch)
         return 100 + 10 * batch
 
-    assert step.largest(bytes_of, 219, start) == (11, 210)
+    assert hardware.largest(bytes_of, 219, start) == (11, 210)
     assert len(asked) == len(set(asked)) <= 24
-    assert step.largest(bytes_of, 105, start) == (0, 0)
-    assert step.largest(bytes_of, 1e9, start, most=300) == (300, 3100)
+    assert hardware.largest(bytes_of, 1219, start, within=0.2)[0] in range(90, 112)
+    assert hardware.largest(bytes_of, 105, start) == (0, 0)
+    assert hardware.largest(bytes_of, 1e9, start, most=300) == (300, 3100)
 
 
 def test_a_program_that_the_compiler_refuses_does_not_fit():
     def refuse(message):
         raise jax.errors.JaxRuntimeError(message)
 
-    assert step.program_bytes(lambda: refuse("RESOURCE_EXHAUSTED: Used 20G of 16G hbm")) == float("inf")
+    assert hardware.program_bytes(lambda: refuse("RESOURCE_EXHAUSTED: Used 20G of 16G hbm")) == float("inf")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        step.program_bytes(lambda: refuse("INTERNAL: broken"))
+        hardware.program_bytes(lambda: refuse("INTERNAL: broken"))
 
 
 def test_memory_of_a_device(monkeypatch):
     def device(kind, stats):
         return types.SimpleNamespace(device_kind=kind, platform="gpu", memory_stats=lambda: stats)
 
-    assert record.device_memory(device("NVIDIA H200", {"bytes_limit": 7})) == 7
-    assert record.device_memory(device("NVIDIA H200", None)) == 141e9
-    assert step.memory_limit(0.5) == 2**29
-    assert step.memory_limit() > 2**28  # this machine's
+    assert hardware.device_memory(device("NVIDIA H200", {"bytes_limit": 7})) == 7
+    assert hardware.device_memory(device("NVIDIA H200", None)) == 141e9
+    assert hardware.memory_limit(0.5) == 2**29
+    assert hardware.memory_limit() > 2**28  # this machine's
     monkeypatch.setattr(jax, "local_devices", lambda: [device("unknown", None)])
     with pytest.raises(UserError, match="memory of a unknown is unknown; set --memory_gib"):
-        step.memory_limit()
+        hardware.memory_limit()
 
 
 def test_the_command_names_the_environment_and_not_the_file(monkeypatch):

@@ -93,28 +93,26 @@ def test_donation_during_the_background_save_changes_nothing(tmp_path):
 
 
 def test_keeps_the_last_and_the_first_save_after_every_nth_step(tmp_path):
-    with Checkpoints(tmp_path, keep_last=1, keep_every=5, save_every=3) as saved:
-        for step in range(1, 17):
-            saved.save(step, {"w": jnp.ones(3)}, force=step == 14)
+    with Checkpoints(tmp_path, keep_last=1, keep_every=5) as saved:
+        for step in (3, 6, 9, 12, 14, 15, 18, 21, 22):
+            saved.save(step, {"w": jnp.ones(3)})
         saved.wait()
-        assert checkpoints._finished_steps(saved._folder) == [6, 12, 15]
+        assert checkpoints._finished_steps(saved._folder) == [6, 12, 15, 21, 22]
 
 
-def test_save_every_and_force(tmp_path):
+def test_a_step_is_saved_once_and_never_before_a_later_one(tmp_path):
     state = make_state(1)
-    with Checkpoints(tmp_path, keep_last=9, save_every=10) as saved:
-        assert not saved.save(7, state)
+    with Checkpoints(tmp_path, keep_last=9) as saved:
         assert saved.save(10, state)
         assert not saved.save(10, state), "saved already, and still being written"
-        assert not saved.save(10, state, force=True)
-        assert saved.save(13, state, force=True)
+        assert saved.save(13, state)
         saved.wait()
-        assert not saved.save(13, state, force=True)
+        assert not saved.save(13, state)
         assert checkpoints._finished_steps(saved._folder) == [10, 13]
         with pytest.raises(CheckpointError, match=r"later steps \[13\]"):
-            saved.save(12, state, force=True)
-    with Checkpoints(tmp_path, keep_last=9, save_every=10) as saved:
-        assert not saved.save(13, state, force=True), "saved by an earlier process"
+            saved.save(12, state)
+    with Checkpoints(tmp_path, keep_last=9) as saved:
+        assert not saved.save(13, state), "saved by an earlier process"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path, tree, message):
     assert not any((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
-@pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"keep_every": -1}, {"save_every": 0}])
+@pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"keep_every": -1}])
 def test_numbers_are_checked(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be at least"):
         Checkpoints(tmp_path, **({"keep_last": 1} | wrong))

@@ -7,7 +7,7 @@ import re
 import ml_collections
 import pytest
 
-from configs import base, shapes64, srn_cars
+from configs import base, own_objects, shapes64, srn_cars
 from threedim import config as config_lib
 from threedim import settings as settings_lib
 from threedim.augmentation import Augmentation
@@ -26,7 +26,9 @@ def test_the_defaults_are_the_papers():
     assert isinstance(network, XUNet)
     assert (network.ch, network.ch_mult, network.emb_ch, network.num_res_blocks) == (256, (1, 2, 2, 4), 1024, 3)
     assert config_lib.process(config) == Process()
-    assert config_lib.recipe(config) == Recipe(128, 1e-4, 10_000_000, 0.9, 0.99, 500_000.0, 0.05, 0.1, 0)
+    assert config_lib.recipe(config) == Recipe(
+        128, 1e-4, 10_000_000, 0.9, 0.99, 500_000.0, 0.05, 0.1, 0, num_steps=1_000_000
+    )
     assert config_lib.sampler_settings(config) == Settings(num_steps=250, guidance_weight=3.0)
     assert not config_lib.denoiser(config).relative_poses
     assert srn_cars.get_config().sample.guidance_weight == 3.0
@@ -49,6 +51,18 @@ def test_every_field_reaches_its_object():
     assert {field.name for field in dataclasses.fields(Settings)} <= set(config.sample)
 
 
+@pytest.mark.parametrize("stage", own_objects.STAGES)
+def test_own_objects_on_one_gpu(stage):
+    config = own_objects.get_config(stage)
+    recipe = config_lib.recipe(config)
+    assert config_lib.network(config).image_size == config.model.image_size == (128 if "128" in stage else 64)
+    assert (recipe.grad_clip, recipe.schedule, recipe.relative_poses) == (1.0, "cosine", True)
+    assert float(recipe.learning_rate_at(config.train.num_steps - 1)) == 0
+    assert config_lib.sampler(config).settings.solver == "dpm_solver_2m_sde"
+    with pytest.raises(UserError, match="own_objects has configs for 24gb, 80gb, "):
+        own_objects.get_config("48gb")
+
+
 def test_presets():
     config = base.get_config()
     config.sample.preset = "fast"
@@ -66,6 +80,8 @@ def test_presets():
     [
         ("model.network", "unet", "config.model.network must be one of xunet, concat_unet, got 'unet'"),
         ("model.dtype", "float16", "config.model.dtype must be one of float32, bfloat16"),
+        ("model.image_size", 100, "config.model: image_size 100 is not divisible by 8"),
+        ("model.attn_resolutions", (7,), "config.model: the frames never meet"),
         ("data.pose", "both", "config.data.pose must be one of absolute, relative"),
         ("mesh.preset", "tpu", "config.mesh.preset must be one of cpu, "),
         ("mesh.fsdp", 3, "config.mesh: "),

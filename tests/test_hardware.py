@@ -38,15 +38,14 @@ def test_a_lowered_step_is_counted_without_tracing_it_again(monkeypatch):
     counted = lowered.cost_analysis()["flops"]
     monkeypatch.setattr(hardware, "training_flops", lambda *parts: 1e12)
 
-    def flops(remat="none", microbatches=1, lowered=lowered):
+    def flops(remat="none", microbatches=1, platform="cpu"):
         network, recipe = types.SimpleNamespace(remat=remat), types.SimpleNamespace(microbatches=microbatches)
-        return hardware.step_flops(lowered, network, None, recipe)
+        return hardware.step_flops(lowered, platform, network, None, recipe)
 
-    uncounted = types.SimpleNamespace(cost_analysis=lambda: None)
     assert flops() == counted
-    assert flops("all") == flops("none", 2) == flops(lowered=uncounted) == 1e12
+    assert flops("all") == flops("none", 2) == flops(platform="gpu") == flops(platform="tpu") == 1e12
     monkeypatch.setattr(jax.extend.backend, "backends", lambda: {"cuda": object()})
-    assert flops(lowered=uncounted) is None
+    assert flops(platform="gpu") is None
 
 
 def test_bytes_of_a_compiled_program():

@@ -8,15 +8,14 @@ import types
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import start
 
 from threedim.errors import MissingError, UserError
 from threedim.training import loop
-from threedim.training.checkpoints import CheckpointError
-from threedim.training.step import init_state
+from threedim.training.checkpoints import BEST, CheckpointError
+from threedim.training.step import RECENT, init_state
 
 
 def assert_same(one, other):
@@ -29,17 +28,30 @@ def lines_of(workdir):
 
 
 def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path, capsys):
-    tiny_config.train.sample_every = 4
+    t = tiny_config.train
+    t.sample_every, t.eval_every, t.eval_examples = 4, 3, 2
     whole, first = loop.train(tiny_config, tmp_path / "whole"), capsys.readouterr().out
     assert re.match(r".*[\d,]+ parameters; 2 objects; 4 pairs a step, 4 a device; 1 cpu device", first, re.DOTALL)
     assert "s and " in first
     assert "TFLOP a step; 3 steps left take about 0:" in first
-    resumed = loop.train(tiny_config, run)
-    assert "resuming from step 2" in capsys.readouterr().out
+    resumed, said = loop.train(tiny_config, run), capsys.readouterr().out
+    assert "resuming from step 2" in said
     assert int(whole.step) == 4
     assert_same(whole, resumed)
     lines, expected = map(lines_of, (run, tmp_path / "whole"))
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+    def curve(key, lines):
+        return {line["step"]: line[key] for line in lines if key in line}
+
+    losses, psnrs = curve("eval/loss", lines), curve("eval/psnr", lines)
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 4, 4]
+    assert [*losses, *psnrs] == [3, 4, 4]
+    assert 0 < psnrs[4] < 40
+    assert (losses, psnrs) == (curve("eval/loss", expected), curve("eval/psnr", expected))
+    best = min(losses, key=losses.get)
+    assert f"lowest eval/loss {losses[best]:.4g} at step {best}, which" in said
+    assert loop.open_trained(run, BEST).step == best
+    lines, expected = ([line for line in one if "loss" in line] for one in (lines, expected))
     for key in ("loss", "grad_norm", "learning_rate", "ema_decay"):
         assert [line[key] for line in lines] == [line[key] for line in expected]
     assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()
@@ -57,6 +69,7 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
         ("data.holdout_views", 1, "data fingerprint"),
         ("mesh.fsdp", 3, "does not cover 1 cpu device"),
         ("train.log_every", 0, "train.log_every must be at least 1"),
+        ("train.checkpoint_minutes", 0.0, "train.checkpoint_minutes must be positive"),
     ],
 )
 def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
@@ -83,16 +96,50 @@ def test_a_damaged_checkpoint_is_an_error(tiny_config, run):
         loop.train(tiny_config, run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, run, monkeypatch):
-    def diverge(state, metrics, batch):
-        bad = jnp.where(state.step == 3, 3, metrics.first_bad_step)
-        return state.replace(step=state.step + 1), metrics.replace(first_bad_step=bad, steps=metrics.steps + 1)
+def stub_steps(monkeypatch, skips):
+    """Replaces the training step by one that skips the steps with these numbers, and changes nothing."""
 
-    cost = types.SimpleNamespace(flops=1.0, peak=None)
-    monkeypatch.setattr(loop, "_compile", lambda *args: (diverge, cost))
-    with pytest.raises(loop.NonFiniteError, match=r"at step 4 .*last good checkpoint is step 2"):
+    def step(state, metrics, batch):
+        bad = int(state.step) in skips
+        skipped = metrics.skipped.at[state.step % RECENT].set(bad)
+        metrics = metrics.replace(
+            steps=metrics.steps + ~bad, skipped_steps=metrics.skipped_steps + bad, skipped=skipped
+        )
+        return state.replace(step=state.step + 1), metrics
+
+    monkeypatch.setattr(loop, "_compile", lambda *args: (step, types.SimpleNamespace(flops=1.0, peak=None)))
+
+
+def test_skipped_steps_end_a_run_when_they_are_too_many(tiny_config, run, monkeypatch):
+    t = tiny_config.train
+    t.num_steps, t.log_every, t.checkpoint_every, t.keep_last = 40, 5, 4, 99
+    stub_steps(monkeypatch, {3, 7, 8, *range(20, 40)})
+    said = (
+        r"10 of the last 1,000 steps were skipped, the last at step 27 \(seed 0\).*last checkpoint is that of step 20"
+    )
+    with pytest.raises(loop.NonFiniteError, match=said):
         loop.train(tiny_config, run)
-    assert not (run / "checkpoints/4").exists()
+    # Steps 4 and 8 were skipped: what was due is saved after the next step that is not.
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 5, 10, 12, 16, 20]
+    assert [(line["step"], line["skipped_steps"]) for line in lines_of(run)[2:]] == [
+        (5, 1),
+        (10, 2),
+        (15, 0),
+        (20, 0),
+        (25, 5),
+    ]
+
+
+def test_checkpoints_are_saved_by_time(tiny_config, run, monkeypatch):
+    t = tiny_config.train
+    t.num_steps, t.checkpoint_every, t.checkpoint_minutes, t.keep_last = 9, 100, 1.5, 99
+    stub_steps(monkeypatch, {4})
+    clock = iter(range(0, 100_000, 40))  # 40 s pass whenever somebody looks
+    monkeypatch.setattr(
+        loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    )
+    loop.train(tiny_config, run)
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 6, 9]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command line: mistakes are reported in one line, before time is spent."""
 
 import json
+import re
 
 import pytest
 from commands import run_python
@@ -65,24 +66,37 @@ def test_mistakes_are_reported_without_a_traceback(said, index):
     assert "Traceback" not in output
 
 
-def test_bugs_keep_their_traceback(tmp_path):
-    """A ValueError of somebody's own code is no user error."""
-    config = tmp_path / "config.py"
-    config.write_text("from configs import demo\nget_config = demo.get_config\n")
+def run_training(train):
+    """The command line, with another function in place of `loop.train`."""
     code = f"""
 import sys
+import jax.numpy as jnp
 from threedim import main
 from threedim.training import loop
 def train(*args, **kwargs):
-    raise ValueError("a bug")
+    {train}
 loop.train = train
-sys.argv = ["threedim", "--config={config}", "--mode=train", "--workdir=x"]
+sys.argv = ["threedim", "{DEMO}", "--mode=train", "--workdir=x"]
 main.run()
 """
-    done = run_python("-c", code)
+    return run_python("-c", code)
+
+
+def test_bugs_keep_their_traceback():
+    """A ValueError of somebody's own code is no user error."""
+    done = run_training('raise ValueError("a bug")')
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.rstrip().endswith("ValueError: a bug")
+
+
+def test_out_of_memory_is_one_line():
+    done = run_training("jnp.zeros(1 << 48).block_until_ready()")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: the devices' memory does not suffice: .*1125899906842624 bytes.*batch_size: what fits, .*finds out\n",
+        done.stderr,
+    )
 
 
 def test_training_imports_nothing_that_only_scores_or_renders():

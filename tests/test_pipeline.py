@@ -3,12 +3,16 @@
 import collections
 import multiprocessing
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
-from commands import run_python
+from commands import REPOSITORY, run_python
 from synthetic import make_objects, make_views
 
 from threedim.data import convert, pipeline, records
@@ -175,7 +179,53 @@ def test_workers_outlive_the_signals_that_stop_a_run(dataset):
         os.kill(worker.pid, signal.SIGTERM)
         taken += [next(batches) for _ in range(39)]
     assert_same(taken, expected)
+    worker.join(timeout=10)
     assert not multiprocessing.active_children()
+
+
+class Large(Numbers):
+    """Batches larger than a pipe."""
+
+    def views(self, index, indices, size):
+        return np.zeros((2, 64, 64, 3), np.uint8), super().views(index, indices, size)[1]
+
+
+LARGE = """
+import sys, time
+from test_pipeline import Large
+from threedim.data import pipeline
+
+if __name__ == "__main__":
+    batches = pipeline.train_batches(Large(5, 4), batch_size=64, size=1, seed=0, num_workers=int(sys.argv[1]))
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[2]))  # the pipes fill
+    began = time.monotonic()
+    batches.close()
+    print(time.monotonic() - began)
+"""
+
+
+@pytest.mark.slow
+def test_workers_with_full_pipes_stop_in_seconds():
+    done = run_python("-c", LARGE, 12, 20)
+    assert float(done.stdout.split()[1]) < 10, done.stderr
+
+
+def test_workers_end_when_their_process_is_killed():
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LARGE, "1", "60"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.stdout.close()
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])

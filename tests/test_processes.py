@@ -27,7 +27,10 @@ def small(tiny_config):
 
 def curve(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines}
+    steps = {line["step"]: {} for line in lines}
+    for line in lines:  # of one step, there may be several
+        steps[line["step"]] |= line
+    return {step: [found.get(name, 0) for name in ("loss", "grad_norm", "eval/loss")] for step, found in steps.items()}
 
 
 def check(results, code=0):
@@ -58,9 +61,11 @@ def assert_same_curve(found, expected):
 
 def test_any_number_of_processes_is_the_same_run(small, tmp_path):
     """Four processes write a checkpoint; one, and two, go on from it; all as one process that was never stopped."""
+    small.train.eval_every, small.train.eval_examples = 4, 6
     check(finish([start("train", small, tmp_path / "whole")]))
     whole = curve(tmp_path / "whole")
     assert sorted(whole) == [1, 2, 3, 4]
+    assert whole[4][-1] > 0
 
     small.train.num_steps = 2
     results = check(finish(start_together(4, "train", small, tmp_path / "four")))

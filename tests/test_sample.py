@@ -12,6 +12,7 @@ from threedim import cameras, pixels
 from threedim import sample as sample_lib
 from threedim.data import sources, srn
 from threedim.errors import ExistsError, UserError
+from threedim.training import hardware
 from threedim.weights_file import save_weights
 
 
@@ -46,6 +47,28 @@ def test_writes_srn_folders_and_pictures(tiny_config, run):
     tiny_config.sample.object = str(out / "views" / dataset.names[0])
     tiny_config.sample.out = str(run / "again")
     assert views_of(sample_lib.sample(tiny_config, run)).keys() == {dataset.names[0]}
+
+
+def test_as_many_objects_at_once_as_fit(tiny_config, run, monkeypatch, capsys):
+    tiny_config.sample.out = str(run / "two")
+    expected = views_of(sample_lib.sample(tiny_config, run))
+    tiny_config.sample.batch_size, needs = 0, []
+    program_bytes = hardware.program_bytes
+    monkeypatch.setattr(hardware, "program_bytes", lambda program: needs.append(program_bytes(program)) or needs[-1])
+    tiny_config.sample.out = str(run / "all")
+    assert_same_views(views_of(sample_lib.sample(tiny_config, run)), expected)
+    assert "\n2 object(s) at once, in 0.00 GiB a device\n" in capsys.readouterr().out
+    for limit, said in ((needs[0] - 1, "\n1 object(s) at once"), (0, None)):
+        monkeypatch.setattr(hardware, "memory_limit", lambda limit=limit: limit / 0.9)
+        tiny_config.sample.out = str(run / f"limit_{limit}")
+        if said is None:
+            with pytest.raises(UserError, match=r"not even one object at a time fits into 0\.00 GiB"):
+                sample_lib.sample(tiny_config, run)
+        else:
+            assert_same_views(views_of(sample_lib.sample(tiny_config, run)), expected)
+            assert said in capsys.readouterr().out
+    assert len(needs) == 5
+    assert needs[0] == needs[1] == needs[3] > needs[2] == needs[4]
 
 
 def test_an_interrupted_rollout_resumes(tiny_config, run, monkeypatch, capsys):
@@ -117,7 +140,7 @@ def test_orbit_and_several_inputs(tiny_config, run):
         ("sample.split", "validation", "sample.split must be one of"),
         ("sample.input_views", (0, 9), "sample.input_views (0, 9) must be distinct views"),
         ("sample.cameras", "circle", "sample.cameras must be"),
-        ("sample.batch_size", 0, "sample.batch_size must be a positive multiple"),
+        ("sample.batch_size", -1, "sample.batch_size must be 0, for as many as fit, or a multiple"),
         ("sample.checkpoint_step", 7, "no checkpoint of step 7"),
         ("model.ch", 64, "model.ch: 32 → 64"),
     ],

@@ -12,7 +12,7 @@ from threedim.augmentation import NO_AUGMENTATION, Augmentation
 from threedim.cameras import Camera
 from threedim.diffusion import Process
 from threedim.training.step import (
-    NEVER,
+    RECENT,
     Metrics,
     Recipe,
     abstract_params,
@@ -179,7 +179,7 @@ def test_steps_equal_adam_by_hand():
     assert np.all(sums["quartile_count"] > 0)
     for name, expected in sums.items():
         np.testing.assert_allclose(getattr(metrics, name), expected, rtol=1e-4)
-    assert metrics.first_bad_step == NEVER
+    assert metrics.skipped_steps == 0
 
 
 def test_the_seed_decides_bit_for_bit():
@@ -200,15 +200,61 @@ def test_every_step_has_its_own_draws():
 
 
 @pytest.mark.parametrize(("name", "value"), [("scale", np.nan), ("shift", np.inf), ("root", 0.0)])
-def test_the_first_step_that_is_not_finite_is_remembered(name, value):
+def test_a_step_that_is_not_finite_is_skipped(name, value):
     """At a ``root`` of 0 the loss is finite and its gradient is not."""
-    state, metrics, good = init_state(Toy(), RECIPE), Metrics.zeros(), init_state(Toy(), RECIPE).params
-    for step, batch in enumerate(batches(4)):
-        params = jax.tree.map(jnp.copy, good)
-        if step in (1, 3):
-            params[name] = jnp.full_like(params[name], value)
-        state, metrics = toy_step()(state.replace(params=params), metrics, batch)
-        assert metrics.first_bad_step == (NEVER if step == 0 else 1)
+    state, metrics = run(toy_step(), init_state(Toy(), RECIPE), batches(4)[:2])
+    sums = jax.tree.map(np.array, metrics)
+    bad = state.replace(params={**state.params, name: jnp.full_like(state.params[name], value)})
+    before = jax.tree.map(np.array, bad)
+    after, metrics = toy_step()(bad, metrics, batches(4)[2])
+    jax.tree.map(np.testing.assert_array_equal, after, before.replace(step=3))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        metrics,
+        metrics.replace(
+            **{n: sums.__dict__[n] for n in ("steps", "loss", "grad_norm", "quartile_loss", "quartile_count")}
+        ),
+    )
+    assert metrics.skipped_steps == 1
+    assert np.flatnonzero(metrics.skipped).tolist() == [2]
+    # The place of a step is its number modulo RECENT, and a good step clears it.
+    good = after.replace(params=init_state(Toy(), RECIPE).params, step=jnp.asarray(RECENT + 2))
+    after, metrics = toy_step()(good, metrics, batches(4)[3])
+    assert not np.any(metrics.skipped)
+
+
+def test_gradient_clipping_scales_the_gradient():
+    """Adam's first moment after one step is the gradient times 1 - b1."""
+    free, metrics = run(toy_step(), init_state(Toy(), RECIPE), batches(1))
+    norm = float(metrics.grad_norm)
+    clipped, logged = run(toy_step(recipe(grad_clip=norm / 4)), init_state(Toy(), RECIPE), batches(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b / 4, rtol=1e-4), clipped.opt_state.mu, free.opt_state.mu)
+    assert logged.grad_norm == pytest.approx(norm)  # before clipping
+    same, _ = run(toy_step(recipe(grad_clip=norm * 4)), init_state(Toy(), RECIPE), batches(1))
+    jax.tree.map(np.testing.assert_array_equal, same.opt_state.mu, free.opt_state.mu)
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_the_learning_rate_falls_to_zero(schedule, half):
+    r = recipe(schedule=schedule, num_steps=100, decay_start=20 * RECIPE.batch_size, warmup_examples=0)
+    rates = [float(r.learning_rate_at(step)) / r.learning_rate for step in (0, 19, 59, 99)]
+    np.testing.assert_allclose(rates, [1, 1, half, 1 if schedule == "constant" else 0], atol=1e-6)
+    with pytest.raises(ValueError, match="decay_start must be before the end"):
+        recipe(schedule="cosine", num_steps=2, decay_start=2 * RECIPE.batch_size)
+
+
+def test_the_length_of_the_decay_is_not_in_the_program():
+    programs, states = [], []
+    for num_steps in (10, 20):
+        r = recipe(schedule="linear", num_steps=num_steps)
+        step, state = make_train_step(Toy(), PROCESS, r), init_state(Toy(), r)
+        lowered = jax.jit(step).lower(state, Metrics.zeros(), batches(1)[0], r.decay)
+        programs.append(lowered.as_text())
+        states += [jax.jit(step)(state, Metrics.zeros(), batches(1)[0], *decay)[0] for decay in ((), (r.decay,))]
+    assert programs[0] == programs[1]
+    for own, given in (states[:2], states[2:]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own.params, given.params)
+    assert states[0].params["scale"] != states[2].params["scale"]
 
 
 def test_a_step_of_the_network_keeps_shapes_and_dtypes():
@@ -223,11 +269,12 @@ def test_a_step_of_the_network_keeps_shapes_and_dtypes():
     [
         ("batch_size", 0), ("learning_rate", -1e-4), ("learning_rate", float("nan")), ("warmup_examples", -1),
         ("ema_half_life", 0.0), ("ema_rampup", 0.0), ("color_weight", -1.0), ("uncond_prob", -0.1),
-        ("uncond_prob", 1.0), ("uncond_prob", float("nan")),
+        ("uncond_prob", 1.0), ("uncond_prob", float("nan")), ("grad_clip", -1.0), ("num_steps", 0), ("decay_start", -1),
+        ("schedule", "step"),
     ],
 )  # fmt: skip
 def test_impossible_recipes_are_refused(field, value):
-    with pytest.raises(ValueError, match=rf"{field} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=rf"{field} must be .*, got '?{value}"):
         recipe(**{field: value})
 
 

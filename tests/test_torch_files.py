@@ -203,6 +203,7 @@ def test_other_contents(refused, legacy):
         (b"})s", "a str where a dict belongs"),
         (b"})K\x01s", "dictionary with a tuple for a key"),
         (b"h\x07", "damaged"),
+        (b"S'\\|'\n", "invalid escape"),
         (WHOLE[legacy] + b"20", "has the opcode DUP, which tensors do not need; nothing was executed"),
         (storage("0", "f4", 24, legacy).replace(b"storage", b"garbage"), "other than a storage"),
     ):

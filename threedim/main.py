@@ -13,9 +13,12 @@ Any field of the config can be set: --config.train.batch_size=64. See configs/ba
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -34,6 +37,13 @@ with epy.lazy_imports():
     from threedim.training import loop
 
 MODES = ("prepare", "train", "sample", "evaluate")
+# What helps when the devices' memory does not suffice.
+_LESS_MEMORY = {
+    "train": "raise train.microbatches, set train.remat to blocks or all, or lower train.batch_size: what fits, "
+    "python -m benchmarks.step --largest_batch --config=… finds out",
+    "sample": "lower sample.batch_size, or set it to 0",
+}
+_LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/demo.py.")
 _MODE = flags.DEFINE_enum("mode", None, MODES, "What to do.")
@@ -68,7 +78,10 @@ def main(argv: list[str]) -> None:
     try:
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
-        _run_mode(config, mode)
+        # Tracing makes millions of objects that stay: looking for garbage less often saves a fifth of it.
+        gc.set_threshold(50_000, 20, 20)
+        with _out_of_memory(mode):
+            _run_mode(config, mode)
     except (UserError, jax.errors.JaxRuntimeError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if logging.level_debug() or (lost and not _DISTRIBUTED.value):
@@ -94,6 +107,17 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
         sample.sample(config, _WORKDIR.value)
     else:
         protocol.evaluate(config, _WORKDIR.value)
+
+
+@contextlib.contextmanager
+def _out_of_memory(mode: str) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        asked, *_ = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
+        if "RESOURCE_EXHAUSTED" not in str(error) or mode not in _LESS_MEMORY:
+            raise
+        raise UserError(f"the devices' memory does not suffice: {asked}. To use less, {_LESS_MEMORY[mode]}") from error
 
 
 def _join_processes() -> None:

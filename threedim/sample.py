@@ -18,6 +18,7 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -38,6 +39,9 @@ from threedim.sampling import Sampler
 from threedim.settings import check_claim
 from threedim.tasks import Task, Views, make_tasks
 from threedim.trained import Trained, open_run, open_trained
+from threedim.training import hardware
+
+PyTree = Any
 
 # They decide how many objects are sampled, not how.
 _FREE = ("num_objects", "objects_seed", "batch_size", "out")
@@ -60,8 +64,8 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     # What is sampled, and with what.
     devices = jax.local_devices()
     batch_size = config.sample.batch_size
-    if batch_size < 1 or batch_size % len(devices):
-        rule = f"must be a positive multiple of this process's {len(devices)} device(s)"
+    if batch_size < 0 or batch_size % len(devices):
+        rule = f"must be 0, for as many as fit, or a multiple of this process's {len(devices)} device(s)"
         raise UserError(f"sample.batch_size {rule}, got {batch_size}")
     trained = find_weights(config, workdir)
     trained.check_config(config)
@@ -85,6 +89,8 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     params = trained.params(NamedSharding(split.mesh, PartitionSpec()))
     finished = {task.name: _read_finished(out, task, config.model.image_size) for task in todo}
     total, initial = sum(len(task.target_views) for task in todo), sum(map(len, finished.values()))
+    if todo and batch_size == 0:
+        batch_size = _fitting_batch(sampler, params, todo, split)
     rows = min(batch_size, -(-len(todo) // len(devices)) * len(devices))
     with progress(total, initial=initial, desc="views", enabled=total > 0) as bar:
         for batch in _batches(todo, finished, batch_size):
@@ -105,6 +111,31 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
         print(f"{what + ':':21}{out / folder}")
     return out
+
+
+def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: NamedSharding) -> int:
+    """As many of the objects as fit into the devices' memory together, up to an eighth; asks the compiler."""
+    devices = split.mesh.size
+    most_views = max(todo, key=lambda task: len(task.input_views) + len(task.target_views))
+    nothing = np.zeros((0, 1, 1, 3), np.uint8)
+    *arguments, _ = _arguments([(most_views, most_views.load())], {most_views.name: nothing}, seed=0)
+
+    def bytes_of(count: int) -> float:  # objects on each device
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((count * devices, *leaf.shape[1:]), leaf.dtype, sharding=split), arguments
+        )
+        return hardware.program_bytes(lambda: sampler.lower_view(params, *shapes).compile())
+
+    # An allocator needs some more than the sum.
+    limit, most = 0.9 * hardware.memory_limit(), -(-len(todo) // devices)
+    count, needed = hardware.largest(bytes_of, limit, start=most, most=most, within=1 / 8)
+    if count == 0:
+        raise UserError(
+            f"not even one object at a time fits into {limit / 2**30:.2f} GiB: set sample.num_views or "
+            "sample.batch_size"
+        )
+    print(f"{count * devices} object(s) at once, in {needed / 2**30:.2f} GiB a device")
+    return count * devices
 
 
 def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:

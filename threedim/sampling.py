@@ -228,6 +228,22 @@ class Sampler:
                 known = self._append(params, known, done[i], targets[:, i])
         return jnp.stack(done[:views], axis=1)
 
+    def lower_view(
+        self, params: PyTree, images: jax.Array, cameras: Camera, targets: Camera, key: jax.Array
+    ) -> jax.stages.Lowered:
+        """The program that `sample_views` runs for every view, its largest. Its arguments, or shapes of them."""
+        inputs = images.shape[1]
+        capacity = inputs + (targets.t.shape[1] if self.settings.conditioning == "stochastic" else 0)
+
+        def begin(params: PyTree, images: jax.Array, cameras: Camera, targets: Camera) -> tuple[KnownViews, Camera]:
+            return self._begin(params, images[:, 0], cameras[:, 0], capacity), targets[:, 0]
+
+        known, target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(key, "sharding", None)),
+            jax.eval_shape(begin, params, images, cameras, targets),
+        )
+        return _sample_view_jit().lower(self, params, known, target, key, tuple(images.shape[2:]))
+
     def sample_view(
         self, params: PyTree, known: KnownViews, camera: Camera, key: jax.Array, shape: tuple[int, int, int]
     ) -> jax.Array:

@@ -56,7 +56,7 @@ def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
     Args:
       source: the folder of a run or a ``.safetensors`` file, local or gs://; or the name of weights that come with the
         package, such as "shapes64": a word without suffix that is no file or folder in the working directory.
-      step: checkpoint of the run; the newest if None.
+      step: checkpoint of the run; the newest if None, the one with the lowest held-out loss if -1.
 
     Raises:
       MissingError: if there is no such run, checkpoint, file or name.

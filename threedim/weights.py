@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m threedim.weights", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of the run, local or gs://")
     parser.add_argument("--out", required=True, help=f"file to write, ending in {SUFFIX}")
-    parser.add_argument("--step", type=int, help="checkpoint to export; defaults to the newest")
+    parser.add_argument("--step", type=int, help="checkpoint to export; -1 for the best; defaults to the newest")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="bfloat16 (default) is half the size")
     parser.add_argument("--card", help="JSON file with an object to store in the file: data, scores, license")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -35,6 +35,7 @@ class Batches(contextlib.AbstractContextManager, Iterator[dict[str, np.ndarray]]
 
     def __init__(self, iterator: grain.DatasetIterator):
         self._iterator = iterator
+        iterator.start_prefetch()  # its processes start while the caller compiles
         _open_streams.add(self)
 
     def __next__(self) -> dict[str, np.ndarray]:

@@ -192,8 +192,6 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, h_in: jax.Array) -> jax.Array:
         n, height, width, channels = h_in.shape
-        if channels % self.heads:
-            raise ValueError(f"{channels} channels do not divide into {self.heads} attention heads")
         h = GroupNorm(dtype=self.dtype, groups=self.groups, name="norm")(h_in)
         h = h.reshape(n, height * width, channels)
         seen = h

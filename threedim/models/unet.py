@@ -52,8 +52,8 @@ class UNet(nn.Module):
       dtype: of convolutions and matrix products. Parameters, statistics, softmax and encodings are always float32.
 
     Raises:
-      ValueError: if the image size is not divisible, the dropout rate is out of range, or ``attention`` or ``remat`` is
-        unknown.
+      ValueError: if the image size or the channels do not divide, the dropout rate is out of range, or ``attention`` or
+        ``remat`` is unknown.
     """
 
     image_size: int = 128
@@ -73,7 +73,8 @@ class UNet(nn.Module):
     # Whether the frames are stacked along channels, instead of meeting in cross-attention.
     stacked: ClassVar[bool]
 
-    def setup(self):
+    def __post_init__(self):
+        super().__post_init__()
         levels = len(self.ch_mult)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
@@ -85,8 +86,12 @@ class UNet(nn.Module):
                 f"image_size {self.image_size} is not divisible by {2 ** (levels - 1)}, "
                 f"which {levels} levels (ch_mult {tuple(self.ch_mult)}) need"
             )
-        attends = [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
+        for width in (self.ch * mult for mult, attends in zip(self.ch_mult, self.attends, strict=True) if attends):
+            if width % self.attn_heads:
+                raise ValueError(f"{width} channels do not divide into attn_heads {self.attn_heads}")
 
+    def setup(self):
+        levels, attends = len(self.ch_mult), self.attends
         self.logsnr_dense1 = nn.Dense(self.emb_ch, dtype=self.dtype)
         self.logsnr_dense2 = nn.Dense(self.emb_ch, dtype=self.dtype)
         init = nn.initializers.normal(stddev=POSE_CHANNELS**-0.5)
@@ -129,6 +134,11 @@ class UNet(nn.Module):
     def resolutions(self) -> list[int]:
         """Height and width in pixels of each level."""
         return [self.image_size >> level for level in range(len(self.ch_mult))]
+
+    @property
+    def attends(self) -> list[bool]:
+        """Whether the blocks of each level have attention."""
+        return [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
 
     def first_conv(self) -> nn.Module:
         """The first convolution."""

@@ -44,15 +44,18 @@ class XUNet(UNet):
 
     stacked: ClassVar[bool] = False
 
-    def setup(self):
-        super().setup()
-        attention = [resolution in tuple(self.attn_resolutions) for resolution in self.resolutions]
-        if not any(attention):
+    def __post_init__(self):
+        super().__post_init__()
+        if not any(self.attends):
             raise ValueError(
                 f"the frames never meet: attn_resolutions {tuple(self.attn_resolutions)} has none of the "
                 f"network's resolutions {tuple(self.resolutions)}"
             )
-        self.meet = attention.index(True)
+
+    @property
+    def meet(self) -> int:
+        """The first level at which the frames meet."""
+        return self.attends.index(True)
 
     def first_conv(self) -> nn.Conv:
         return nn.Conv(self.ch, (3, 3), dtype=self.dtype)

@@ -1,10 +1,11 @@
-"""Checkpoints: saved in the background, restored bit for bit or not at all. The only module that uses Orbax.
+"""Checkpoints: saved in the background, restored bit for bit or not at all. Only here and in `preservation` is Orbax.
 
 A run's folder (workdir) holds::
 
     checkpoints/<step>/state    the arrays, in Orbax's format: a nested dict named like the state's fields
     checkpoints/<step>/leaves   JSON: shape, dtype and checksum of each array, by path ("ema_params/down_0/kernel")
     checkpoints/<step>/files.json   size of each file of the two
+    checkpoints/<step>/eval.json    held-out loss, if it was computed at this step
 
 A checkpoint gets its final name when it is complete; a killed run leaves a folder with a temporary name, which is
 ignored, and removed by the next run. Orbax casts a wrong dtype silently and does not notice a changed byte in an array:
@@ -13,10 +14,10 @@ here dtypes, shapes, paths and checksums are compared, and a difference is an er
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
+from threedim.training import preservation
 
 PyTree = Any
 Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
@@ -37,6 +39,8 @@ Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
 _CHECKPOINT_FOLDER = "checkpoints"
 _ITEMS = ("state", "leaves")
 _FILE_LIST = "files.json"
+# Stands for the step with the lowest held-out loss.
+BEST = -1
 # A checkpoint is verified in pieces of about this size, so that it need not fit into memory.
 _VERIFY_BYTES = 2**30
 
@@ -47,6 +51,8 @@ class CheckpointError(UserError):
 
 class Checkpoints:
     """The checkpoints of one run. A context manager: leaving it waits for the save in progress.
+
+    The checkpoint with the lowest held-out loss is kept beside those that the arguments ask for.
 
     All processes of a run create one and call its methods in the same order; they share the folder.
 
@@ -67,7 +73,9 @@ class Checkpoints:
         _quiet_orbax()
         self._saving = None
         self._folder = _checkpoint_folder(workdir)
-        policies = [checkpoint_managers.LatestN(keep_last), _FirstOfEach(keep_every)]
+        self._losses = preservation.read_losses(self._folder, _finished_steps(self._folder))
+        best = preservation.Lowest(self._losses)
+        policies = [checkpoint_managers.LatestN(keep_last), preservation.FirstOfEach(keep_every), best]
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -84,7 +92,7 @@ class Checkpoints:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def save(self, step: int, state: PyTree) -> bool:
+    def save(self, step: int, state: PyTree, held_out_loss: float | None = None) -> bool:
         """Starts a save in the background, after waiting for the previous one.
 
         When it returns, the state may be donated: Orbax has copied it to the host (on a CPU it holds the buffers, and
@@ -93,6 +101,7 @@ class Checkpoints:
         Args:
           step: number of finished steps.
           state: tree of named numeric arrays; may be sharded.
+          held_out_loss: of this state, if known; infinite and NaN count as unknown.
 
         Returns:
           Whether a save was started: False if the step is already saved.
@@ -114,6 +123,8 @@ class Checkpoints:
         table = {path: [leaf.dtype.name, list(leaf.shape), sums[path]] for path, leaf in leaves.items()}
         self.wait()
         self._saving = step
+        if held_out_loss is not None and math.isfinite(held_out_loss):
+            self._losses[step] = held_out_loss
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays_lib.nest(leaves)),
             leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
@@ -124,6 +135,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """Step of the newest finished checkpoint, or None."""
         return max(_finished_steps(self._folder), default=None)
+
+    def best(self) -> tuple[float, int]:
+        """The lowest held-out loss of the saved checkpoints and its step; infinite and 0 if none has a loss."""
+        return min(((loss, step) for step, loss in self._losses.items()), default=(math.inf, 0))
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint.
@@ -163,6 +178,8 @@ class Checkpoints:
             for path in _files_below(step_folder / item)
         }
         (step_folder / _FILE_LIST).write_text(json.dumps(sizes, indent=0))
+        if self._saving in self._losses:
+            preservation.write_loss(step_folder, self._losses[self._saving])
 
     def _call(self, doing: str, function: Callable[[], Any]) -> Any:
         try:
@@ -183,7 +200,7 @@ def restore_params(workdir: epath.PathLike, abstract_params: PyTree, step: int |
 
 
 def find_step(workdir: epath.PathLike, step: int | None = None) -> int:
-    """The step of a finished checkpoint in a run's folder, the newest if ``step`` is None.
+    """The step of a finished checkpoint in a run's folder: the newest if ``step`` is None, the best if it is `BEST`.
 
     Raises:
       MissingError: if there is no such checkpoint.
@@ -211,6 +228,11 @@ def _find_step(folder: epath.Path, step: int | None) -> int:
     steps = _finished_steps(folder)
     if not steps:
         raise MissingError(f"no checkpoint in {folder.parent}: train first, or name the folder of a trained run")
+    if step == BEST:
+        losses = preservation.read_losses(folder, steps)
+        if not losses:
+            raise MissingError(f"no checkpoint in {folder} has a held-out loss: set train.eval_every")
+        return min(losses, key=lambda step: (losses[step], step))
     if step is not None and step not in steps:
         raise MissingError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
     return max(steps) if step is None else step
@@ -365,20 +387,6 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Orbax
-
-
-@dataclasses.dataclass(frozen=True)
-class _FirstOfEach(checkpoint_managers.PreservationPolicy):
-    """Keeps the first checkpoint at or after each multiple of ``every`` steps; none if it is 0."""
-
-    every: int
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        del context
-        first = {}
-        for step in sorted(c.step for c in checkpoints if self.every):
-            first.setdefault(step // self.every, step)
-        return [c.step > 0 and c.step // self.every > 0 and first[c.step // self.every] == c.step for c in checkpoints]
 
 
 def _not_orbax_progress(record: logging.LogRecord) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,6 +58,70 @@ def device_bytes(compiled: jax.stages.Compiled) -> int:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes that JAX may use of an accelerator, or else those of its data sheet; None if neither is known (CPU)."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    chip = CHIPS.get(device.device_kind)
+    return int(chip.memory) if chip else None
+
+
+def memory_limit(gib: float | None = None) -> int:
+    """Bytes of one device: ``gib`` if given, else what JAX may use or its data sheet says; physical memory of a CPU.
+
+    Raises:
+      UserError: if the device's memory is unknown.
+    """
+    if gib is not None:
+        return int(gib * 2**30)
+    device = jax.local_devices()[0]
+    if (found := device_memory(device)) is not None:
+        return found
+    if device.platform != "cpu":
+        raise UserError(f"the memory of a {device.device_kind} is unknown; set --memory_gib or sample.batch_size")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def program_bytes(compile_program: Callable[[], jax.stages.Compiled]) -> float:
+    """Bytes of device memory that a program needs; infinite if the compiler itself finds that it does not fit."""
+    try:
+        return device_bytes(compile_program())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf
+
+
+def largest(
+    bytes_of: Callable[[int], float], limit: float, start: int = 1, most: int = 2**16, within: float = 0.0
+) -> tuple[int, float]:
+    """The largest batch up to ``most`` that needs at most ``limit`` bytes, and its bytes; (0, 0) if none fits.
+
+    Doubles or halves from ``start``, then bisects until the batch may be too small by at most the fraction ``within``.
+    Assumes that larger batches never need less.
+    """
+    asked: dict[int, float] = {}
+
+    def fits(batch: int) -> bool:
+        if batch not in asked:
+            asked[batch] = bytes_of(batch)
+            print(f"batch {batch} needs {asked[batch] / 2**30:.2f} GiB", file=sys.stderr)
+        return asked[batch] <= limit
+
+    low, high = 0, min(start, most)
+    while high <= most and fits(high):
+        low, high = high, max(high + 1, min(2 * high, most))
+    if low == 0:
+        while high > 1 and not fits(high // 2):
+            high //= 2
+        low = high // 2
+    while high - low > max(1, within * low):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, asked.get(low, 0)
 
 
 def can_count_flops() -> bool:

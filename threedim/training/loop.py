@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from threedim.progress import progress
 from threedim.trained import open_trained
 from threedim.training import hardware, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
+from threedim.training.held_out import SEED, HeldOutLoss
 from threedim.training.initial import fit_params
 from threedim.training.metrics import MetricWriter
 from threedim.training.preview import Preview
@@ -48,8 +50,8 @@ class _Run:
     mesh: jax.sharding.Mesh
     network: UNet
     recipe: Recipe
-    records: epath.Path
     dataset: ObjectDataset
+    held_out: ObjectDataset | None
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_change: bool = False) -> TrainState:
@@ -85,58 +87,78 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
             _say(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
             return state
 
-        # --- Open what the loop uses, and compile the step ---
-        lead = distributed.is_lead()
-        next_batch = _open_data(run, start, stack)
-        preview = _preview(run) if t.sample_every else None
-        writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
-        batch = next_batch()
-        step_fn, cost = _compile(run, state, batch)
-        stop = stack.enter_context(distributed.StopSignal())
-        bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
-        trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
+        return _train_from(run, checkpoints, state, start, stack)
 
-        # --- Train ---
-        step, window, stopped_by = start, Window(run.mesh, run.recipe, cost), None
-        save_due, saved_at = False, time.monotonic()
-        while step < t.num_steps and stopped_by is None:
-            trace.before_step(step)
-            state, window.metrics = step_fn(state, window.metrics, batch)
-            step += 1
-            trace.after_step(step, state.step)
-            stopped_by = stop.reached(step)
-            last = step == t.num_steps or stopped_by is not None
-            if not last:
-                with window.waiting():  # the host reads the next batch while the device computes
-                    batch = next_batch()
-            logs = step % t.log_every == 0 or last
-            save_due |= last or step % t.checkpoint_every == 0
-            if logs or jax.process_count() == 1:
-                save_due |= distributed.lead_decides(time.monotonic() - saved_at > 60 * t.checkpoint_minutes)
-            if save_due or logs:
-                finite = _check_finite(run, checkpoints, window.metrics, step)
-            shown = {}
-            if logs:
-                scalars = window.scalars(step)
-                writer.scalars(step, scalars)
-                shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
-                if step - start <= t.log_every and not last:
-                    _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
-                window = Window(run.mesh, run.recipe, cost, window)
-            bar.set(step, **shown)
-            if save_due and (finite or last):
-                checkpoints.save(step, state)
-                save_due, saved_at = False, time.monotonic()
-            if preview is not None and (step % t.sample_every == 0 or step == t.num_steps):
-                with window.paused():
-                    writer.images(step, {"held_out": preview.sample(state.ema_params)})
 
-        # --- End ---
-        checkpoints.wait()
-        bar.close()
-        if step < t.num_steps:
-            _say(f"stopped by {stopped_by.name}: saved step {step} in {workdir}; the same command resumes from there")
-        return state
+def _train_from(
+    run: _Run, checkpoints: Checkpoints, state: TrainState, start: int, stack: contextlib.ExitStack
+) -> TrainState:
+    """Trains from a state and its step; what is opened is left to ``stack``."""
+    config, workdir, t = run.config, run.workdir, run.config.train
+
+    # --- Open what the loop uses, and compile the step ---
+    lead = distributed.is_lead()
+    next_batch = _open_data(run, start, stack)
+    held_out_loss, preview = _open_held_out(run)
+    writer = stack.enter_context(MetricWriter(workdir, start_step=start, enabled=lead))
+    step_fn, cost = _compile(run, state)
+    batch = next_batch()
+    stop = stack.enter_context(distributed.StopSignal())
+    bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
+    trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
+
+    # --- Train ---
+    step, window, stopped_by = start, Window(run.mesh, run.recipe, cost), None
+    save_due, saved_at = False, time.monotonic()
+    while step < t.num_steps and stopped_by is None:
+        trace.before_step(step)
+        state, window.metrics = step_fn(state, window.metrics, batch)
+        step += 1
+        trace.after_step(step, state.step)
+        stopped_by = stop.reached(step)
+        last = step == t.num_steps or stopped_by is not None
+        if not last:
+            with window.waiting():  # the host reads the next batch while the device computes
+                batch = next_batch()
+        logs = step % t.log_every == 0 or last
+        eval_loss = None
+        if held_out_loss is not None and _due(step, t.eval_every, t) and stopped_by is None:
+            with window.paused():
+                eval_loss = held_out_loss(state.ema_params)
+            writer.scalars(step, {"eval/loss": eval_loss})
+            save_due |= eval_loss < checkpoints.best()[0]
+        save_due |= last or step % t.checkpoint_every == 0
+        if logs or jax.process_count() == 1:
+            save_due |= distributed.lead_decides(time.monotonic() - saved_at > 60 * t.checkpoint_minutes)
+        if save_due or logs:
+            finite = _check_finite(run, checkpoints, window.metrics, step)
+        shown = {}
+        if logs:
+            scalars = window.scalars(step)
+            writer.scalars(step, scalars)
+            shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
+            if step - start <= t.log_every and not last:
+                _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
+            window = Window(run.mesh, run.recipe, cost, window)
+        bar.set(step, **shown)
+        if save_due and (finite or last):
+            checkpoints.save(step, state, eval_loss)
+            save_due, saved_at = False, time.monotonic()
+        if preview is not None and _due(step, t.sample_every, t):
+            with window.paused():
+                picture, psnr = preview.sample(state.ema_params)
+                writer.images(step, {"held_out": picture})
+                writer.scalars(step, {"eval/psnr": psnr})
+
+    # --- End ---
+    checkpoints.wait()
+    bar.close()
+    eval_loss, best = checkpoints.best()
+    if best:
+        _say(f"lowest eval/loss {eval_loss:.4g} at step {best}, which --config.sample.checkpoint_step=-1 samples from")
+    if step < t.num_steps:
+        _say(f"stopped by {stopped_by.name}: saved step {step} in {workdir}; the same command resumes from there")
+    return state
 
 
 def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
@@ -148,7 +170,7 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
             f"train.batch_size {recipe.batch_size} does not divide over {mesh.size} devices and {recipe.microbatches} "
             "microbatches"
         )
-    for name in ("num_steps", "log_every", "checkpoint_every", "sample_steps"):
+    for name in ("num_steps", "log_every", "checkpoint_every", "eval_examples", "sample_objects", "sample_steps"):
         if t[name] < 1:
             raise UserError(f"train.{name} must be at least 1, got {t[name]}")
     if not t.checkpoint_minutes > 0:
@@ -158,7 +180,7 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
     records = distributed.lead_first(lambda: sources.prepare_from_config(config.data))
     dataset = sources.open_from_config(config.data, "train")
     distributed.check_same("the fingerprint of the data set", dataset.fingerprint)
-    return _Run(config, workdir, mesh, network, recipe, records, dataset)
+    return _Run(config, workdir, mesh, network, recipe, dataset, _held_out(config, records))
 
 
 def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -> tuple[TrainState, int]:
@@ -204,26 +226,28 @@ def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[
         seed=run.config.seed,
         start_step=start,
         rows=sharding.local_rows(run.mesh, batch_size),
-        num_workers=run.config.train.num_workers,
+        num_workers=min(run.config.train.num_workers, os.cpu_count() or 1),
     )
     stack.callback(batches.close)
     return lambda: sharding.put_batch(next(batches), run.mesh, batch_size)
 
 
-def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple[Callable[..., Any], Cost]:
+def _compile(run: _Run, state: TrainState) -> tuple[Callable[..., Any], Cost]:
     """The compiled training step, and what it costs."""
     whole, process = sharding.replicated(run.mesh), config_lib.process(run.config)
+    decay = jax.device_put(run.recipe.decay, whole)
     shardings = sharding.state_shardings(run.mesh, state)
     step_fn = jax.jit(
         make_train_step(run.network, process, run.recipe, whole),
-        in_shardings=(shardings, whole, sharding.batch_sharding(run.mesh)),
+        in_shardings=(shardings, whole, sharding.batch_sharding(run.mesh), whole),
         out_shardings=(shardings, whole),
         donate_argnums=(0, 1),
         compiler_options=cpu.compiler_options(),
     )
+    batch = hardware.batch_shapes(run.network.image_size, run.recipe.batch_size, sharding.batch_sharding(run.mesh))
     began = time.perf_counter()
     with distributed.dies_on_interrupt():
-        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch)
+        lowered = step_fn.lower(state, jax.eval_shape(Metrics.zeros), batch, decay)
         compiled = lowered.compile()
     seconds = time.perf_counter() - began
     platform = run.mesh.devices.flat[0].platform
@@ -231,7 +255,7 @@ def _compile(run: _Run, state: TrainState, batch: dict[str, jax.Array]) -> tuple
     cost = Cost(compiled, run.mesh, run.recipe, count_flops)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _say(f"{parameters:,} parameters; {len(run.dataset):,} objects; {cost.describe()}; compiled in {seconds:.0f} s")
-    return compiled, cost
+    return lambda *args: compiled(*args, decay), cost
 
 
 def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: int) -> bool:
@@ -239,6 +263,7 @@ def _check_finite(run: _Run, checkpoints: Checkpoints, metrics: Metrics, step: i
     skipped = np.roll(jax.device_get(metrics.skipped), -step)  # the last step is last
     count = int(skipped.sum())
     if count >= MAX_SKIPPED:
+        checkpoints.wait()
         good = checkpoints.latest_step()
         raise NonFiniteError(
             f"{count} of the last {RECENT:,} steps were skipped, the last at step {step - int(skipped[::-1].argmax())} "
@@ -255,22 +280,37 @@ def _say_time_left(seconds_per_step: float, cost: Cost, steps: int) -> None:
     _say(f"{seconds_per_step:.3g} s{work} a step; {steps:,} steps left take about {left}")
 
 
-def _preview(run: _Run) -> Preview | None:
-    """Held-out pairs to sample now and then: of the test split, or held-out views of the training objects."""
-    config = run.config
-    if config.data.holdout_views:
-        split = "holdout"
-    elif "test" in read_info(run.records).splits:
-        split = "test"
-    else:
+def _due(step: int, every: int, t: ml_collections.ConfigDict) -> bool:
+    return step % every == 0 or step == t.num_steps
+
+
+def _held_out(config: ml_collections.ConfigDict, records: epath.Path) -> ObjectDataset | None:
+    """What is evaluated while training: the test split, or held-out views of the training objects."""
+    if not (config.train.eval_every or config.train.sample_every):
         return None
-    return Preview(
-        config_lib.sampler(config, num_steps=config.train.sample_steps),
-        sources.open_from_config(config.data, split),
-        rows=config.train.sample_objects,
-        seed=config.seed,
-        sharding=sharding.replicated(run.mesh),
-    )
+    split = "holdout" if config.data.holdout_views else "test"
+    if split == "test" and "test" not in read_info(records).splits:
+        _say("nothing is held out: no eval/loss, no previews (set data.holdout_views or data.num_test_objects)")
+        return None
+    dataset = sources.open_from_config(config.data, split)
+    if min(map(dataset.num_views, range(len(dataset)))) < 2:
+        raise UserError(
+            f"train.eval_every and train.sample_every need two views of each object of the split {split!r}: change "
+            "data.holdout_views, or set both to 0"
+        )
+    return dataset
+
+
+def _open_held_out(run: _Run) -> tuple[HeldOutLoss | None, Preview | None]:
+    """The held-out loss and the previews, if asked for."""
+    config, t, loss, preview = run.config, run.config.train, None, None
+    if run.held_out is not None and t.eval_every:
+        process = config_lib.process(config)
+        loss = HeldOutLoss(run.network, process, run.recipe, run.held_out, examples=t.eval_examples, mesh=run.mesh)
+    if run.held_out is not None and t.sample_every:
+        sampler, whole = config_lib.sampler(config, num_steps=t.sample_steps), sharding.replicated(run.mesh)
+        preview = Preview(sampler, run.held_out, rows=t.sample_objects, seed=SEED, sharding=whole)
+    return loss, preview
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ from threedim.sampling import Sampler
 
 
 class Preview:
-    """A few held-out pairs, the same ones at every call, so that grids of different steps can be compared.
+    """A few held-out pairs, the same ones at every call, so that different steps can be compared.
 
     Args:
       sampler: how views are sampled.
@@ -40,8 +40,11 @@ class Preview:
         self._keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), len(pairs))))
         self._sampler, self._sharding = sampler, sharding
 
-    def sample(self, params: Any) -> np.ndarray:
-        """A grid with one row per object: input view, true view, sample; (height, width, 3) uint8."""
+    def sample(self, params: Any) -> tuple[np.ndarray, float]:
+        """A grid with one row per object: input view, true view, sample; (height, width, 3) uint8.
+
+        And the mean PSNR of the samples, dB.
+        """
         inputs, cameras, keys = jax.device_put(
             (pixels.to_float(self._pairs[:, :1]), self._cameras, self._keys), self._sharding
         )
@@ -49,4 +52,5 @@ class Preview:
             params, inputs, cameras[:, :1], cameras[:, 1:], jax.random.wrap_key_data(keys)
         )
         columns = np.concatenate([self._pairs, pixels.to_uint8(np.asarray(sampled))], axis=1)
-        return sheets.make_grid(columns, col_labels=("input", "truth", "sample"))
+        psnr = float(pixels.psnr(columns[:, 2], columns[:, 1]).mean())
+        return sheets.make_grid(columns, col_labels=("input", "truth", "sample")), psnr

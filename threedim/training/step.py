@@ -10,6 +10,7 @@ from typing import Any, Literal
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from threedim import diffusion
@@ -86,14 +87,19 @@ class Recipe:
                 f"{self.decay_start}"
             )
 
-    def learning_rate_at(self, step: jax.Array | int) -> jax.Array:
-        """Learning rate of the step with this number, from 0."""
+    @property
+    def decay(self) -> np.ndarray:
+        """Examples at which the decay of the learning rate begins and ends: (2,) float32."""
+        return np.float32([self.decay_start, self.num_steps * self.batch_size])
+
+    def learning_rate_at(self, step: jax.Array | int, decay: jax.Array | None = None) -> jax.Array:
+        """Learning rate of the step with this number, from 0; ``decay`` may replace the recipe's own."""
         examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
         rate = self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
         if self.schedule == "constant":
             return rate
-        length = self.num_steps * self.batch_size - self.decay_start
-        done = jnp.clip((examples - self.decay_start) / length, 0.0, 1.0)
+        begin, end = self.decay if decay is None else decay
+        done = jnp.clip((examples - begin) / (end - begin), 0.0, 1.0)
         return rate * (1.0 - done if self.schedule == "linear" else 0.5 + 0.5 * jnp.cos(jnp.pi * done))
 
     def ema_decay_at(self, step: jax.Array | int) -> jax.Array:
@@ -171,11 +177,12 @@ def abstract_params(network: UNet) -> PyTree:
 
 def make_train_step(
     network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
-) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The training step, ready to be jitted: gradients of the loss, Adam, parameter average, metrics.
 
-    A step whose loss or gradient is not finite changes nothing but the step number and the metrics. The noise of a pair
-    does not depend on the number of microbatches; its dropout does.
+    It takes `Recipe.decay` as a fourth argument, so that another length of the run is not another program. A step whose
+    loss or gradient is not finite changes nothing but the step number and the metrics. The noise of a pair does not
+    depend on the number of microbatches; its dropout does.
 
     Args:
       network, process, recipe: what is trained, and how.
@@ -184,7 +191,9 @@ def make_train_step(
     """
     optimizer = recipe.optimizer()
 
-    def train_step(state: TrainState, metrics: Metrics, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, metrics: Metrics, batch: Batch, decay: jax.Array | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(named_key(jax.random.key(recipe.seed), "train"), state.step)
         images, camera = batch_images(batch)
         if recipe.augmentation.enabled:
@@ -226,7 +235,9 @@ def make_train_step(
         if recipe.grad_clip:
             grads = optax.tree.scale(jnp.minimum(1.0, recipe.grad_clip / grad_norm), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state)
-        params = optax.apply_updates(state.params, optax.tree.scale(-recipe.learning_rate_at(state.step), updates))
+        params = optax.apply_updates(
+            state.params, optax.tree.scale(-recipe.learning_rate_at(state.step, decay), updates)
+        )
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - recipe.ema_decay_at(state.step))
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

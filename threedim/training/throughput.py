@@ -83,7 +83,8 @@ class Window:
 
     @contextlib.contextmanager
     def paused(self):
-        """A context whose time does not count."""
+        """A context whose time does not count. Waits for the devices first."""
+        jax.block_until_ready(self.metrics)
         start = time.perf_counter()
         yield
         self._began += time.perf_counter() - start

@@ -13,6 +13,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,8 @@ from threedim.errors import MissingError, UserError
 _ZIP_MAGIC, _LEGACY_MAGIC, _LEGACY_PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
 
 # What zipfile, struct and NumPy raise on damaged bytes; RuntimeError is about passwords and unknown versions.
-_DAMAGED = (ValueError, OverflowError, EOFError, OSError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+_DAMAGED = (ValueError, OverflowError, EOFError, OSError, RuntimeError, Warning)
+_DAMAGED += (struct.error, zlib.error, zipfile.BadZipFile)
 
 _DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16, "Bool": "?"}
 _DTYPES |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1"}
@@ -65,7 +67,8 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
             return safetensors.numpy.load(data)
         if data.startswith(b"<"):
             raise UserError("a page of text, not weights; did the download return an error page?")
-        return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
+        with warnings.catch_warnings(action="error"):  # Python only warns of damaged escapes in a text
+            return _read_zip(data) if data.startswith(_ZIP_MAGIC) else _read_legacy(data)
     except KeyError as error:
         raise UserError(f"{path}: NumPy has no dtype for entries of {error}; save them as float32") from error
     except (TypeError, safetensors.SafetensorError, *_DAMAGED) as error:
