@@ -111,8 +111,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 # cuDNN's bfloat16 gradient returns values that are not finite on Hopper for lengths such as 64 = 8 x 8 pixels
 # (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160 and #1072, huggingface/trl#7181), which has ended a run after 7,400
-# steps. Multiples of its tile, 128, are not affected; below 256 plain operations cost little.
-_SAFE_MULTIPLE, _LONG = 128, 256
+# steps. Multiples of its tile, 128, are not affected; below 1,024 plain operations cost little.
+_SAFE_MULTIPLE, _LONG = 128, 1024
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention = "auto") -> jax.Array:
@@ -121,7 +121,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention =
     Args:
       q, k, v: (batch, head, length, dim), of one dtype; keys may have another length than queries.
       implementation: "plain" operations; "cudnn", NVIDIA's library; or "auto": cuDNN where it is available, safe and
-        pays, which are lengths of at least 256 that are multiples of 128. Programs for a CPU are always plain.
+        pays, which are lengths of at least 1,024 that are multiples of 128. Programs for a CPU are always plain.
 
     Returns:
       (batch, head, length, dim) of that dtype.
