@@ -59,11 +59,14 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
+        def pool(moment: jax.Array) -> jax.Array:
+            """Means of channels, (n, channel), to means of their groups, (n, channel)."""
+            means = moment.reshape(n, groups, -1).mean(axis=-1)
+            return jnp.repeat(means, channels // groups, axis=-1)
+
         x32 = x.astype(jnp.float32)
-        # Both moments at once, (2, n, channel): on a GPU each operation on such small arrays costs a kernel.
-        moments = jnp.stack([x32.mean(axis=(1, 2)), (x32 * x32).mean(axis=(1, 2))])
-        mean, square = jnp.repeat(moments.reshape(2, n, groups, -1).mean(axis=-1), channels // groups, axis=-1)
-        variance = jnp.maximum(square - mean * mean, 0.0)
+        mean = pool(x32.mean(axis=(1, 2)))
+        variance = jnp.maximum(pool((x32 * x32).mean(axis=(1, 2))) - mean * mean, 0.0)
         factor = scale * jax.lax.rsqrt(variance + 1e-6)
         offset = bias - mean * factor
         return (x32 * factor[:, None, None] + offset[:, None, None]).astype(self.dtype)

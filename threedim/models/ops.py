@@ -60,7 +60,7 @@ def norm(tree: Any) -> jax.Array:
     """
 
     def by_rows(tree: Any) -> jax.Array:
-        rows = [jnp.square(leaf).sum(axis=-1).ravel() for leaf in jax.tree.leaves(tree)]
+        rows = [jnp.square(jnp.atleast_1d(leaf)).sum(axis=-1).ravel() for leaf in jax.tree.leaves(tree)]
         return jnp.sqrt(jax.lax.optimization_barrier(jnp.concatenate(rows)).sum())
 
     return jax.lax.platform_dependent(tree, cuda=by_rows, default=optax.tree.norm)
