@@ -67,11 +67,11 @@ def test_any_number_of_processes_is_the_same_run(small, tmp_path):
     assert sorted(whole) == [1, 2, 3, 4]
     assert whole[4][-1] > 0
 
-    small.train.num_steps = 2
+    small.train.num_steps, small.train.eval_every = 2, 0
     results = check(finish(start_together(4, "train", small, tmp_path / "four")))
     assert "1 a device; 4 cpu device(s) in 4 processes, mesh data 4 x fsdp 1" in results[0][1]
     assert all("a device;" not in out for _, out, _ in results[1:])  # one speaks for all
-    small.train.num_steps = 4
+    small.train.num_steps, small.train.eval_every = 4, 4
     shutil.copytree(tmp_path / "four", tmp_path / "one")
     shutil.copytree(tmp_path / "four", tmp_path / "two")
     check(finish([start("train", small, tmp_path / "one")]))
