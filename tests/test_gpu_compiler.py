@@ -20,8 +20,8 @@ pytestmark = [
         reason="JAX's CUDA plugin is not installed (make test-gpu-compiler installs it); it needs no GPU",
     ),
 ]
-# More than this, and something has stopped being fused.
-MOST_KERNELS = 1000
+# 529 with JAX 0.10.2. With more than this, something has stopped being fused.
+MOST_KERNELS = 600
 # What lies between a convolution and the kernels that make its input or take its result.
 PASSED = ("bitcast", "get-tuple-element", "tuple")
 
@@ -31,7 +31,7 @@ def text():
     """The step of a small network, compiled for an H200."""
     config = base.get_config()
     m = config.model
-    m.image_size, m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.attn_resolutions = 16, 32, (1, 2), 64, 1, (8,)
+    m.image_size, m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.attn_resolutions = 16, 32, (1, 2), 64, 0, (8,)
     config.train.batch_size = 8
     devices = np.asarray(compile_lib.devices_of("H200:1"))
     mesh = Mesh(devices.reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
