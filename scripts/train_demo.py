@@ -48,8 +48,8 @@ _PATIENCE = 60
 
 
 def reserve(minutes: float) -> float:
-    """Seconds to keep for saving, export, evaluation and card: two minutes of ten, and of longer runs."""
-    return min(120.0, 12.0 * minutes)
+    """Seconds to keep for saving, export, evaluation and card: a quarter, and at most what they take on one GPU."""
+    return min(150.0, 15.0 * minutes)
 
 
 def choose_steps(done: int, seconds: float, start_up: float, seconds_per_step: float) -> int:
@@ -231,7 +231,7 @@ class Demo:
         with self.started("train", self.train(steps)) as process:
             while process.poll() is None and self.left > 0:
                 time.sleep(0.2)
-                if self.left > look_at:
+                if not look_at or self.left > look_at:
                     continue
                 seen = [line["seconds_per_step"] for line in read_metrics(self.workdir) if line["step"] > done][1:]
                 if seen:

@@ -103,7 +103,7 @@ def stub_steps(monkeypatch, skips):
         bad = int(state.step) in skips
         skipped = metrics.skipped.at[state.step % RECENT].set(bad)
         metrics = metrics.replace(
-            steps=metrics.steps + ~bad, skipped_steps=metrics.skipped_steps + bad, skipped=skipped
+            steps=metrics.steps + (not bad), skipped_steps=metrics.skipped_steps + bad, skipped=skipped
         )
         return state.replace(step=state.step + 1), metrics
 

@@ -42,7 +42,7 @@ def test_the_number_of_steps_fills_the_time():
     assert train_demo.choose_steps(0, 110.0, 10.0, 0.1) == 970
     assert train_demo.choose_steps(500, 60.0, 10.0, 0.5) == 597
     assert train_demo.choose_steps(7, 1.0, 10.0, 0.5) == 8  # never none
-    assert [train_demo.reserve(minutes) for minutes in (1, 10, 60)] == [12, 120, 120]
+    assert [train_demo.reserve(minutes) for minutes in (1, 10, 60)] == [15, 150, 150]
 
 
 def test_speed_and_start_up_are_those_without_compiling():
@@ -106,7 +106,7 @@ def test_a_run_that_is_interrupted_once(tmp_path):
 
     # Planned with a wrong speed, which a short start-up leaves time to correct.
     known = json.loads((out / "demo.json").read_text())
-    minutes = (known["seconds"] + 3 * known["start_up"] + 15) / 48  # of which a fifth is kept for the results
+    minutes = (known["seconds"] + 3 * known["start_up"] + 15) / 45  # of which a quarter is kept for the results
     known["seconds_per_step"], known["start_up"] = known["seconds_per_step"] / 5, 1.0
     (out / "demo.json").write_text(json.dumps(known))
     second = start(minutes)

@@ -175,6 +175,26 @@ def abstract_params(network: UNet) -> PyTree:
     return jax.eval_shape(lambda: init_params(network, jax.random.key(0)))
 
 
+def _in_microbatches(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """A gradient of (params, examples, dropout_key) that is computed in so many parts, one after another."""
+    if parts == 1:
+        return gradient
+
+    def whole(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
+        def add(total: PyTree, part: tuple[jax.Array, diffusion.Examples]) -> tuple[PyTree, jax.Array]:
+            (loss, example_loss), grads = gradient(params, part[1], jax.random.fold_in(dropout_key, part[0]))
+            return jax.tree.map(jnp.add, total, (loss, grads)), example_loss
+
+        # Every parts-th pair, so that each part is spread evenly over the devices.
+        split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), examples)
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+        loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
+        return (loss, example_loss.T.reshape(-1)), grads
+
+    return whole
+
+
 def make_train_step(
     network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -214,22 +234,8 @@ def make_train_step(
 
             return diffusion.loss(apply, examples, recipe.color_weight)
 
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        dropout_key, parts = named_key(key, "dropout"), recipe.microbatches
-        if parts == 1:
-            (loss, example_loss), grads = gradient(state.params, examples, dropout_key)
-        else:
-
-            def add(total: PyTree, part: tuple[jax.Array, diffusion.Examples]) -> tuple[PyTree, jax.Array]:
-                (loss, example_loss), grads = gradient(state.params, part[1], jax.random.fold_in(dropout_key, part[0]))
-                return jax.tree.map(jnp.add, total, (loss, grads)), example_loss
-
-            # Every parts-th pair, so that each part is spread evenly over the devices.
-            split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), examples)
-            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-            total, example_loss = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
-            loss, grads = jax.tree.map(lambda leaf: leaf / parts, total)
-            example_loss = example_loss.T.reshape(-1)
+        gradient = _in_microbatches(jax.value_and_grad(loss_fn, has_aux=True), recipe.microbatches)
+        (loss, example_loss), grads = gradient(state.params, examples, named_key(key, "dropout"))
         grads = ops.fusible(grads)
         grad_norm = ops.norm(grads)
         if recipe.grad_clip:
