@@ -196,7 +196,7 @@ def _in_microbatches(gradient: Callable[..., Any], parts: int) -> Callable[..., 
 
 
 def make_train_step(
-    network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.Sharding | None = None
+    network: UNet, process: diffusion.Process, recipe: Recipe, gathered: jax.sharding.NamedSharding | None = None
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The training step, ready to be jitted: gradients of the loss, Adam, parameter average, metrics.
 
@@ -210,6 +210,10 @@ def make_train_step(
         channels like the parameters, and move activations between devices.
     """
     optimizer = recipe.optimizer()
+    fusible, norm = ops.fusible, ops.norm
+    if gathered is not None and gathered.mesh.shape["fsdp"] > 1:
+        # Of arrays that are split among devices, XLA would gather more for these, and in float32.
+        fusible, norm = lambda tree: tree, optax.tree.norm
 
     def train_step(
         state: TrainState, metrics: Metrics, batch: Batch, decay: jax.Array | None = None
@@ -226,7 +230,7 @@ def make_train_step(
         def loss_fn(params: PyTree, examples: diffusion.Examples, dropout_key: jax.Array):
             if gathered is not None:
                 params = jax.lax.with_sharding_constraint(params, gathered)
-            params = ops.fusible(params)
+            params = fusible(params)
 
             def apply(x, z, logsnr, camera, cond_mask):
                 rngs = {"dropout": dropout_key}
@@ -236,8 +240,8 @@ def make_train_step(
 
         gradient = _in_microbatches(jax.value_and_grad(loss_fn, has_aux=True), recipe.microbatches)
         (loss, example_loss), grads = gradient(state.params, examples, named_key(key, "dropout"))
-        grads = ops.fusible(grads)
-        grad_norm = ops.norm(grads)
+        grads = fusible(grads)
+        grad_norm = norm(grads)
         if recipe.grad_clip:
             grads = optax.tree.scale(jnp.minimum(1.0, recipe.grad_clip / grad_norm), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state)
