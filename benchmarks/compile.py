@@ -68,7 +68,7 @@ def devices_of(topology: str) -> list[jax.Device]:
         platform, settings = "tpu", {"topology_name": topology}
     try:
         return topologies.get_topology_desc(platform=platform, **settings).devices
-    except (RuntimeError, ImportError, NotImplementedError) as error:
+    except (RuntimeError, ImportError) as error:
         wheels = {"cuda": "jax[cuda13]", "tpu": "libtpu"}[platform]
         raise UserError(f"there is no compiler for {topology} (pip install '{wheels}' if missing): {error}") from error
 

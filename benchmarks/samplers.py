@@ -37,7 +37,7 @@ from threedim.errors import UserError
 from threedim.evaluation.metrics.image import psnr, ssim
 from threedim.evaluation.metrics.patches import sliced_wasserstein
 from threedim.output.sheets import make_grid
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.sampling import Settings
 from threedim.tasks import Views, make_tasks
 
@@ -232,7 +232,7 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
     views_each = truth.shape[1] + repeated
     total = sum(settings.evaluations(model.sampler.process) for settings in todo.values()) * views_each
     done = 0
-    with progress(total, desc="network evaluations", enabled=total > 0) as bar:
+    with Progress(total, desc="network evaluations", enabled=total > 0) as bar:
         for name, settings in todo.items():
             evaluations = settings.evaluations(model.sampler.process)
 

@@ -32,7 +32,7 @@ from threedim.evaluation import protocol, report, scores
 from threedim.evaluation.sampled import SampledViews, read_views
 from threedim.files import read_json
 from threedim.output import sheets
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.tasks import Task, make_tasks
 from threedim.trained import Trained, open_run, open_trained
 from threedim.training.run_info import read_run_info
@@ -153,7 +153,7 @@ def _training_views(config: ml_collections.ConfigDict, fingerprint: str, results
         raise UserError(f"{config.data.dir} holds other data than the run was trained or evaluated with")
     size = config.model.image_size
     total, centers = np.zeros((size, size, 3)), []
-    with progress(len(train), desc="mean of the training views, objects") as bar:
+    with Progress(len(train), desc="mean of the training views, objects") as bar:
         for index in range(len(train)):
             pictures, cameras = train.views(index, range(train.num_views(index)), size)
             total += pictures.sum(axis=0, dtype=np.float64)

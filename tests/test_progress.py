@@ -3,7 +3,7 @@
 import io
 import time
 
-from threedim.progress import progress
+from threedim.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
 
 def test_progress_in_a_log_file_is_plain_lines():
     log = io.StringIO()
-    with progress(1200, initial=200, desc="train", interval=1e9, file=log) as bar:
+    with Progress(1200, initial=200, desc="train", interval=1e9, file=log) as bar:
         assert bar.initial == 200
         bar.set(201, loss=0.123456, examples_per_second=99.5)
         for step in range(202, 1200):
@@ -32,7 +32,7 @@ def test_progress_lines_come_at_intervals(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     log = io.StringIO()
-    with progress(100, desc="train", interval=30.0, file=log) as bar:
+    with Progress(100, desc="train", interval=30.0, file=log) as bar:
         for step in range(1, 51):
             now[0] += 2.0
             bar.set(step)
@@ -44,7 +44,7 @@ def test_progress_lines_come_at_intervals(monkeypatch):
 
 def test_progress_on_a_terminal_is_a_bar():
     terminal = Terminal()
-    with progress(10, initial=4, desc="train", file=terminal) as bar:
+    with Progress(10, initial=4, desc="train", file=terminal) as bar:
         bar.set(7, loss=0.5)
         bar.set(10)
         bar.close()
@@ -55,9 +55,9 @@ def test_progress_on_a_terminal_is_a_bar():
 
 def test_progress_disabled_and_empty():
     log = io.StringIO()
-    with progress(10, enabled=False, file=log) as bar:
+    with Progress(10, enabled=False, file=log) as bar:
         bar.set(5, loss=1.0)
     assert log.getvalue() == ""
-    with progress(0, desc="views", file=log):
+    with Progress(0, desc="views", file=log):
         pass
     assert log.getvalue().startswith("views 0/0 (0 %)")

@@ -75,6 +75,3 @@ class Progress(contextlib.AbstractContextManager):
             left = elapsed / (self._done - self.initial) * (self.total - self._done)
             parts.append(f"{tqdm.tqdm.format_interval(left)} left")
         print(", ".join(parts), file=self._file, flush=True)
-
-
-progress = Progress

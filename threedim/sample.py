@@ -34,7 +34,7 @@ from threedim.data import srn
 from threedim.errors import UserError
 from threedim.files import read_json
 from threedim.output import sheets
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.sampling import Sampler
 from threedim.settings import check_claim
 from threedim.tasks import Task, Views, make_tasks
@@ -92,7 +92,7 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     if todo and batch_size == 0:
         batch_size = _fitting_batch(sampler, params, todo, split)
     rows = min(batch_size, -(-len(todo) // len(devices)) * len(devices))
-    with progress(total, initial=initial, desc="views", enabled=total > 0) as bar:
+    with Progress(total, initial=initial, desc="views", enabled=total > 0) as bar:
         for batch in _batches(todo, finished, batch_size):
             loaded = [task.load() for task in batch]
 

@@ -24,7 +24,7 @@ from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
 from threedim.files import read_json
-from threedim.progress import progress
+from threedim.progress import Progress
 
 _MEASURE = (
     "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; input_psnr: the "
@@ -80,7 +80,7 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
     folder = out / row.name
     scored = [one for one in row.objects if score_path(folder, one.folder.name).exists()]
     rendered, true = (fid.PictureMoments(extract, extract.num_features) for _ in range(2))
-    with progress(len(scored), desc=f"FID, {row.name}") as bar:
+    with Progress(len(scored), desc=f"FID, {row.name}") as bar:
         for one in scored:
             pictures, _, _, held_out = one.views()
             rendered.add(srn.read_object(folder / "renders" / one.folder.name).decode()[0])

@@ -14,7 +14,7 @@ from threedim.consistency.field import Bounds, scene_bounds
 from threedim.data import srn
 from threedim.errors import UserError
 from threedim.evaluation.sampled import read_samples
-from threedim.progress import progress
+from threedim.progress import Progress
 
 # The paper's input view; the first one if there are fewer views.
 PAPER_INPUT_VIEW = 64
@@ -104,7 +104,7 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
     """
     samples, objects, distances = sampled_objects(folder), [], []
     found = srn.find_objects(folder)
-    with progress(len(found), desc=f"reading objects, {name}") as bar:
+    with Progress(len(found), desc=f"reading objects, {name}") as bar:
         for path in found:
             one = srn.read_object(path)
             count = len(one.pngs)

@@ -41,7 +41,7 @@ from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.metrics import inception
 from threedim.output import sheets
-from threedim.progress import Progress, progress
+from threedim.progress import Progress
 
 # Rays per step on a CPU, where all pixels would take hours.
 CPU_RAYS_PER_STEP = 1536
@@ -104,7 +104,7 @@ def score(
     todo = [job for job in jobs if not results_lib.is_done(out, *job)]
     steps = field.num_steps
     done = (len(jobs) - len(todo)) * steps
-    with progress(len(jobs) * steps, initial=done, desc="fitting, steps") as bar:
+    with Progress(len(jobs) * steps, initial=done, desc="fitting, steps") as bar:
         for batch in _batches(todo, objects_at_once):
             _score_batch(out, batch, objects_at_once, settings, bar, done)
             done += steps * len(batch)

@@ -21,7 +21,7 @@ from threedim.data import records, srn
 from threedim.data.records import DatasetInfo, SplitInfo
 from threedim.errors import ExistsError, UserError
 from threedim.files import new_folder
-from threedim.progress import Progress, progress
+from threedim.progress import Progress
 
 # TFDS keeps one shard in memory while it writes it.
 _SHARD_BYTES = 256 << 20
@@ -65,7 +65,7 @@ def prepare(
         if count > 1:
             same = ", ".join(str(folder) for folder in folders if folder.name == name)
             raise UserError(f"split {split!r} has {count} objects called {name!r}: {same}; rename all but one")
-    with new_folder(out_dir) as temporary, progress(sum(map(len, splits.values())), desc="preparing objects") as bar:
+    with new_folder(out_dir) as temporary, Progress(sum(map(len, splits.values())), desc="preparing objects") as bar:
         builder = _ObjectsBuilder(splits, on_bad, bar, data_dir=temporary, file_format="array_record")
         builder.download_and_prepare()
         info = builder.dataset_info(description)

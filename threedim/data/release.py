@@ -13,7 +13,7 @@ from etils import epath
 
 from threedim.errors import ExistsError, MissingError, UserError
 from threedim.files import new_folder
-from threedim.progress import progress
+from threedim.progress import Progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
 _RECORD = ".unpacked_from"
@@ -87,7 +87,7 @@ def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[z
 
 def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath.Path, record: str) -> None:
     total, desc = sum(entry.file_size for entry in entries), f"unpacking {archive.name}, bytes"
-    with new_folder(folder) as temporary, progress(total, desc=desc) as bar:
+    with new_folder(folder) as temporary, Progress(total, desc=desc) as bar:
         for entry in entries:
             target = temporary / entry.filename
             target.parent.mkdir(parents=True, exist_ok=True)

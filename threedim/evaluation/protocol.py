@@ -28,7 +28,7 @@ from threedim.errors import UserError
 from threedim.evaluation import published, report, scores
 from threedim.evaluation.metrics import inception, lpips
 from threedim.evaluation.sampled import SampledViews, read_views
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.tasks import Task, make_tasks
 
 # Pictures in the report: objects at either end, and views of each.
@@ -89,7 +89,7 @@ def evaluate(
     paths = views.find(tasks)
     size, total = config.model.image_size, sum(len(task.target_views) for task in tasks)
     scored = scores.Scores(total, size, e.seed, extract, compare)
-    with progress(total, desc="scores") as bar:
+    with Progress(total, desc="scores") as bar:
         for task in tasks:
             known = task.load()
             scored.add(task, known, read_views(paths[task.name], known.targets, size))

@@ -109,9 +109,10 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-# cuDNN's bfloat16 gradient returns values that are not finite on Hopper for lengths such as 64 = 8 x 8 pixels
-# (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160 and #1072, huggingface/trl#7181), which has ended a run after 7,400
-# steps. Multiples of its tile, 128, are not affected; below 1,024 plain operations cost little.
+# cuDNN's bfloat16 gradient is reported to return values that are not finite on Hopper, for lengths such as 64 = 8 x 8
+# pixels, 64 more than a multiple of 128 (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160 and #1072,
+# huggingface/trl#7181); it probably ended a run after 7,400 steps. At 256 it would move fewer bytes than
+# plain operations (63 against 79 GB a step of configs/gpu64.py, as compiled), but its gradient is not tested there yet.
 _SAFE_MULTIPLE, _LONG = 128, 1024
 
 
@@ -120,8 +121,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention =
 
     Args:
       q, k, v: (batch, head, length, dim), of one dtype; keys may have another length than queries.
-      implementation: "plain" operations; "cudnn", NVIDIA's library; or "auto": cuDNN where it is available, safe and
-        pays, which are lengths of at least 1,024 that are multiples of 128. Programs for a CPU are always plain.
+      implementation: "plain" operations; "cudnn", NVIDIA's library; or "auto": cuDNN where it is available, for
+        lengths of at least 1,024 that are multiples of 128. Programs for a CPU are always plain.
 
     Returns:
       (batch, head, length, dim) of that dtype.

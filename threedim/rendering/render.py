@@ -31,7 +31,7 @@ from threedim.data import srn
 from threedim.errors import MissingError, UserError
 from threedim.files import read_json, write_atomically
 from threedim.procedural import shapes
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.rendering import meshes as meshes_lib
 from threedim.rendering.meshes import BadMeshError, load_mesh
 from threedim.rendering.raycast import render_views
@@ -196,7 +196,7 @@ def _render_all(
     done = {child.name for child in out.iterdir()}
     kept, todo = [name for name in makers if name in done], [name for name in makers if name not in done]
     problems = {}
-    with progress(len(makers), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
+    with Progress(len(makers), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
         if (workers := min(num_workers or os.cpu_count() or 1, len(todo))) <= 1:
             for name in todo:
                 problems[name] = _render_object(name, makers[name], out, settings)

@@ -22,7 +22,7 @@ from threedim.data import pipeline, sources
 from threedim.data.records import ObjectDataset, read_info
 from threedim.errors import UserError
 from threedim.models.unet import UNet
-from threedim.progress import progress
+from threedim.progress import Progress
 from threedim.trained import open_trained
 from threedim.training import hardware, run_info, sharding
 from threedim.training.checkpoints import Checkpoints
@@ -104,7 +104,7 @@ def _train_from(
     step_fn, cost = _compile(run, state)
     batch = next_batch()
     stop = stack.enter_context(distributed.StopSignal())
-    bar = stack.enter_context(progress(t.num_steps, initial=start, desc="train", enabled=lead))
+    bar = stack.enter_context(Progress(t.num_steps, initial=start, desc="train", enabled=lead))
     trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
     # --- Train ---

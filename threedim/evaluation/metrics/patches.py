@@ -9,7 +9,7 @@ import scipy.ndimage
 
 from threedim.errors import UserError
 from threedim.evaluation.metrics.batches import check_pictures
-from threedim.progress import Progress, progress
+from threedim.progress import Progress
 
 _PATCH = 7
 _SMALLEST_LEVEL = 16
@@ -75,7 +75,7 @@ def sliced_wasserstein(
     positions = [_random_positions(rng, shape, patches_per_picture) for shape in shapes]
     set_patches = [_patches(each, positions) for each in sets]
     distances = []
-    with progress(len(shapes) * num_directions, desc="comparing patches") as bar:
+    with Progress(len(shapes) * num_directions, desc="comparing patches") as bar:
         for ours, true in zip(*set_patches, strict=True):
             directions = rng.normal(size=(num_directions, _PATCH * _PATCH * 3))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
