@@ -218,7 +218,10 @@ def test_workers_end_when_their_process_is_killed():
         [sys.executable, "-c", LARGE, "1", "60"], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
-    workers = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    threads = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")  # each lists what it has started
+    workers = [worker for thread in threads for worker in thread.read_text().split()]
+    workers = [pid for pid in workers if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert workers
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
