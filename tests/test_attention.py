@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from slow_blocks import KEY, normal
 
+from threedim.errors import UserError
 from threedim.models.layers import AttentionBlock
 from threedim.models.ops import _flash_attention, attend, has_flash_attention
 
@@ -128,5 +129,5 @@ def test_missing_cudnn_is_an_error(monkeypatch):
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         jax.eval_shape(attend, x, x, x)
     x = jax.ShapeDtypeStruct((1, 2, 16, 60), jnp.bfloat16)
-    with pytest.raises(ValueError, match="no attention for bfloat16 with 60 channels per head"):
+    with pytest.raises(UserError, match="cuDNN has none for bfloat16 with 60 channels per head"):
         attend(x, x, x, "cudnn")

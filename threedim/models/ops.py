@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from threedim.errors import UserError
+
 Attention = Literal["auto", "plain", "cudnn"]
 
 
@@ -128,14 +130,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attention =
       (batch, head, length, dim) of that dtype.
 
     Raises:
-      ValueError: if "cudnn" does not support this dtype, ``dim`` or the GPU of this machine.
+      UserError: if "cudnn" does not support this dtype, ``dim`` or the GPU of this machine.
     """
     # Decided while tracing: JAX looks for cuDNN when it traces the call and raises without it, even if the branch is
     # never lowered. On a machine with a GPU, programs for the CPU still take the default branch.
     available = has_flash_attention(q.dtype, q.shape[-1], jax.local_devices()[0])
     pays = all(length >= _LONG and length % _SAFE_MULTIPLE == 0 for length in (q.shape[-2], k.shape[-2]))
     if implementation == "cudnn" and not available and jax.local_devices()[0].platform == "gpu":
-        raise ValueError(f"cuDNN has no attention for {q.dtype} with {q.shape[-1]} channels per head on this GPU")
+        problem = f"cuDNN has none for {q.dtype} with {q.shape[-1]} channels per head on this GPU"
+        raise UserError(f"model.attention=cudnn: {problem}; use auto or plain")
     if implementation == "plain" or not available or (implementation == "auto" and not pays):
         return _softmax_attention(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cuda=_flash_attention, default=_softmax_attention)
