@@ -129,8 +129,12 @@ class Sampling:
         return self.evaluations * hardware.count_flops(evaluate, *shapes)
 
 
-def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+def compile_timed(
+    lowered: jax.stages.Lowered, options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """Compiles a program and, if the persistent cache did not have it, reads it from there as the next run will.
+
+    ``options`` are XLA flags besides the program's own.
 
     Returns:
       The program, and "from_cache", "first_compile_seconds" and "cached_compile_seconds". What the cache does not hold
@@ -146,7 +150,7 @@ def compile_timed(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dic
         found.clear()
         jax.clear_caches()  # with these, and without options, JAX returns what it compiled before
         began = time.perf_counter()
-        compiled = lowered.compile(compiler_options={})
+        compiled = lowered.compile(compiler_options=options or {})
         return compiled, time.perf_counter() - began, "cache_retrieval_time_sec" in found
 
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -51,13 +51,13 @@ _COLUMNS = (
 )
 
 
-def measure_training(config, repeats: int, row: dict) -> None:
-    """Times the training step, from tracing it to running it ``repeats`` times; fills ``row`` as it goes."""
+def training_program(config, options: dict[str, Any], row: dict) -> Callable[[], None]:
+    """A function that runs the training step once and waits for it; fills ``row`` with what compiling it took."""
     network, process, recipe = config_lib.network(config), config_lib.process(config), config_lib.recipe(config)
     start = time.perf_counter()
     lowered, shapes = lower_training_step(network, process, recipe, config_lib.mesh(config))
     row["trace_seconds"] = time.perf_counter() - start
-    compiled = _compile(lowered, row)
+    compiled = _compile(lowered, row, options)
     row["flops"] = hardware.training_flops(network, process, recipe)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=shardings[0])(network, recipe)
@@ -68,8 +68,13 @@ def measure_training(config, repeats: int, row: dict) -> None:
         nonlocal state, metrics  # the state is donated, so that each step needs the previous one's
         state, metrics = jax.block_until_ready(compiled(state, metrics, batch))
 
-    _time(run, repeats, row)
-    row["pairs_per_second"] = recipe.batch_size / row["seconds"]
+    return run
+
+
+def measure_training(config, repeats: int, row: dict) -> None:
+    """Times the training step, from tracing it to running it ``repeats`` times; fills ``row`` as it goes."""
+    _time(training_program(config, {}, row), repeats, row)
+    row["pairs_per_second"] = config.train.batch_size / row["seconds"]
 
 
 def measure_denoising(config, repeats: int, row: dict) -> None:
@@ -227,10 +232,10 @@ def report(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def _compile(lowered: jax.stages.Lowered, row: dict) -> jax.stages.Compiled:
+def _compile(lowered: jax.stages.Lowered, row: dict, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
     """Compiles a program and notes how long that takes and what memory it needs."""
     print("compiling ...", file=sys.stderr, flush=True)
-    compiled, seconds = compile_timed(lowered)
+    compiled, seconds = compile_timed(lowered, options or {})
     memory = compiled.memory_analysis()
     row |= {"temporary_bytes": memory.temp_size_in_bytes, "argument_bytes": memory.argument_size_in_bytes} | seconds
     return compiled
@@ -244,11 +249,24 @@ def _time(run: Callable[[], Any], repeats: int, row: dict) -> None:
         row["seconds"] = statistics.median(times)
 
 
-def _measure(given: flags.FlagValues, figures: dict) -> None:
+def define_common_flags() -> None:
+    """Flags of the benchmarks that run a training step; `set_up` applies them."""
+    cache = "Folder that keeps compiled programs for the next run; empty for none."
+    flags.DEFINE_string("compilation_cache", "~/.cache/threedim/xla", cache)
+    limit = "Seconds after which to print and write what is there, and end with exit code 124."
+    flags.DEFINE_float("time_limit", None, limit, 0.0)
+
+
+def set_up(given: flags.FlagValues) -> None:
+    """Sets the compilation cache and the number of CPU devices, before JAX is used."""
     if given.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cpu.split(given.config.mesh.cpu_devices)
+
+
+def _measure(given: flags.FlagValues, figures: dict) -> None:
+    set_up(given)
     what = {"sampling": given.sampling, "largest_batch": given.largest_batch}
     measure(given.config, given.repeats, **what, gib=given.memory_gib, figures=figures)
 
@@ -259,9 +277,6 @@ if __name__ == "__main__":
     flags.DEFINE_bool("sampling", False, "Measure views per second and the largest batch of objects.")
     flags.DEFINE_bool("largest_batch", False, "Find the largest batch of pairs that one device trains on.")
     flags.DEFINE_float("memory_gib", None, "Memory of one device, instead of its own.", 0.0)
-    cache = "Folder that keeps compiled programs for the next run; empty for none."
-    flags.DEFINE_string("compilation_cache", "~/.cache/threedim/xla", cache)
-    limit = "Seconds after which to print and write what is there, and end with exit code 124."
-    flags.DEFINE_float("time_limit", None, limit, 0.0)
+    define_common_flags()
     so_far: dict = {}
     record.run("step", lambda given: _measure(given, so_far) or so_far, report, partial=lambda: complete(dict(so_far)))

@@ -7,7 +7,7 @@ import jax
 import pytest
 from commands import run_python
 
-from benchmarks import compare, record, step
+from benchmarks import compare, record, step, variants
 from benchmarks.programs import Sampling, example_batch
 from configs import bench_cpu
 from threedim import config as config_lib
@@ -103,6 +103,30 @@ def test_the_time_limit_prints_what_is_there(step_file, tmp_path):
     training = record.read(path)["figures"]["training_step"]
     assert training["from_cache"] is True
     assert training["fraction_of_matmul"] > 0
+
+
+def test_variants_are_fields_and_compiler_flags():
+    config = bench_cpu.get_config()
+    changed, options = variants.parse(config, "model.attention=plain train.batch_size=4 xla_some_flag=true xla_level=0")
+    assert (changed.model.attention, changed.train.batch_size) == ("plain", 4)
+    assert options == {"xla_some_flag": True, "xla_level": 0}
+    assert config.train.batch_size == 8
+    for wrong in ("model.channels=4", "batch_size=4", "train.batch_size", "train.batch_size=many"):
+        with pytest.raises(UserError, match=f"--variant={wrong}"):
+            variants.parse(config, wrong)
+
+
+def test_variants_take_turns(monkeypatch):
+    order = []
+
+    def program(config, options, row):
+        return lambda: order.append((config.train.batch_size, options))
+
+    monkeypatch.setattr(step, "training_program", program)
+    figures = variants.measure(bench_cpu.get_config(), ["train.batch_size=4", "xla_flag=1"], 2, {})
+    assert order == 3 * [(8, {}), (4, {}), (8, {"xla_flag": 1})]
+    assert list(figures) == ["as it is", "train.batch_size=4", "xla_flag=1"]
+    assert "train.batch_size=4" in variants.report(figures)
 
 
 def test_recomputing_and_microbatches_do_not_count_as_work(step_file):
