@@ -19,6 +19,13 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def check_name(name: str, where: epath.PathLike) -> None:
+    """Raises `UserError` unless a name of an object is a file name: it may come from a file, and becomes a path."""
+    if not name or name[0] == "." or {"/", "\\", "\0"} & set(name) or len(name.encode("utf-8", "replace")) > 200:
+        rule = "must not be empty, begin with a dot, contain / or \\ or be longer than 200 bytes"
+        raise UserError(f"{where}: {name[:50]!r} cannot be the name of an object: it {rule}")
+
+
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
     """Writes a file atomically: a reader, or a crash at any time, finds the old content or the new.
 

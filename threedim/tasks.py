@@ -14,6 +14,7 @@ from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
 from threedim.data import sources, srn
 from threedim.errors import UserError
+from threedim.files import check_name
 
 SPLITS = ("test", "val", "train", "holdout")
 
@@ -38,6 +39,9 @@ class Task:
     input_views: list[int]  # numbers in the object's folder
     target_views: list[int]  # the same; for an orbit, the numbers along it
     load: Callable[[], Views]
+
+    def __post_init__(self):
+        check_name(self.name, "config.sample")  # what is sampled is written, and removed, under this name
 
 
 def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
