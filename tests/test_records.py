@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import sys
 
 import jax
@@ -162,7 +163,7 @@ def test_interrupted_conversion_starts_over_and_many_shards_keep_the_order(tmp_p
     with pytest.raises(FileNotFoundError, match="--mode=prepare"):
         records.open_split(tmp_path / "out/records", "train")
     # What a killed process leaves behind.
-    (tmp_path / "out/.records.incomplete/threedim_objects").mkdir(parents=True)
+    (tmp_path / f"out/.records.{socket.gethostname()}.9999999.0.incomplete/threedim_objects").mkdir(parents=True)
     convert.prepare({"train": folders}, tmp_path / "out/records")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["records"]
     assert len(list((tmp_path / "out/records").rglob("*array_record*"))) > 2

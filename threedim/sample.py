@@ -13,6 +13,7 @@ resumes after its last finished view.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -27,7 +28,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from threedim import config as config_lib
-from threedim import distributed, files, pixels
+from threedim import distributed, files, locks, pixels
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
 from threedim.data import srn
@@ -72,8 +73,20 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
 
-    # What is finished already, and this process's share of the rest.
     out = output_folder(config, workdir, trained)
+    with locks.hold(out, "writes views to") if distributed.is_lead() else contextlib.nullcontext():
+        _sample_to(out, config, trained, sampler, tasks)
+        distributed.wait_for_all("sampling")
+    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
+        print(f"{what + ':':21}{out / folder}")
+    return out
+
+
+def _sample_to(
+    out: epath.Path, config: ml_collections.ConfigDict, trained: Trained, sampler: Sampler, tasks: list[Task]
+) -> None:
+    # What is finished already, and this process's share of the rest.
+    devices, batch_size = jax.local_devices(), config.sample.batch_size
     distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     for task in tasks if distributed.is_lead() else ():
@@ -108,9 +121,6 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
             views = sampler.sample_views(params, inputs, cameras, targets, keys, finished=done, on_view=on_view)
             for task, known, pictures in zip(batch, loaded, pixels.to_uint8(np.asarray(views)), strict=False):
                 _write(out, task, known, pictures)
-    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
-        print(f"{what + ':':21}{out / folder}")
-    return out
 
 
 def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: NamedSharding) -> int:

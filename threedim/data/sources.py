@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from threedim import locks
 from threedim.data import convert, records, release, srn
 from threedim.errors import UserError
 
@@ -35,7 +36,8 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
     out_dir, description = epath.Path(data.dir) / "records", _description(data)
     info = convert.find_prepared(out_dir, description, on_bad=data.on_bad)
     if info is None:
-        convert.prepare(source_splits(data), out_dir, on_bad=data.on_bad, description=description)
+        with locks.hold(data.dir, "prepares data in"):
+            convert.prepare(source_splits(data), out_dir, on_bad=data.on_bad, description=description)
     else:
         print(f"reusing {out_dir} (delete it to convert again): {info.summary()}")
     return out_dir
