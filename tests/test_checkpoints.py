@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from commands import run_python
+from etils import epath
 from orbax.checkpoint._src.path import atomicity
 
 from threedim.training import checkpoints
@@ -317,3 +318,21 @@ def test_ema_params_without_the_rest(saved_run, monkeypatch):
     monkeypatch.setattr(checkpoints, "_read_arrays", lambda *args: read.extend(args[1]) or original(*args))
     assert_same(checkpoints.restore_params(saved_run, abstract(expected)), expected)
     assert sorted(read) == ["ema_params/down_0/bias", "ema_params/down_0/kernel", "ema_params/head/scale"]
+
+
+def test_what_need_not_be_damaged_is_not_called_so(run_copy, monkeypatch):
+    """Nor is it advised to delete it."""
+    step, state = run_copy / "checkpoints/3", {"ema_params": abstract(make_state(0)).ema_params}
+    denied = PermissionError(13, "Permission denied", str(step))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_read_table", mock.Mock(side_effect=denied))
+        with pytest.raises(CheckpointError, match=r"cannot be read, but need not be damaged: .*Permission denied"):
+            checkpoints._restore(epath.Path(run_copy / "checkpoints"), 3, state, only="ema_params/")
+
+    def removed(*args):
+        shutil.rmtree(step)
+        raise OSError("gone")
+
+    monkeypatch.setattr(checkpoints, "_read_arrays", removed)
+    with pytest.raises(FileNotFoundError, match=r"checkpoints/3 was removed while it was read"):
+        checkpoints._restore(epath.Path(run_copy / "checkpoints"), 3, state, only="ema_params/")

@@ -39,7 +39,7 @@ from threedim.progress import Progress
 from threedim.sampling import Sampler
 from threedim.settings import check_claim
 from threedim.tasks import Task, Views, make_tasks
-from threedim.trained import Trained, open_run, open_trained
+from threedim.trained import Trained, open_run, open_trained, read
 from threedim.training import hardware
 
 PyTree = Any
@@ -68,14 +68,17 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     if batch_size < 0 or batch_size % len(devices):
         rule = f"must be 0, for as many as fit, or a multiple of this process's {len(devices)} device(s)"
         raise UserError(f"sample.batch_size {rule}, got {batch_size}")
-    trained = find_weights(config, workdir)
-    trained.check_config(config)
+    # Each process samples its own objects on its own devices, so that no process waits for another.
+    split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
+    # Read at once: a running trainer may remove them while data is prepared.
+    trained, params = read(lambda: _find_fitting(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
     sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
 
     out = output_folder(config, workdir, trained)
     with locks.hold(out, "writes views to") if distributed.is_lead() else contextlib.nullcontext():
-        _sample_to(out, config, trained, sampler, tasks)
+        distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
+        _sample_to(out, config, sampler, params, tasks, split)
         distributed.wait_for_all("sampling")
     for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
         print(f"{what + ':':21}{out / folder}")
@@ -83,11 +86,15 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
 
 
 def _sample_to(
-    out: epath.Path, config: ml_collections.ConfigDict, trained: Trained, sampler: Sampler, tasks: list[Task]
+    out: epath.Path,
+    config: ml_collections.ConfigDict,
+    sampler: Sampler,
+    params: PyTree,
+    tasks: list[Task],
+    split: NamedSharding,
 ) -> None:
     # What is finished already, and this process's share of the rest.
     devices, batch_size = jax.local_devices(), config.sample.batch_size
-    distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     for task in tasks if distributed.is_lead() else ():
         if task not in todo:  # a process may have been killed between writing the object and cleaning up
@@ -97,9 +104,6 @@ def _sample_to(
     if not todo:
         print(f"nothing to do: {len(tasks)} object(s) are finished, or sampled by other processes")
 
-    # Each process samples its own objects on its own devices, so that no process waits for another.
-    split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
-    params = trained.params(NamedSharding(split.mesh, PartitionSpec()))
     finished = {task.name: _read_finished(out, task, config.model.image_size) for task in todo}
     total, initial = sum(len(task.target_views) for task in todo), sum(map(len, finished.values()))
     if todo and batch_size == 0:
@@ -152,6 +156,12 @@ def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> 
     """The weights of ``config.sample.weights``, or of the run in ``workdir``."""
     s = config.sample
     return open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
+
+
+def _find_fitting(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
+    trained = find_weights(config, workdir)
+    trained.check_config(config)
+    return trained
 
 
 def output_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: Trained) -> epath.Path:

@@ -263,6 +263,8 @@ def _restore(folder: epath.Path, step: int | None, abstract_state: PyTree, only:
 
 def _damaged(folder: epath.Path, step: int, problem: str) -> CheckpointError:
     """The error for a damaged checkpoint; reads the earlier ones to find the last good one."""
+    if not (folder / str(step)).exists():
+        raise MissingError(f"{folder / str(step)} was removed while it was read, as a running trainer does; try again")
     bad = [step]
     for earlier in sorted((s for s in _finished_steps(folder) if s < step), reverse=True):
         if _verify(folder / str(earlier)) is None:
@@ -346,6 +348,8 @@ def _attempt(read: Callable, *args) -> tuple[Any, str | None]:
         return read(*args), None
     except Exception as error:  # Orbax raises plain Exception, and what the storage and the JSON parser raise
         problem = str(error).split(" [tensorstore_spec")[0].split(". See full TensorStore")[0]
+        if isinstance(error, PermissionError | UnicodeError) or "PERMISSION_DENIED" in problem:
+            raise CheckpointError(f"a checkpoint cannot be read, but need not be damaged: {problem}") from error
         return None, f"it cannot be read: {problem or repr(error)}"
 
 
