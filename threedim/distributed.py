@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -131,6 +132,9 @@ def check_same(what: str, value: Any) -> None:
 @contextlib.contextmanager
 def dies_on_interrupt() -> Iterator[None]:
     """Ctrl-C ends the process at once, also within the compiler, where Python cannot raise KeyboardInterrupt."""
+    if not _takes_signals():
+        yield
+        return
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
@@ -138,12 +142,17 @@ def dies_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-class StopSignal:
-    """Turns Ctrl-C or SIGTERM, in any process, into a request to stop that all processes see after the same step.
+def _takes_signals() -> bool:
+    """Whether Python lets this thread handle signals: notebooks and servers may train in another one."""
+    return threading.current_thread() is threading.main_thread()
 
-    A second Ctrl-C has its default effect; SIGTERM may arrive several times, since schedulers send it to a process and
-    to its group. With several processes SIGTERM is left to JAX, which makes them agree on a step, and Ctrl-C is passed
-    on as SIGTERM.
+
+class StopSignal:
+    """Turns Ctrl-C, SIGTERM or a closed terminal (SIGHUP) into a request to stop.
+
+    All processes see it after the same step, whichever received it. A second Ctrl-C has its default effect; SIGTERM may
+    arrive several times, since schedulers send it to a process and to its group. With several processes SIGTERM is left
+    to JAX, which makes them agree on a step, and the others are passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -152,6 +161,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
+        numbers = numbers if _takes_signals() else []
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 

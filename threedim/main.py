@@ -17,8 +17,10 @@ import contextlib
 import gc
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 import jax
 import ml_collections
@@ -27,14 +29,14 @@ from etils import epath, epy
 from ml_collections import config_flags
 
 from threedim import cpu, distributed
-from threedim.errors import UserError
+from threedim.errors import MissingError, UserError
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
 with epy.lazy_imports():
     from threedim import sample
     from threedim.data import sources
     from threedim.evaluation import protocol
-    from threedim.training import loop
+    from threedim.training import checkpoints, loop
 
 MODES = ("prepare", "train", "sample", "evaluate")
 # What helps when the devices' memory does not suffice.
@@ -82,6 +84,9 @@ def main(argv: list[str]) -> None:
         gc.set_threshold(50_000, 20, 20)
         with _out_of_memory(mode):
             _run_mode(config, mode)
+    except KeyboardInterrupt:
+        print(f"interrupted{_last_checkpoint() if mode == 'train' else ''}", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except (UserError, jax.errors.JaxRuntimeError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if logging.level_debug() or (lost and not _DISTRIBUTED.value):
@@ -107,6 +112,13 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
         sample.sample(config, _WORKDIR.value)
     else:
         protocol.evaluate(config, _WORKDIR.value)
+
+
+def _last_checkpoint() -> str:
+    try:
+        return f"; the last checkpoint in {_WORKDIR.value} is that of step {checkpoints.find_step(_WORKDIR.value)}"
+    except MissingError:
+        return f"; there is no checkpoint in {_WORKDIR.value}"
 
 
 @contextlib.contextmanager
@@ -167,8 +179,43 @@ def _unknown_field(argv: list[str]) -> str | None:
     return None
 
 
+class _Unbreakable:
+    """A stream whose reader may go away (``| head``, a closed terminal, a full disk): the rest is dropped.
+
+    What is printed never ends a run.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is buffered goes there as well, and what libraries write to the file descriptor.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
 def run() -> None:
     """Entry point."""
+    sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     app.run(main, flags_parser=parse_flags)
 
 
