@@ -29,7 +29,7 @@ from etils import epath, epy
 from ml_collections import config_flags
 
 from threedim import cpu, distributed
-from threedim.errors import MissingError, UserError
+from threedim.errors import MissingError, UserError, disk_errors
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
 with epy.lazy_imports():
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         _join_processes()
         # Tracing makes many objects that stay: looking for garbage less often saves time.
         gc.set_threshold(50_000, 20, 20)
-        with _out_of_memory(mode):
+        with disk_errors(), _out_of_memory(mode):
             _run_mode(config, mode)
     except KeyboardInterrupt:
         print(f"interrupted{_last_checkpoint() if mode == 'train' else ''}", file=sys.stderr, flush=True)
@@ -213,8 +213,15 @@ class _Unbreakable:
             os.close(null)
 
 
+def _show_exception(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    # After a save has failed, TensorStore's threads still report to its event loop.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def run() -> None:
     """Entry point."""
+    sys.excepthook = _show_exception
     sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     app.run(main, flags_parser=parse_flags)
 
