@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,13 +11,15 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
+from threedim import settings as settings_lib
 from threedim.errors import UserError
 
 T = TypeVar("T")
@@ -127,6 +130,37 @@ def check_same(what: str, value: Any) -> None:
         everybody = multihost_utils.process_allgather(np.uint32(zlib.crc32(repr(value).encode())))
         if np.unique(everybody).size > 1:
             raise UserError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
+
+
+def check_same_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UserError in all processes unless all have the same settings, nested dicts; names those that differ."""
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(settings_lib.plain(settings)).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(text.size))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, lengths.max() - text.size)))
+    first, *others = (json.loads(text[:length].tobytes()) for text, length in zip(texts, lengths, strict=True))
+    for process, other in enumerate(others, start=1):
+        what = f"processes of one run were started with different settings: process 0 and process {process} differ in"
+        settings_lib.refuse(what, settings_lib.differences(first, other), "Start all of them with the same command.")
+
+
+def check_shared(folder: epath.PathLike) -> None:
+    """Raises UserError in all processes unless all see what process 0 writes to a folder, which is created."""
+    if jax.process_count() == 1:
+        return
+    number = multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32))
+    path = epath.Path(folder) / f".seen_by_all_{number}"
+    if is_lead():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    wait_for_all("written")
+    seen = multihost_utils.process_allgather(np.bool_(path.exists()))
+    if is_lead():
+        path.unlink()
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise UserError(f"process {blind} does not see {folder} of process 0: all processes need the same folder")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from etils import epath, epy
 from ml_collections import config_flags
 
-from threedim import cpu, distributed
+from threedim import cpu, distributed, provenance
 from threedim.errors import MissingError, UserError, disk_errors
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
@@ -102,6 +102,15 @@ def main(argv: list[str]) -> None:
 
 
 def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
+    if jax.process_count() > 1:
+        # What may differ between machines without changing results. The content of the data is compared later.
+        common = config.copy_and_resolve_references()
+        with common.unlocked():
+            del common.data.dir, common.data.source, common.train.num_workers
+        code = {"commit": provenance.commit(), "versions": provenance.versions()}
+        distributed.check_same_settings({"mode": mode, "workdir": _WORKDIR.value, "config": common.to_dict()} | code)
+        if mode != "prepare":
+            distributed.check_shared(_WORKDIR.value)
     if mode == "train":
         loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
         return
