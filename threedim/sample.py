@@ -182,10 +182,11 @@ def _claim(
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     path = out / "samples.json"
     content = read_json(path) if path.exists() else {"settings": None, "objects": {}}
-    check_claim(path, content["settings"], settings, "views sampled with", "--config.sample.out=FOLDER")
-    objects = content["objects"] | objects
+    with files.interpreting(path):
+        before, known = content["settings"], content["objects"] | objects
+    check_claim(path, before, settings, "views sampled with", "--config.sample.out=FOLDER")
     if distributed.is_lead():
-        files.write_atomically(path, json.dumps({"settings": settings, "objects": objects}, indent=2) + "\n")
+        files.write_atomically(path, json.dumps({"settings": settings, "objects": known}, indent=2) + "\n")
 
 
 def _batches(todo: list[Task], finished: dict[str, np.ndarray], size: int) -> Iterator[list[Task]]:

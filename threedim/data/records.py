@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -23,7 +22,7 @@ from google.protobuf.message import DecodeError
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
-from threedim.files import check_name
+from threedim.files import check_name, interpreting, read_json
 
 METADATA = "dataset.json"
 BUILDER_NAME = "threedim_objects"
@@ -70,16 +69,15 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
     path = epath.Path(out_dir) / METADATA
     if not path.exists():
         raise MissingError(f"{path} does not exist: prepare the records with --mode=prepare")
-    try:
-        fields = json.loads(path.read_text())
+    fields = read_json(path)
+    with interpreting(path, f"delete {out_dir} and prepare again"):
         fields["splits"] = {name: SplitInfo(**split) for name, split in fields["splits"].items()}
-        info = DatasetInfo(**fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {out_dir} and prepare again") from error
-    for split in info.splits.values():
-        for name in split.names:
-            check_name(name, path)
-    return info
+        for split in fields["splits"].values():
+            for name, views, size in zip(split.names, split.views, split.sizes, strict=True):
+                check_name(name, path)
+                if not (isinstance(views, int) and isinstance(size, int) and views > 0 < size):
+                    raise ValueError(f"{name} has {views!r} views of {size!r} pixels")
+        return DatasetInfo(**fields)
 
 
 def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
