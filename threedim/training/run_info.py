@@ -1,8 +1,9 @@
-"""A run's config.json: the settings it was started with and the fingerprint of its data."""
+"""A run's config.json: the settings of its last step, how they changed, and the fingerprint of its data."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -16,11 +17,21 @@ from threedim.errors import MissingError
 _FILE = "config.json"
 
 
-def write_run_info(workdir: epath.PathLike, config: ml_collections.ConfigDict, data_fingerprint: str) -> None:
-    """Writes config.json. Call it on process 0."""
-    content = {"config": settings_lib.plain(config), "data_fingerprint": data_fingerprint}
+def write_run_info(
+    workdir: epath.PathLike,
+    config: ml_collections.ConfigDict,
+    data_fingerprint: str,
+    step: int = 0,
+    changes: Sequence[str] = (),
+) -> None:
+    """Writes config.json, with the changes that were made at this step and at earlier ones. Call it on process 0."""
+    path, content = epath.Path(workdir) / _FILE, {"config": settings_lib.plain(config)}
+    history = files.read_json(path).get("history", []) if path.exists() else []
+    content |= {"data_fingerprint": data_fingerprint, "history": history}
+    if changes:
+        content["history"] = [*history, {"step": step, "changes": list(changes)}]
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    files.write_atomically(epath.Path(workdir) / _FILE, text + "\n")
+    files.write_atomically(path, text + "\n")
 
 
 def read_run_info(workdir: epath.PathLike) -> tuple[dict[str, Any], str]:
