@@ -18,6 +18,7 @@ from threedim.cameras import Camera
 from threedim.consistency import rows, score
 from threedim.consistency.field import FieldSettings
 from threedim.data import srn
+from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.procedural import shapes
@@ -112,8 +113,8 @@ def test_scores_fall_when_views_disagree(tmp_path):
 
     one = true["objects"]["car"]
     assert one["held_out"] == rows.held_out_indices(20, [0])
-    renders, seen_by = srn.read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
-    held, _ = srn.read_object(tmp_path / "true" / "car").decode(one["held_out"])
+    renders, seen_by = read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
+    held, _ = read_object(tmp_path / "true" / "car").decode(one["held_out"])
     np.testing.assert_allclose(image_metrics.psnr(renders, held), one["psnr_of_view"], rtol=1e-5)
     np.testing.assert_allclose(image_metrics.ssim(renders, held), one["ssim_of_view"], rtol=1e-5)
     np.testing.assert_array_equal(seen_by.t, camera.t[one["held_out"]])
@@ -134,7 +135,7 @@ def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path
     row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
     for folder, wanted in ((views, rows.held_out_indices(10, [0])), (out / "views" / "renders", None)):
-        pictures = [srn.read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
+        pictures = [read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
         means.append(np.concatenate(pictures).mean(axis=(1, 2)))
     a, b = means
     # Of two pictures, the covariance is that of one difference.
@@ -172,7 +173,7 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     with pytest.raises(UserError, match=r"(?s)other settings.*seed: 0 → 1"):
         score.score([str(views)], out, QUICK, seed=1)
     only = tmp_path / "else" / "views"
-    images, camera = srn.read_object(views / "car_0").decode()
+    images, camera = read_object(views / "car_0").decode()
     srn.write_object(only / "a", images, Camera(camera.R, camera.t * 0.9, camera.K))
     with pytest.raises(UserError, match=r"(?s)other views.*bounds.far"):
         score.score([str(only)], out, QUICK)
@@ -246,7 +247,7 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     for name in ("taxi", "van"):
         mesh = render.load_mesh(str(MESHES / f"kenney_cars/{name}.glb"))
         srn.write_object(tmp_path / "rgba" / name, render.render_views(mesh, camera, 64, 8), camera)
-        objects[name], _ = srn.read_object(tmp_path / "rgba" / name).decode()
+        objects[name], _ = read_object(tmp_path / "rgba" / name).decode()
     true, other = objects.values()
     rows = {"true": (true, camera)}
     rows |= {f"turned_{angle}": (true, turned(camera, angle)) for angle in (1, 2.5, 5)}

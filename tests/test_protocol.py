@@ -17,7 +17,8 @@ from test_inception import make_entry
 from configs import base
 from threedim import provenance
 from threedim import sample as sample_lib
-from threedim.data import png, sources, srn
+from threedim.data import png, sources
+from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.evaluation import protocol, sampled, scores
 from threedim.evaluation.metrics import fid, lpips
@@ -172,7 +173,7 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     assert set(results["objects"]) == set(truth_of.names)
     for index, name in enumerate(truth_of.names):
         # The sampler's folder begins with the input view: its file 1 is view 0, its file 2 is view 2.
-        pictures, _ = srn.read_object(out / "views" / name).decode()
+        pictures, _ = read_object(out / "views" / name).decode()
         truth, _ = truth_of.views(index, [0, 2, 3, 4])
         psnr = results["objects"][name]["views"]["psnr"]
         np.testing.assert_allclose(psnr, reference_psnr(pictures[1:], truth), rtol=1e-5)

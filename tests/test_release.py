@@ -6,7 +6,8 @@ import zipfile
 import pytest
 from synthetic import make_objects
 
-from threedim.data import release, srn
+from threedim.data import release
+from threedim.data.objects import find_objects, read_object
 
 
 def zip_folder(folder, archive, extra=()):
@@ -38,8 +39,8 @@ def link_entry():
 def test_split_from_zip_is_unpacked_once(tmp_path, source):
     folder = release.find_split(source, "chairs_train", tmp_path / "unpacked")
     assert folder == tmp_path / "unpacked/chairs_train"
-    assert [path.name for path in srn.find_objects(folder)] == ["object_000", "object_001"]
-    assert len(srn.read_object(srn.find_objects(folder)[1]).pngs) == 4
+    assert [path.name for path in find_objects(folder)] == ["object_000", "object_001"]
+    assert len(read_object(find_objects(folder)[1]).pngs) == 4
     assert sorted(path.name for path in folder.iterdir()) == [".unpacked_from", "chairs_train"]
     (folder / "mark").write_text("")
     assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == folder

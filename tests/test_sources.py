@@ -7,7 +7,8 @@ import pytest
 from synthetic import make_objects
 
 from configs import base
-from threedim.data import records, sources, srn
+from threedim.data import records, sources
+from threedim.data.views import BadObjectError
 
 
 def data_config(tmp_path, **fields):
@@ -78,7 +79,7 @@ def test_prepare_and_reuse(tmp_path, capsys):
     bad = tmp_path / "SRN/cars_test/test_001/pose/000000.txt"
     pose = bad.read_text()
     bad.write_text("nothing")
-    with pytest.raises(srn.BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
+    with pytest.raises(BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
         sources.prepare_from_config(data_config(tmp_path))
     skipping = data_config(tmp_path, on_bad="skip", dir=str(tmp_path / "skipped"))
     assert records.open_split(sources.prepare_from_config(skipping), "test").names == ["test_000", "test_002"]

@@ -11,7 +11,7 @@ import setuptools
 import threedim
 from threedim import pixels, provenance, trained, weights_file
 from threedim import settings as settings_lib
-from threedim.data import srn
+from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.trained import open_trained
 
@@ -31,7 +31,7 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
     assert models[0].step == models[1].step == 2
     jax.tree.map(np.testing.assert_array_equal, models[0].params, models[1].params)
 
-    pictures, known = srn.read_object(sorted(objects.iterdir())[0]).decode()
+    pictures, known = read_object(sorted(objects.iterdir())[0]).decode()
     targets, seen = threedim.orbit([0, 90], 20, 1.3, known.K[0]), []
     settings = threedim.Settings(num_steps=3)
     arguments = {"seed": 5, "settings": settings}

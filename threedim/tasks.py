@@ -9,13 +9,18 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
+from etils import epath
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
-from threedim.data import sources, srn
+from threedim.data import camera_checks, objects, records, sources
+from threedim.data.views import ObjectViews
 from threedim.errors import UserError
+from threedim.rendering import viewpoints
 
 SPLITS = ("test", "val", "train", "holdout")
+# Distances of an object's cameras, in those of the training data, with which sampling may work.
+_PLAUSIBLE_RATIOS = (0.6, 1.6)
 
 # From view numbers of an object to pictures (view, height, width, 3) uint8 and cameras.
 Read = Callable[[Sequence[int]], tuple[np.ndarray, Camera]]
@@ -51,7 +56,10 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     if s.cameras not in ("object", "orbit"):
         raise UserError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
     if s.object:
-        views = srn.read_object(s.object)
+        views = objects.read_object(s.object, sources.read_settings(config.data))
+        views.print_warnings(s.object)
+        if doubt := _distance_doubt(config, views):
+            print(f"warning: {s.object}: {doubt}")
         return [_make_task(s, views.name, len(views.pngs), functools.partial(views.decode, size=size))]
     if s.split not in SPLITS:
         raise UserError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
@@ -79,6 +87,22 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         read_inputs = functools.partial(known.views, number, size=size)
         tasks.append(Task(name, inputs, targets, functools.partial(_load, read_inputs, inputs, read, targets)))
     return tasks
+
+
+def _distance_doubt(config: ml_collections.ConfigDict, views: ObjectViews) -> str | None:
+    """A warning if cameras are much nearer or farther than those of the training data, as far as these are known."""
+    if (epath.Path(config.data.dir) / "records" / records.METADATA).exists():
+        known = sources.open_from_config(config.data, "train")[0].cameras
+    elif not config.data.source:
+        known = viewpoints.spiral_cameras(4, viewpoints.RADIUS, viewpoints.default_intrinsics(1))
+    else:
+        return None
+    trained, given = (camera_checks.distance(cameras.to_matrix()) for cameras in (known, views.cameras))
+    low, high = np.array(_PLAUSIBLE_RATIOS) * trained
+    if low <= given <= high:
+        return None
+    hint = f"--config.data.scale={config.data.scale * trained / given:.3g} would make them equal"
+    return f"cameras are at a distance of {given:.3g}, those of the training data at {trained:.3g}; {hint}"
 
 
 def _load(read_inputs: Read, inputs: list[int], read_targets: Read, targets: list[int]) -> Views:

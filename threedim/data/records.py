@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from threedim.cameras import Camera
-from threedim.data import srn
+from threedim.data.views import ObjectViews
 from threedim.errors import MissingError, UserError
 
 METADATA = "dataset.json"
@@ -42,6 +42,7 @@ class DatasetInfo:
     splits: dict[str, SplitInfo]
     skipped: list[str]  # one line per invalid object that was left out: its path and the problem
     fingerprint: str  # sha256 over the fingerprints of the splits
+    warnings: list[str] = dataclasses.field(default_factory=list)  # one line each: an object's path and the doubt
 
     def summary(self) -> str:
         """Objects and views per split, in one line."""
@@ -50,6 +51,7 @@ class DatasetInfo:
             size = f" of {split.sizes[0]} px" if len(set(split.sizes)) == 1 else ""
             parts.append(f"{name}: {len(split.names)} objects, {sum(split.views)} views{size}")
         parts += [f"{len(self.skipped)} bad objects left out"] if self.skipped else []
+        parts += [f"{len(self.warnings)} warnings"] if self.warnings else []
         return "; ".join([*parts, f"fingerprint {self.fingerprint[:12]}"])
 
 
@@ -138,22 +140,22 @@ class ObjectDataset:
             raise UserError(f"no views are held out (config.data.holdout_views is {num_held_out})")
         return self._restricted(num_held_out, "held_out")
 
-    def __getitem__(self, index: int) -> srn.ObjectViews:
+    def __getitem__(self, index: int) -> ObjectViews:
         """All views of an object, still encoded."""
         return self._pick(index, self._views[index])
 
     def views(self, index: int, indices: Sequence[int], size: int | None = None) -> tuple[np.ndarray, Camera]:
-        """Decodes some views of an object, as `srn.ObjectViews.decode` does."""
+        """Decodes some views of an object, as `views.ObjectViews.decode` does."""
         return self._pick(index, self._views[index][np.asarray(indices)]).decode(size=size)
 
-    def _pick(self, index: int, chosen: np.ndarray) -> srn.ObjectViews:
+    def _pick(self, index: int, chosen: np.ndarray) -> ObjectViews:
         index = range(len(self))[index]
         record, name = self._open()[index], self.names[index]
         if (found := record["name"].decode()) != name:
             wrong = f"record {index} of split {self._split!r} is {found!r}, but {METADATA} lists {name!r}"
             raise UserError(f"{self._out_dir}: {wrong}; delete the folder and prepare again")
         cameras = Camera(record["R"][chosen], record["t"][chosen], record["K"][chosen])
-        return srn.ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
+        return ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
 
     def _restricted(self, num_held_out: int, part: str) -> ObjectDataset:
         if self._part != "all":
