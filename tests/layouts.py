@@ -21,7 +21,7 @@ def project(camera, points=POINTS):
 
 
 def make_scene(width=64, height=64, views=5, radius=2.0, focal=None, dot=1):
-    """RGBA pictures with a square of 2 dot + 1 pixels at each point, transparent elsewhere, and cameras around the origin."""
+    """RGBA pictures with a square of 2 dot + 1 pixels at each point, else transparent; cameras around the origin."""
     rng = np.random.default_rng(0)
     K = cameras.intrinsics(focal or 1.2 * min(width, height), (height, width))
     poses = cameras.orbit(np.arange(views) * 360 / views + 10, rng.uniform(5, 50, views), radius, K)
@@ -48,7 +48,7 @@ def over_white(pictures):
 
 
 def write_nerf(folder, pictures, poses, splits=("train", "val", "test")):
-    """NeRF's synthetic scenes: RGBA, ``camera_angle_x``, names without suffix; views are dealt to the splits in turn."""
+    """NeRF's synthetic scenes: RGBA, ``camera_angle_x``, names without suffix; views in turn to the splits."""
     width = pictures.shape[2]
     matrices = poses.to_opengl_matrix()
     for number, split in enumerate(splits):

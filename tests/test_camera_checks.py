@@ -19,7 +19,7 @@ def turntable(views, elevation, radius=2.0, span=360.0):
 def facing(spread, targets):
     """Eight cameras in a plane, whose targets are in another one, ``targets`` times as far apart."""
     offsets = spread * np.random.default_rng(1).uniform(-1, 1, (8, 3)) * [1, 0, 1]
-    return cameras.look_at(offsets + [0, -4, 0], targets * offsets, K)
+    return cameras.look_at(offsets - np.asarray([0, 4, 0]), targets * offsets, K)
 
 
 AROUND = {

@@ -85,7 +85,7 @@ def test_crop_needs_a_mask(tmp_path):
     pictures[:] = [10, 20, 30, 255]
     pictures[:, 5, 5] = np.arange(5)[:, None] + 1
     write_colmap(tmp_path / "one", pictures, poses)
-    with pytest.raises(BadObjectError, match="cannot be cropped.*add masks"):
+    with pytest.raises(BadObjectError, match=r"cannot be cropped.*add masks"):
         read_object(tmp_path / "one", ReadSettings(fit="crop"))
 
 
@@ -151,7 +151,10 @@ NERF_DEFECTS = {
     "missing picture": (frame(file_path="images/gone"), r"images/gone\.png: picture of a frame is missing$"),
     "no matrix": (frame(transform_matrix="x"), r"transforms\.json: frame images/frame_00001\.png: .*"),
     "matrix of 9": (frame(transform_matrix=np.eye(3).tolist()), r"frame_00001\.png: 'transform_matrix' must be 4x4"),
-    "scaled": (frame(transform_matrix=np.diag([2, 2, 2, 1]).tolist()), r"transforms\.json: frame_00001\.png: .*rotation"),
+    "scaled": (
+        frame(transform_matrix=np.diag([2, 2, 2, 1]).tolist()),
+        r"transforms\.json: frame_00001\.png: .*rotation",
+    ),
     "no focal length": (edit_json(lambda c: c.pop("fl_x")), "neither 'fl_x' nor 'camera_angle_x'"),
     "degrees": (edit_json(lambda c: c.update(camera_angle_x=45.0, fl_x=None)), "radians"),
     "distortion": (edit_json(lambda c: c.update(k1=0.1)), r"lens distortion \(k1 0\.1\)"),

@@ -260,7 +260,7 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
         ("evaluate.input_view", 9, "evaluate.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
         ("evaluate.views", "", "nowhere: train first, or name the folder of a trained run"),
-        ("model.image_size", 8, "is 16 px wide, but views are compared at 8 px"),
+        ("model.image_size", 8, "has 16x16 pixels, but views are compared at 8 px"),
     ],
 )
 def test_refusals(ready, tmp_path, field, value, said):
@@ -277,7 +277,7 @@ def test_damaged_and_duplicate_views_are_named(ready, tmp_path):
         protocol.evaluate(ready, "nowhere")
     (folder / "2.png").unlink()
     (folder / "000002.png").write_bytes((folder / "000002.png").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"000002\.png is not a readable square PNG"):
+    with pytest.raises(UserError, match=r"000002\.png: not a complete PNG"):
         protocol.evaluate(ready, "nowhere")
 
 

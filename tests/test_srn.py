@@ -184,7 +184,11 @@ DEFECTS = {
     "focal length nan": (intrinsics("nan 8 8 0.\n" + TAIL), "intrinsics.txt", "not finite"),
     "short intrinsics": (intrinsics("17 8 8 0."), "intrinsics.txt", "got 4"),
     "size 0": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n0 0\n"), "intrinsics.txt", "positive"),
-    "oblong size": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n16 12\n"), "intrinsics.txt", "for 12x16 pixels, but a picture has 16x16"),
+    "oblong size": (
+        intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n16 12\n"),
+        "intrinsics.txt",
+        "for 12x16 pixels, but a picture has 16x16",
+    ),
     "principal point outside": (intrinsics("17 64 64 0.\n" + TAIL), "intrinsics.txt", "another size"),
     "last line is neither 0 nor 1": (intrinsics("17 8 8 0.\n" + TAIL + "2\n"), "intrinsics.txt", "world-to-camera"),
     "view without intrinsics": (view_intrinsics(3), "intrinsics/000003.txt", "missing"),

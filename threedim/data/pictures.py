@@ -34,7 +34,7 @@ _CROP_MARGIN = 1.1
 # Pillow's plugins raise all of these on damaged files; png_without_idat IndexError, a palette image without palette
 # AssertionError.
 _DAMAGED = (OSError, SyntaxError, ValueError, zlib.error, struct.error, IndexError, AssertionError, EOFError)
-_DAMAGED += (KeyError, TypeError, OverflowError, AttributeError, MemoryError)
+_DAMAGED += (KeyError, TypeError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,7 @@ def load(path: epath.PathLike, size: tuple[int, int] | None = None, mask: epath.
         raise BadObjectError(path, "file is missing") from error
     except OSError as error:
         raise BadObjectError(path, f"cannot be read ({error.strerror or error})") from error
-    image, orientation = _open(path, data)
-    is_exact = image.format == "PNG" and image.mode in ("RGB", "RGBA", "L", "LA", "P")
-    image = _eight_bits(path, image)
+    image, is_exact, orientation = _decode(path, data)
     if orientation >= 5 and image.size == size and size[0] != size[1]:
         orientation = 1
     if orientation != 1:
@@ -84,8 +82,8 @@ def load_rgb(path: epath.PathLike) -> np.ndarray:
     return np.array(_over_white(load(path).image))
 
 
-def _open(path: epath.Path, data: bytes) -> tuple[Image.Image, int]:
-    """The decoded picture as Pillow has it, and its EXIF orientation."""
+def _decode(path: epath.Path, data: bytes) -> tuple[Image.Image, bool, int]:
+    """The picture in 8 bits, whether the file is an 8-bit PNG of it, and its EXIF orientation."""
     if problem := _not_a_picture(data):
         raise BadObjectError(path, problem)
     try:
@@ -97,18 +95,19 @@ def _open(path: epath.Path, data: bytes) -> tuple[Image.Image, int]:
             image.verify()
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
-            return image, _orientation(image)
+            is_exact = image.format == "PNG" and image.mode in ("RGB", "RGBA", "L", "LA", "P")
+            return _eight_bits(path, image), is_exact, _orientation(image)
     except Image.DecompressionBombError as error:
         size = "x".join(map(str, struct.unpack(">II", data[16:24]))) + " pixels: " if data[1:4] == b"PNG" else ""
         limit = f"{2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels at most are read; make the picture smaller"
         raise BadObjectError(path, f"{size}picture is too large; {limit}") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadObjectError(path, f"not a picture ({', '.join(_FORMATS)}); it begins with {data[:12]!r}") from error
     except BadObjectError:
         raise
     except _DAMAGED as error:
-        kind = "PNG" if data[1:4] == b"PNG" else "picture"
-        raise BadObjectError(path, f"not a complete {kind} ({error or type(error).__name__})") from error
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        kind = f"a picture ({', '.join(_FORMATS)})" if unknown else "a complete picture"
+        kind = "a complete PNG" if data[1:4] == b"PNG" else kind
+        raise BadObjectError(path, f"not {kind}: {f'it begins with {data[:12]!r}' if unknown else error}") from error
 
 
 def _not_a_picture(data: bytes) -> str | None:
