@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageChops
 
 from threedim.data import png as png_lib
 from threedim.data.views import BadObjectError, ViewFiles
@@ -31,8 +31,7 @@ _UPRIGHT = {
 # Pictures that are encoded anew are averaged down to this: photographs of 12 megapixels would fill the memory.
 _MAX_SIZE = 1024
 _CROP_MARGIN = 1.1
-# Pillow's plugins raise all of these on damaged files; png_without_idat IndexError, a palette image without palette
-# AssertionError.
+# Pillow raises all of these on damaged files: without pixels IndexError, with a palette that is missing AssertionError.
 _DAMAGED = (OSError, SyntaxError, ValueError, zlib.error, struct.error, IndexError, AssertionError, EOFError)
 _DAMAGED += (KeyError, TypeError, OverflowError)
 
@@ -161,7 +160,7 @@ def _masked(image: Image.Image, path: epath.Path, mask_path: epath.Path) -> Imag
 
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
-        return image.convert("RGB")
+        return image
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image)
     return white
@@ -185,12 +184,10 @@ class _Seen:
 
 def _look(view: ViewFiles) -> _Seen:
     picture = load(view.picture, view.size, view.mask)
-    shown = np.asarray(_over_white(picture.image))
-    rows, columns = (np.flatnonzero((shown != 255).any(axis=axis)) for axis in ((1, 2), (0, 2)))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if rows.size else None
-    exact = picture.data if picture.is_exact and picture.image.width == picture.image.height else None
-    checksum = zlib.crc32(np.ascontiguousarray(shown))
-    return _Seen(exact, picture.image.size, box, not shown.any(), checksum, picture.orientation)
+    shown = _over_white(picture.image)
+    exact = picture.data if picture.is_exact and shown.width == shown.height else None
+    box, checksum = ImageChops.invert(shown).getbbox(), zlib.crc32(shown.tobytes())
+    return _Seen(exact, shown.size, box, shown.getbbox() is None, checksum, picture.orientation)
 
 
 def square_pngs(
