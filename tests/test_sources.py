@@ -122,8 +122,11 @@ def test_read_settings_are_part_of_what_records_are_compared_by(tmp_path, capsys
     for number in range(3):
         write_nerf(tmp_path / f"SRN/scene_{number}", *make_scene())
         (tmp_path / f"SRN/scene_{number}/depth").mkdir()
+    (tmp_path / "SRN/more.zip").write_bytes(b"")
     one = sources.prepare_from_config(data_config(tmp_path, **folder))
-    assert "not read: depth/ (3 objects)\nprepared" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"not read in {tmp_path}/SRN: more.zip\n" in printed
+    assert "not read: depth/ (3 objects)\nprepared" in printed
     # Neither decides what is read, nor are the defaults written down: records of older versions are reused.
     for same in ({"check_cameras": False}, {"strict": True}, {"axes": ""}):
         assert sources.prepare_from_config(data_config(tmp_path, **folder, **same)) == one
@@ -169,9 +172,16 @@ def test_an_object_to_sample_is_read_with_the_same_settings(tmp_path, capsys):
     (task,) = tasks.make_tasks(config)
     assert task.load().inputs.shape == (1, 16, 16, 3)
     # Nothing is prepared, so the training data are procedural shapes, seen from 2.6.
-    assert (
-        "a distance of 1, those of the training data at 2.6; --config.data.scale=2.6 would" in capsys.readouterr().out
-    )
+    said = "cameras are at a distance of 1, those of the training data at 2.6; --config.data.scale=2.6 would make them"
+    assert said in capsys.readouterr().out
     config.data.scale = 2.6
+    tasks.make_tasks(config)
+    assert capsys.readouterr().out == ""
+    config.sample.object = str(tmp_path / "narrow")
+    write_nerfstudio(tmp_path / "narrow", *make_scene(96, 64, radius=4.0, focal=192))
+    config.data.scale = 0.65
+    tasks.make_tasks(config)
+    assert "field of view is 28.1 degrees, that of the training data 52" in capsys.readouterr().out
+    config.data.check_cameras = False
     tasks.make_tasks(config)
     assert capsys.readouterr().out == ""

@@ -19,6 +19,7 @@ _MAX_NESTING = 2
 _DEFAULT = ReadSettings()
 _KNOWN = "known are rgb/, pose/ and intrinsics.txt (SRN), transforms.json (NeRF), COLMAP models, and 000.npy (zero123)"
 _MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+_DATA = (*pictures.SUFFIXES, *_MESHES, ".zip", ".tar", ".gz", ".7z", ".mp4", ".mov")
 # What need not be read.
 _HARMLESS = ("readme", "license", "licence", "copying")
 
@@ -43,6 +44,11 @@ def find_objects(folder: epath.PathLike) -> list[epath.Path]:
     if not any(_layout(child) is not None for child in children):
         raise MissingError(f"{folder} contains no objects; {_KNOWN}{_hint(folder)}")
     return children
+
+
+def files_beside(folder: epath.PathLike) -> list[str]:
+    """Names of the files in a folder of objects that look like data; none of them is read."""
+    return [name for name in _names(epath.Path(folder), set()) if name.lower().endswith(_DATA)]
 
 
 def picture_bytes(folder: epath.PathLike) -> int:
@@ -77,7 +83,7 @@ def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> Ob
         raise BadObjectError(folder, f"{warnings[0]} (data.strict)")
     with blame(folder):
         cameras = Camera.from_matrix(poses, K)
-    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), _unread(folder, listing))
+    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, listing.used)))
 
 
 def _layout(folder: epath.Path):
@@ -124,11 +130,11 @@ def _moved(folder: epath.Path, poses: np.ndarray, settings: ReadSettings) -> np.
     return poses
 
 
-def _unread(folder: epath.Path, listing: Listing) -> tuple[str, ...]:
-    """Names in the folder that the layout does not account for, folders with a slash."""
+def _names(folder: epath.Path, used: set[str]) -> list[str]:
+    """Names in a folder that are neither used, hidden nor notes; folders with a slash."""
     names = []
     for path in sorted(folder.iterdir()):
-        is_known = path.name in listing.used or path.name.startswith((".", "__MACOSX"))
+        is_known = path.name in used or path.name.startswith((".", "__MACOSX"))
         if not is_known and not path.name.lower().startswith(_HARMLESS) and path.suffix != ".md":
             names.append(f"{path.name}/" if path.is_dir() else path.name)
-    return tuple(names)
+    return names
