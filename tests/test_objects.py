@@ -281,3 +281,32 @@ def test_nsvf_intrinsics(tmp_path):
         path.write_text(text)
         np.testing.assert_allclose(read_object(tmp_path / "one").cameras.K, expected, rtol=1e-6)
     assert rest == "0. 0. 0.\n1.\n64 64\n"
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "old", "new", "message"),
+    [
+        ("nerfstudio", "transforms.json", '"w": 64', '"w": 0', "width and height must be positive"),
+        ("nerfstudio", "transforms.json", '"w": 64', f'"w": {10**400}', "too large"),
+        ("nerfstudio", "transforms.json", '"masks/frame_00001.png"', "true", "'mask_path' must be a path"),
+        ("colmap", "sparse/0/cameras.txt", " 64 64 ", " 64 inf ", "width and height must be positive"),
+        ("colmap", "sparse/0/images.txt", "1 ", "1 x", "could not convert"),
+        ("srn", "intrinsics.txt", "64 64", "64 nan", "width and height must be positive"),
+    ],
+)
+def test_odd_numbers_are_named(tmp_path, layout, name, old, new, message):
+    LAYOUTS[layout](tmp_path / "one", *make_scene(views=2))
+    text = (tmp_path / "one" / name).read_text()
+    (tmp_path / "one" / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(BadObjectError, match=message) as raised:
+        read_object(tmp_path / "one")
+    assert str(raised.value).startswith(f"{tmp_path / 'one' / name}: ")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data.replace(b"}", b"("), lambda data: data[:-8]])
+def test_damaged_matrices_of_zero123_are_named(tmp_path, damage):
+    write_zero123(tmp_path / "one", *make_scene(focal=ZERO123_FOCAL))
+    path = tmp_path / "one/002.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadObjectError, match=r"one/002\.npy: "):
+        read_object(tmp_path / "one")

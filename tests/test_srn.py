@@ -183,7 +183,7 @@ DEFECTS = {
     "focal length 0": (intrinsics("0 8 8 0.\n" + TAIL), "intrinsics.txt", "focal length"),
     "focal length nan": (intrinsics("nan 8 8 0.\n" + TAIL), "intrinsics.txt", "not finite"),
     "short intrinsics": (intrinsics("17 8 8 0."), "intrinsics.txt", "got 4"),
-    "size 0": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n0 0\n"), "intrinsics.txt", "positive"),
+    "size 0": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n0 0\n"), "intrinsics.txt", "must be positive"),
     "oblong size": (
         intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n16 12\n"),
         "intrinsics.txt",

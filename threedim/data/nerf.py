@@ -78,9 +78,10 @@ def _read_frame(folder: epath.Path, path: epath.Path, number: int, frame: Mappin
         if matrix.shape != (4, 4):
             raise ValueError(f"'transform_matrix' must be 4x4, got shape {matrix.shape}")
         _check_pinhole(frame)
-        numbers = _numbers(frame)
+        numbers, mask = _numbers(frame), frame.get("mask_path")
+        if mask is not None and not isinstance(mask, str):
+            raise ValueError(f"'mask_path' must be a path, got {mask!r}")
     size = (numbers["w"], numbers["h"]) if "w" in numbers and "h" in numbers else None
-    mask = frame.get("mask_path")
     return ViewFiles(
         _picture(folder, name),
         path,

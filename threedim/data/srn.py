@@ -175,7 +175,5 @@ def _read_common_intrinsics(path: epath.Path) -> _Common:
     height, width = numbers[8:10] if has_flag else numbers[-2:]
     if has_flag and numbers[10] not in (0, 1):
         raise BadObjectError(path, f"expected 0 or 1 (world-to-camera) in the last line, got {numbers[10]:g}")
-    if not (np.isfinite([height, width]).all() and height > 0 and width > 0):
-        raise BadObjectError(path, f"expected a positive 'height width', got {height:g} {width:g}")
     K = checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]], (width, height))
     return _Common(K, (width, height), has_flag and numbers[10] == 1)

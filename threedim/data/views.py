@@ -135,6 +135,8 @@ def checked_K(path: epath.PathLike, K, size: tuple[float, float] | None = None) 
     with blame(path):
         cameras_lib.check_intrinsics(K)
     (width, height), (cx, cy) = size or (np.inf, np.inf), K[:2, 2]
+    if size and not all(0 < side < np.inf for side in size):
+        raise BadObjectError(path, f"width and height must be positive, got {width:g} and {height:g}")
     if not (0 <= cx <= width and 0 <= cy <= height):
         where = f"principal point ({cx:g}, {cy:g}) is outside the {width:g}x{height:g} image"
         raise BadObjectError(path, f"{where}; is K for another size?")
@@ -146,20 +148,21 @@ def scaled_K(path: epath.PathLike, K, size: tuple[float, float] | None, width: i
 
     Without ``size`` K is for the picture itself. Raises `BadObjectError` at ``path`` if the two differ in shape.
     """
+    K = checked_K(path, K, size or (width, height))
     if size is None:
-        return checked_K(path, K, (width, height))
+        return K
     if abs(width / size[0] * size[1] - height) > 1:  # one pixel, since sizes are rounded
         given = f"intrinsics are for {size[0]:g}x{size[1]:g} pixels"
         raise BadObjectError(path, f"{given}, but a picture has {width}x{height}, which is of another shape")
-    return checked_K(path, K, size) * np.asarray([[width / size[0]], [height / size[1]], [1]])
+    return K * np.asarray([[width / size[0]], [height / size[1]], [1]])
 
 
 @contextlib.contextmanager
 def blame(path: epath.PathLike, prefix: str = "") -> Iterator[None]:
-    """Turns a ValueError into a `BadObjectError` at ``path``."""
+    """Turns a ValueError or an OverflowError, of numbers in files, into a `BadObjectError` at ``path``."""
     try:
         yield
     except BadObjectError:
         raise
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise BadObjectError(path, f"{prefix}{error}") from error

@@ -8,6 +8,7 @@ camera has a lens of 35 mm on a sensor of 32 mm, a field of view of 49.1 degrees
 from __future__ import annotations
 
 import io
+import tokenize
 
 import numpy as np
 from etils import epath
@@ -36,7 +37,10 @@ def list_views(folder: epath.Path) -> Listing:
         if picture is None:
             raise BadObjectError(path, f"there is no picture {path.stem}.png beside it")
         with blame(path):
-            matrix = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            try:
+                matrix = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            except (EOFError, SyntaxError, tokenize.TokenError) as error:  # a damaged header
+                raise ValueError(f"not a NumPy file ({error})") from error
             if matrix.shape not in ((3, 4), (4, 4)) or matrix.dtype.kind not in "fiu":
                 raise ValueError(f"expected a 3x4 world-to-camera matrix, got {matrix.dtype} {matrix.shape}")
         matrix = np.concatenate([matrix[:3].astype(np.float64), [[0, 0, 0, 1]]])
