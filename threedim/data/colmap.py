@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from scipy.spatial.transform import Rotation
 
 from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, checked_K, scaled_K
 
@@ -100,6 +99,9 @@ def _image_lines(path: epath.Path) -> list[str]:
 
 
 def _read_image(path: epath.Path, line: str, cameras: dict[str, _Camera], root: epath.Path) -> ViewFiles:
+    # Imported here, because a training run that reads finished records needs no SciPy.
+    from scipy.spatial.transform import Rotation
+
     words = line.split(maxsplit=9)
     with blame(path, f"{line[:60]!r}: "):
         if len(words) != 10:
