@@ -30,6 +30,7 @@ setuptools.setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.33",
         "pillow>=10.1",
+        "psutil>=7.0",
         "safetensors>=0.4.5",
         "scipy>=1.16",
         "tensorboardX>=2.6.2.2",

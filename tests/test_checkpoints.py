@@ -1,4 +1,5 @@
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from commands import run_python
+from etils import epath
 from orbax.checkpoint._src.path import atomicity
 
 from threedim.training import checkpoints
@@ -257,7 +259,8 @@ def test_a_failed_save_is_an_error(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", disk_full)
             saved.save(2, make_state(2))
-            with pytest.raises(CheckpointError, match=r"saving a checkpoint to .* failed: .*No space left on device"):
+            said = r"no space left on device while saving a checkpoint to .*; the last checkpoint is that of step 1\."
+            with pytest.raises(CheckpointError, match=said):
                 saved.wait()
         assert checkpoints._finished_steps(saved._folder) == [1], "the last whole one is not removed"
         assert saved.save(2, make_state(2))
@@ -317,3 +320,35 @@ def test_ema_params_without_the_rest(saved_run, monkeypatch):
     monkeypatch.setattr(checkpoints, "_read_arrays", lambda *args: read.extend(args[1]) or original(*args))
     assert_same(checkpoints.restore_params(saved_run, abstract(expected)), expected)
     assert sorted(read) == ["ema_params/down_0/bias", "ema_params/down_0/kernel", "ema_params/head/scale"]
+
+
+def test_what_need_not_be_damaged_is_not_called_so(run_copy, monkeypatch):
+    """Nor is it advised to delete it."""
+    step, state = run_copy / "checkpoints/3", {"ema_params": abstract(make_state(0)).ema_params}
+    denied = PermissionError(13, "Permission denied", str(step))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_read_table", mock.Mock(side_effect=denied))
+        with pytest.raises(CheckpointError, match=r"cannot be read, but need not be damaged: .*Permission denied"):
+            checkpoints._restore(epath.Path(run_copy / "checkpoints"), 3, state, only="ema_params/")
+
+    def removed(*args):
+        shutil.rmtree(step)
+        raise OSError("gone")
+
+    monkeypatch.setattr(checkpoints, "_read_arrays", removed)
+    with pytest.raises(FileNotFoundError, match=r"checkpoints/3 was removed while it was read"):
+        checkpoints._restore(epath.Path(run_copy / "checkpoints"), 3, state, only="ema_params/")
+
+
+def test_exceptions_that_are_raised_are_not_logged_as_well(caplog):
+    checkpoints._quiet_orbax()
+    orbax = logging.LogRecord(
+        "absl", logging.ERROR, "/x/orbax/future.py", 1, "raised", None, (ValueError, ValueError(), None)
+    )
+    asyncio = logging.LogRecord(
+        "asyncio", logging.ERROR, "events.py", 1, "Task exception was never retrieved", None, None
+    )
+    for record in (orbax, asyncio):
+        logging.getLogger(record.name).handle(record)
+    logging.getLogger("absl").handle(logging.LogRecord("absl", logging.ERROR, "/x/orbax/a.py", 1, "kept", None, None))
+    assert caplog.messages == ["kept"]

@@ -146,6 +146,7 @@ def frame(**fields):
 
 NERF_DEFECTS = {
     "not JSON": (lambda f: (f / "transforms.json").write_text("{"), r"transforms\.json: not valid JSON"),
+    "nested": (lambda f: (f / "transforms.json").write_text("[" * 10**5), r"transforms\.json: not valid JSON"),
     "no frames": (edit_json(lambda c: c.pop("frames")), r"transforms\.json: has no list of 'frames'"),
     "no path": (frame(file_path=None), "frame 1 has no 'file_path'"),
     "missing picture": (frame(file_path="images/gone"), r"images/gone\.png: picture of a frame is missing$"),
@@ -187,6 +188,8 @@ def test_intrinsics_of_frames_and_for_other_sizes(tmp_path):
     pictures, poses = make_scene(64, 64, views=3)
     write_nerfstudio(tmp_path / "one", pictures, poses, suffix=".jpg", w=128, h=128, cx=70.0, cy=64.0)
     frame(fl_x=200.0, fl_y=180.0)(tmp_path / "one")
+    path = tmp_path / "one/transforms.json"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # as some Windows programs write it
     K = read_object(tmp_path / "one").cameras.K
     focal = poses.K[0, 0, 0] / 2
     np.testing.assert_allclose(K[:, [0, 1], [0, 1]], [[focal, focal], [100, 90], [focal, focal]], rtol=1e-6)

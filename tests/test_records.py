@@ -1,7 +1,9 @@
 """Conversion into records and reading them: exact, and complete or not there at all."""
 
 import json
+import re
 import shutil
+import socket
 import sys
 
 import jax
@@ -13,6 +15,7 @@ from threedim.cameras import Camera
 from threedim.data import convert, objects, png, records, srn
 from threedim.data.objects import read_object
 from threedim.data.views import BadObjectError
+from threedim.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_interrupted_conversion_starts_over_and_many_shards_keep_the_order(tmp_p
     with pytest.raises(FileNotFoundError, match="--mode=prepare"):
         records.open_split(tmp_path / "out/records", "train")
     # What a killed process leaves behind.
-    (tmp_path / "out/.records.incomplete/threedim_objects").mkdir(parents=True)
+    (tmp_path / f"out/.records.{socket.gethostname()}.9999999.0.incomplete/threedim_objects").mkdir(parents=True)
     convert.prepare({"train": folders}, tmp_path / "out/records")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["records"]
     assert len(list((tmp_path / "out/records").rglob("*array_record*"))) > 2
@@ -224,3 +227,41 @@ def test_views_with_their_own_intrinsics(tmp_path):
     convert.prepare({"train": [tmp_path / "source/one"]}, tmp_path / "records")
     _, read = records.open_split(tmp_path / "records", "train").views(0, [2, 0])
     np.testing.assert_array_equal(read.K, K[[2, 0]])
+
+
+def test_what_the_folder_says_is_never_imported(prepared, tmp_path, monkeypatch):
+    """TFDS would import the modules that these files name."""
+    out = tmp_path / "records"
+    shutil.copytree(prepared, out)
+    (tmp_path / "payload.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in out.glob("*/*/*.json"):
+        path.write_text(re.sub(r"tensorflow_datasets\.[\w.]+", "payload.Tensor", path.read_text()))
+    assert "payload" in next(out.glob("*/*/features.json")).read_text()
+    assert records.open_split(out, "train")[0].pngs == records.open_split(prepared, "train")[0].pngs
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["", "/tmp/x", "a/b", "..\\x", ".hidden", "a\0", "x" * 201])
+def test_names_cannot_leave_the_folder(prepared, tmp_path, name):
+    out = tmp_path / "records"
+    shutil.copytree(prepared, out)
+    content = json.loads((out / records.METADATA).read_text())
+    content["splits"]["train"]["names"][1] = name
+    (out / records.METADATA).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"dataset\.json: .* cannot be the name of an object"):
+        records.open_split(out, "train")
+
+
+def test_damaged_records_are_named(prepared, tmp_path):
+    out = tmp_path / "records"
+    shutil.copytree(prepared, out)
+    (path,) = out.glob("*/*/*-train.array_record-*")
+    data = path.read_bytes()
+    for cut in (0, 65536, len(data) - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"records: split 'train' is damaged"):
+            list(records.open_split(out, "train"))
+    path.unlink()
+    with pytest.raises(UserError, match="files of split 'train' are missing"):
+        records.open_split(out, "train")

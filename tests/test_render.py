@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -84,8 +85,8 @@ def test_resumes_to_the_same_bytes_and_keeps_what_is_done(folder, rendered, tmp_
     out = tmp_path / "out"
     shutil.copytree(rendered, out)
     shutil.rmtree(out / "sub_bar")
-    (out / ".sub_bar.incomplete" / "rgb").mkdir(parents=True)
-    (out / ".sub_bar.incomplete" / "rgb" / "000009.png").write_bytes(b"half")
+    (out / f".sub_bar.{socket.gethostname()}.9999999.0.incomplete" / "rgb").mkdir(parents=True)
+    (out / f".sub_bar.{socket.gethostname()}.9999999.0.incomplete" / "rgb" / "000009.png").write_bytes(b"half")
     times = {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
     report = render_meshes(folder, out, SMALL, num_workers=1)
     assert (report.rendered, report.kept) == (["sub_bar"], ["cube", "sub_slab"])

@@ -1,5 +1,6 @@
 """The SRN folder format: exact round trips, and every defect named with its path."""
 
+import socket
 import struct
 import zlib
 from unittest import mock
@@ -88,7 +89,7 @@ def test_write_is_complete_or_leaves_nothing(tmp_path, monkeypatch):
             srn.write_object(tmp_path / "one", images, cameras)
     assert list(tmp_path.iterdir()) == []
     # What a killed process leaves behind.
-    (tmp_path / ".one.incomplete/rgb").mkdir(parents=True)
+    (tmp_path / f".one.{socket.gethostname()}.9999999.0.incomplete/rgb").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no objects"):
         find_objects(tmp_path)
     srn.write_object(tmp_path / "one", images, cameras)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import runpy
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from threedim import settings as settings_lib
 from threedim.data.objects import read_object
 from threedim.data.views import ReadSettings
 from threedim.errors import MissingError, UserError
-from threedim.trained import open_trained
+from threedim.trained import open_run, open_trained, read
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # Bytes: a file in a git repository stays for good.
@@ -112,3 +113,24 @@ def test_weights_refuse_another_config():
         found.check_config(config)
     for line in ("model.ch: 16 → 32", 'diffusion.prediction: "v" → "eps"', 'data.pose: "relative" → "absolute"'):
         assert line in str(caught.value)
+
+
+def test_a_checkpoint_that_a_running_trainer_removes_is_replaced_by_the_newest(run, tmp_path):
+    """The steps are those of the run's only checkpoint, under other names."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(run, workdir)
+    (only,) = (workdir / "checkpoints").iterdir()
+    found = []
+
+    def find():
+        found.append(open_run(workdir))
+        if len(found) == 1:
+            only.rename(only.parent / "3")
+        return found[-1]
+
+    chosen, params = read(find)
+    assert [each.step for each in found] == [2, 3]
+    assert chosen is found[1]
+    jax.tree.map(np.testing.assert_array_equal, params, open_run(run).params())
+    with pytest.raises(MissingError, match="no checkpoint of step 2"):
+        read(lambda: open_run(workdir, 2))

@@ -17,7 +17,7 @@ from threedim import settings as settings_lib
 from threedim import weights
 from threedim.errors import ExistsError, MissingError, UserError
 from threedim.trained import open_run
-from threedim.weights_file import WeightsError, load_weights, read_info, save_weights
+from threedim.weights_file import WeightsError, load_weights, read_info, save_weights, sealed
 
 BFLOAT16 = ml_dtypes.bfloat16
 
@@ -34,7 +34,7 @@ def file(trained, tmp_path):
     return path
 
 
-def rewrite(path, change):
+def rewrite(path, change, seal=sealed):
     """Changes arrays and metadata of a file and makes the checksums fit again."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -42,7 +42,7 @@ def rewrite(path, change):
     arrays = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
     change(arrays, metadata)
     metadata["checksums"] = arrays_lib.checksums({name: a for name, a in arrays.items() if a.dtype.itemsize <= 4})
-    path.write_bytes(safetensors.numpy.save(arrays, metadata={"threedim": json.dumps(metadata)}))
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"threedim": json.dumps(seal(metadata))}))
 
 
 def rounded(params, dtype):
@@ -137,7 +137,7 @@ def test_arrays_that_do_not_fit_the_network(file, change, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "has format version 2; this code reads version 1"),
+        ({"version": 1}, "has format version 1; this code reads version 2"),
         ({"version": "1"}, "no valid version"),
         ({"config": None, "card": []}, "no valid config, card"),
         ({"training_steps": 1.5}, "no valid training_steps"),
@@ -149,6 +149,27 @@ def test_wrong_metadata(file, changes, said):
     refused(file, said)
     with pytest.raises(WeightsError, match=re.escape(said)):
         read_info(file)
+
+
+def test_every_change_of_the_metadata_is_found(file):
+    """Some would load, and change pictures."""
+
+    def set_to(section, field, value):
+        return lambda arrays, metadata: metadata["config"][section].update({field: value})
+
+    for change in (set_to("model", "norm_groups", 4), set_to("sample", "guidance_weight", 9.0)):
+        rewrite(file, change, seal=lambda metadata: metadata)
+        refused(file, "the checksum of its metadata does not match")
+
+
+def test_a_field_that_is_missing_takes_no_default(file):
+    rewrite(file, lambda arrays, metadata: metadata["config"]["model"].pop("norm_groups"))
+    refused(file, "its config lacks model.norm_groups")
+
+
+def test_a_network_far_larger_than_the_file_is_not_traced(file):
+    rewrite(file, lambda arrays, metadata: metadata["config"]["model"].update(num_res_blocks=1_000_000))
+    refused(file, "its config asks for 1000000 blocks a level")
 
 
 def test_a_network_of_newer_code_is_refused(file):

@@ -52,6 +52,14 @@ def network(config: ml_collections.ConfigDict) -> UNet:
         return cls(**fields, dtype=dtype, remat=config.train.remat)
 
 
+def missing_fields(config: ml_collections.ConfigDict) -> list[str]:
+    """Fields of ``config.model`` and ``config.diffusion`` that the config lacks, but for how a network is computed."""
+    fields = {"model": NETWORKS[config.model.network], "diffusion": Process}
+    names = [f"{section}.{field.name}" for section, cls in fields.items() for field in dataclasses.fields(cls)]
+    elsewhere = {*EXECUTION, "model.remat", "model.parent", "model.name"}
+    return [name for name in names if name not in elsewhere and name.split(".")[1] not in config[name.split(".")[0]]]
+
+
 def denoiser(config: ml_collections.ConfigDict) -> NetworkDenoiser:
     """The network of ``config.model`` as the sampler takes it."""
     return NetworkDenoiser(network(config), _relative_poses(config))

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
 import os
+import pathlib
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 from etils import epath
 
 from threedim.errors import ExistsError, UserError
+
+_INCOMPLETE = ".incomplete"
+_STALE = 86_400.0  # seconds
 
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is on an object store ("gs://..."), which cannot append, and where a write is atomic."""
     return "://" in os.fspath(path)
+
+
+def check_name(name: str, where: epath.PathLike) -> None:
+    """Raises `UserError` unless a name of an object is a file name: it may come from a file, and becomes a path."""
+    if not name or name[0] == "." or {"/", "\\", "\0"} & set(name) or len(name.encode("utf-8", "replace")) > 200:
+        rule = "must not be empty, begin with a dot, contain / or \\ or be longer than 200 bytes"
+        raise UserError(f"{where}: {name[:50]!r} cannot be the name of an object: it {rule}")
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
@@ -45,30 +61,61 @@ def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
 def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
     """Creates a folder atomically: yields a hidden sibling, which is renamed on success and deleted on an exception.
 
-    Creates parent folders. Deletes what a killed process left behind.
+    Creates parent folders. Of several processes that create a folder of the same content, one does and all succeed.
+    What processes left behind that were killed, on this host or a day ago, is deleted.
 
     Raises:
-      ExistsError: if ``folder`` exists.
+      ExistsError: if ``folder`` exists, with other content if it was created meanwhile.
     """
     folder = epath.Path(folder)
     if folder.exists():
         raise ExistsError(f"{folder} exists; choose another folder or delete it")
     # Hidden, so that listing the parent does not show an incomplete folder.
-    temporary = folder.parent / f".{folder.name}.incomplete"
-    if temporary.exists():
-        temporary.rmtree()
+    stem = f".{folder.name}.{socket.gethostname()}"
+    temporary = folder.parent / f"{stem}.{os.getpid()}.{uuid.uuid4().hex[:8]}{_INCOMPLETE}"
     temporary.mkdir(parents=True)
+    for other in folder.parent.glob(f"{glob.escape(f'.{folder.name}.')}*{_INCOMPLETE}"):
+        writer, pid, *_ = other.name.rsplit(".", 3)
+        killed = writer == stem and not psutil.pid_exists(int(pid))
+        if killed or time.time() - other.stat().mtime > _STALE:
+            other.rmtree(missing_ok=True)
     try:
         yield temporary
-        temporary.rename(folder)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():
+                raise
+            if _digests(temporary) != _digests(folder):
+                raise ExistsError(f"{folder} was created by another process meanwhile, with other content") from error
+    finally:
+        if temporary.exists():
+            temporary.rmtree()
 
 
-def read_json(path: epath.Path) -> Any:
-    """The content of a file of results; `UserError` if it is damaged."""
+def _digests(folder: epath.Path) -> dict[str, str]:
+    """The sha256 of each file in a local folder."""
+    paths = [pathlib.Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The content of a file that this project wrote, a JSON object; `UserError` if it is damaged."""
+    with interpreting(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__} instead of an object")
+        return content
+
+
+@contextlib.contextmanager
+def interpreting(path: epath.PathLike, advice: str = "move it away") -> Iterator[None]:
+    """Turns what wrong content of a file raises, while it is parsed and its fields are taken, into a `UserError`."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); move it away") from error
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path} is damaged (it has no {error}); {advice}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {advice}") from error

@@ -13,6 +13,7 @@ resumes after its last finished view.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -27,7 +28,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from threedim import config as config_lib
-from threedim import distributed, files, pixels
+from threedim import distributed, files, locks, pixels
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
 from threedim.data import sources, srn
@@ -38,7 +39,7 @@ from threedim.progress import Progress
 from threedim.sampling import Sampler
 from threedim.settings import check_claim
 from threedim.tasks import Task, Views, make_tasks
-from threedim.trained import Trained, open_run, open_trained
+from threedim.trained import Trained, open_run, open_trained, read
 from threedim.training import hardware
 
 PyTree = Any
@@ -67,14 +68,33 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     if batch_size < 0 or batch_size % len(devices):
         rule = f"must be 0, for as many as fit, or a multiple of this process's {len(devices)} device(s)"
         raise UserError(f"sample.batch_size {rule}, got {batch_size}")
-    trained = find_weights(config, workdir)
-    trained.check_config(config)
+    # Each process samples its own objects on its own devices, so that no process waits for another.
+    split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
+    # Read at once: a running trainer may remove them while data is prepared.
+    trained, params = read(lambda: _find_fitting(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
     sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
 
-    # What is finished already, and this process's share of the rest.
     out = output_folder(config, workdir, trained)
-    distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
+    with locks.hold(out, "writes views to") if distributed.is_lead() else contextlib.nullcontext():
+        distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
+        _sample_to(out, config, sampler, params, tasks, split)
+        distributed.wait_for_all("sampling")
+    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
+        print(f"{what + ':':21}{out / folder}")
+    return out
+
+
+def _sample_to(
+    out: epath.Path,
+    config: ml_collections.ConfigDict,
+    sampler: Sampler,
+    params: PyTree,
+    tasks: list[Task],
+    split: NamedSharding,
+) -> None:
+    # What is finished already, and this process's share of the rest.
+    devices, batch_size = jax.local_devices(), config.sample.batch_size
     todo = [task for task in tasks if not (out / "views" / task.name).exists()]
     for task in tasks if distributed.is_lead() else ():
         if task not in todo:  # a process may have been killed between writing the object and cleaning up
@@ -84,9 +104,6 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     if not todo:
         print(f"nothing to do: {len(tasks)} object(s) are finished, or sampled by other processes")
 
-    # Each process samples its own objects on its own devices, so that no process waits for another.
-    split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
-    params = trained.params(NamedSharding(split.mesh, PartitionSpec()))
     finished = {task.name: _read_finished(out, task, config.model.image_size) for task in todo}
     total, initial = sum(len(task.target_views) for task in todo), sum(map(len, finished.values()))
     if todo and batch_size == 0:
@@ -108,9 +125,6 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
             views = sampler.sample_views(params, inputs, cameras, targets, keys, finished=done, on_view=on_view)
             for task, known, pictures in zip(batch, loaded, pixels.to_uint8(np.asarray(views)), strict=False):
                 _write(out, task, known, pictures)
-    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
-        print(f"{what + ':':21}{out / folder}")
-    return out
 
 
 def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: NamedSharding) -> int:
@@ -144,6 +158,12 @@ def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> 
     return open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
 
 
+def _find_fitting(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
+    trained = find_weights(config, workdir)
+    trained.check_config(config)
+    return trained
+
+
 def output_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: Trained) -> epath.Path:
     """``config.sample.out``, or a folder in the workdir named by the weights."""
     if config.sample.out:
@@ -164,10 +184,11 @@ def _claim(
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     path = out / "samples.json"
     content = read_json(path) if path.exists() else {"settings": None, "objects": {}}
-    check_claim(path, content["settings"], settings, "views sampled with", "--config.sample.out=FOLDER")
-    objects = content["objects"] | objects
+    with files.interpreting(path):
+        before, known = content["settings"], content["objects"] | objects
+    check_claim(path, before, settings, "views sampled with", "--config.sample.out=FOLDER")
     if distributed.is_lead():
-        files.write_atomically(path, json.dumps({"settings": settings, "objects": objects}, indent=2) + "\n")
+        files.write_atomically(path, json.dumps({"settings": settings, "objects": known}, indent=2) + "\n")
 
 
 def _batches(todo: list[Task], finished: dict[str, np.ndarray], size: int) -> Iterator[list[Task]]:

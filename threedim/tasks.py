@@ -16,6 +16,7 @@ from threedim.cameras import Camera
 from threedim.data import camera_checks, objects, records, sources
 from threedim.data.views import ObjectViews
 from threedim.errors import UserError
+from threedim.files import check_name
 from threedim.rendering import viewpoints
 
 SPLITS = ("test", "val", "train", "holdout")
@@ -43,6 +44,9 @@ class Task:
     input_views: list[int]  # numbers in the object's folder
     target_views: list[int]  # the same; for an orbit, the numbers along it
     load: Callable[[], Views]
+
+    def __post_init__(self):
+        check_name(self.name, "config.sample")  # what is sampled is written, and removed, under this name
 
 
 def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:

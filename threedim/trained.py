@@ -77,6 +77,18 @@ def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
     return Trained(f"the network in {source}", info.config, info.training_steps, identity, load)
 
 
+def read(find: Callable[[], Trained], sharding: jax.sharding.Sharding | None = None) -> tuple[Trained, PyTree]:
+    """Finds weights and reads them; finds others if a running trainer has removed the checkpoint meanwhile."""
+    trained = find()
+    while True:
+        try:
+            return trained, trained.params(sharding)
+        except UserError:
+            before, trained = trained, find()
+            if trained.step == before.step:
+                raise
+
+
 def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     """Finds the weights of a run; see `open_trained`."""
     step = checkpoints.find_step(workdir, step)
@@ -150,5 +162,5 @@ class Model:
 
 def load(source: epath.PathLike, step: int | None = None) -> Model:
     """Loads a trained model; arguments and errors as for `open_trained`."""
-    found = open_trained(source, step)
-    return Model(config_lib.sampler(found.config), found.params(), found.config, found.step)
+    found, params = read(functools.partial(open_trained, source, step))
+    return Model(config_lib.sampler(found.config), params, found.config, found.step)

@@ -6,6 +6,7 @@ python -m threedim.weights --workdir=runs/demo --out=demo.safetensors
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from etils import epath
 
 from threedim import errors
 from threedim.errors import MissingError, UserError
-from threedim.trained import open_run
+from threedim.trained import open_run, read
 from threedim.weights_file import DTYPES, SUFFIX, check_new_file, save_weights
 
 
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors.one_line():
         check_new_file(given.out, given.overwrite)
         card = _read_card(epath.Path(given.card)) if given.card else {}
-        run = open_run(given.workdir, given.step)
-        params = run.params()
+        run, params = read(functools.partial(open_run, given.workdir, given.step))
         options = {"card": card, "dtype": given.dtype, "overwrite": given.overwrite}
         size = save_weights(given.out, params, run.config, training_steps=run.step, **options)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

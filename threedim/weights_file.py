@@ -1,13 +1,14 @@
 """Trained weights as one ``.safetensors`` file. Reading it executes nothing.
 
 The file holds the averaged parameters by path ("down_blocks_0_0/res/conv1/kernel"), all in bfloat16 or all in float32,
-and one metadata entry, "threedim": JSON with the format's version, the whole config, training steps, commit, card, and
-a checksum of each array.
+and one metadata entry, "threedim": JSON with the format's version, the whole config, training steps, commit, card, a
+checksum of each array, and one of all this.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +31,7 @@ from threedim.training.step import abstract_params
 PyTree = Any
 
 SUFFIX = ".safetensors"
-VERSION = 1
+VERSION = 2
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 _FORMATS = {"BF16": DTYPES["bfloat16"], "F32": DTYPES["float32"]}  # as safetensors calls them
@@ -106,7 +107,8 @@ def save_weights(
         "card": settings_lib.plain(dict(card or {})),
         "checksums": arrays_lib.checksums(arrays),
     }
-    _check_arrays(path, _info(path, metadata).config, arrays)
+    metadata = sealed(metadata)
+    _check_arrays(path, _info(path, metadata, len(arrays)).config, arrays)
     # One entry: safetensors writes several in no fixed order.
     data = safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
     files.write_atomically(path, data)
@@ -121,7 +123,13 @@ def read_info(path: epath.PathLike) -> WeightsInfo:
       WeightsError: if it is damaged, has another version, or is not of this project.
     """
     path = epath.Path(path)
-    return _info(path, _read_metadata(path))
+    return _info(path, *_read_metadata(path))
+
+
+def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with the checksum of everything in it."""
+    rest = {name: value for name, value in metadata.items() if name != "checksum"}
+    return rest | {"checksum": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = None) -> PyTree:
@@ -132,8 +140,8 @@ def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = 
       WeightsError: if it is damaged, has another version, or its arrays do not fit its config.
     """
     path = epath.Path(path)
-    metadata = _read_metadata(path)
-    info = _info(path, metadata)
+    metadata, count = _read_metadata(path)
+    info = _info(path, metadata, count)
     try:
         content = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
@@ -150,7 +158,8 @@ def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = 
     return jax.device_put(params, sharding)
 
 
-def _read_metadata(path: epath.Path) -> dict[str, Any]:
+def _read_metadata(path: epath.Path) -> tuple[Any, int]:
+    """The metadata and the number of arrays."""
     if not path.is_file():
         raise MissingError(f"{path}: no such weights file")
     with path.open("rb") as file:
@@ -159,28 +168,39 @@ def _read_metadata(path: epath.Path) -> dict[str, Any]:
     if not 0 < length <= _MAX_HEADER or len(header) < length:
         raise _damaged(path, "its header is truncated or not that of a .safetensors file")
     try:
-        entries = json.loads(header).get("__metadata__", {})
+        arrays = json.loads(header)
+        entries = arrays.pop("__metadata__", {})
         metadata = json.loads(entries[_KEY]) if _KEY in entries else None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, f"its header cannot be read: {error}") from error
     if metadata is None:
         raise WeightsError(f"{path} is not a weights file of this project: its metadata has no {_KEY!r}")
-    return metadata
+    return metadata, len(arrays)
 
 
-def _info(path: epath.Path, metadata: Any) -> WeightsInfo:
+def _info(path: epath.Path, metadata: Any, count: int) -> WeightsInfo:
+    """Checks metadata of a file of ``count`` arrays."""
     kinds = {"version": int, "config": dict, "training_steps": int, "commit": str, "card": dict, "checksums": dict}
+    kinds["checksum"] = str
     found = metadata if isinstance(metadata, dict) else {}
     if isinstance(found.get("version"), int) and found["version"] != VERSION:
         raise WeightsError(f"{path} has format version {found['version']}; this code reads version {VERSION}")
     if wrong := [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]:
         raise _damaged(path, f"its metadata has no valid {', '.join(wrong)}")
+    if sealed(found)["checksum"] != found["checksum"]:
+        raise _damaged(path, "the checksum of its metadata does not match")
     config = ml_collections.ConfigDict(found["config"])
     try:
-        config_lib.denoiser(config)
+        network = config_lib.denoiser(config).network
         config_lib.process(config)
+        missing = config_lib.missing_fields(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its config does not describe a network of this project: {error}") from error
+    if missing:
+        raise WeightsError(f"{path}: its config lacks {', '.join(missing)}")
+    # Before such a network is traced, which takes memory and minutes.
+    if network.num_res_blocks * len(network.ch_mult) > count:
+        raise WeightsError(f"{path}: its config asks for {network.num_res_blocks} blocks a level, of {count} arrays")
     return WeightsInfo(config, found["training_steps"], found["commit"], found["card"])
 
 

@@ -112,7 +112,9 @@ def _row(path: epath.Path) -> dict[str, Any]:
     distance = read_json(fid_path) if fid_path.exists() else {}
     # The FID of other objects than the row has now does not count.
     distance = distance if distance.pop("of", None) == _digest(objects) else {"fid": None}
-    means = {name: float(np.mean([one[name] for one in objects.values()])) for name in ("psnr", "ssim", "input_psnr")}
+    figures = ("psnr", "ssim", "input_psnr")
+    with files.interpreting(path.parent / "scores"):
+        means = {name: float(np.mean([float(one[name]) for one in objects.values()])) for name in figures}
     return {**read_json(path), "num_objects": len(objects), **means, **distance, "objects": objects}
 
 

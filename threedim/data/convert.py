@@ -140,11 +140,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint, self._warnings)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # PNGs as bytes: Image features are encoded by TensorFlow, and decoded all views at a time.
-        kinds = {"name": ((), np.object_), "png": ((None,), np.object_), "R": ((None, 3, 3), np.float32)}
-        kinds |= {"t": ((None, 3), np.float32), "K": ((None, 3, 3), np.float32), "size": ((), np.int64)}
-        features = {name: tfds.features.Tensor(shape=shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(builder=self, features=records.features())
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # Nothing is downloaded.

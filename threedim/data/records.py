@@ -6,22 +6,28 @@ records holds names, numbers of views, what the records were made from, and fing
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from threedim.cameras import Camera
 from threedim.data.views import ObjectViews
 from threedim.errors import MissingError, UserError
+from threedim.files import check_name, interpreting, read_json
 
 METADATA = "dataset.json"
 BUILDER_NAME = "threedim_objects"
 VERSION = "1.0.0"
+_AGAIN = "delete the folder and prepare again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +71,15 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
     path = epath.Path(out_dir) / METADATA
     if not path.exists():
         raise MissingError(f"{path} does not exist: prepare the records with --mode=prepare")
-    try:
-        fields = json.loads(path.read_text())
+    fields = read_json(path)
+    with interpreting(path, f"delete {out_dir} and prepare again"):
         fields["splits"] = {name: SplitInfo(**split) for name, split in fields["splits"].items()}
+        for split in fields["splits"].values():
+            for name, views, size in zip(split.names, split.views, split.sizes, strict=True):
+                check_name(name, path)
+                if not (isinstance(views, int) and isinstance(size, int) and views > 0 < size):
+                    raise ValueError(f"{name} has {views!r} views of {size!r} pixels")
         return DatasetInfo(**fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {out_dir} and prepare again") from error
 
 
 def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
@@ -96,6 +105,20 @@ def split_views(num_views: int, num_held_out: int) -> tuple[np.ndarray, np.ndarr
         raise UserError(f"cannot hold out {num_held_out} of {num_views} views")
     held_out = ((2 * np.arange(num_held_out) + 1) * num_views) // (2 * max(num_held_out, 1))
     return np.setdiff1d(np.arange(num_views), held_out), held_out
+
+
+@functools.cache
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds.
+
+    A constant, and not read from the records' folder: TFDS imports the modules that its features.json names.
+    """
+    # PNGs as bytes: Image features are encoded by TensorFlow, and decoded all views at a time.
+    kinds = {"name": ((), np.object_), "png": ((None,), np.object_), "R": ((None, 3, 3), np.float32)}
+    kinds |= {"t": ((None, 3), np.float32), "K": ((None, 3, 3), np.float32), "size": ((), np.int64)}
+    return tfds.features.FeaturesDict(
+        {name: tfds.features.Tensor(shape=shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+    )
 
 
 class ObjectDataset:
@@ -150,10 +173,14 @@ class ObjectDataset:
 
     def _pick(self, index: int, chosen: np.ndarray) -> ObjectViews:
         index = range(len(self))[index]
-        record, name = self._open()[index], self.names[index]
+        name, source = self.names[index], self._open()
+        with self._intact():
+            record = features().deserialize_example_np(source[index])
         if (found := record["name"].decode()) != name:
             wrong = f"record {index} of split {self._split!r} is {found!r}, but {METADATA} lists {name!r}"
-            raise UserError(f"{self._out_dir}: {wrong}; delete the folder and prepare again")
+            raise UserError(f"{self._out_dir}: {wrong}; {_AGAIN}")
+        if len(record["png"]) != self._info.views[index]:
+            raise UserError(f"{self._out_dir}: {name} does not have the views that {METADATA} lists; {_AGAIN}")
         cameras = Camera(record["R"][chosen], record["t"][chosen], record["K"][chosen])
         return ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
 
@@ -165,11 +192,23 @@ class ObjectDataset:
                 raise UserError(f"cannot hold out {num_held_out} of the {views} views of {name}; one must remain")
         return ObjectDataset(self._out_dir, self._split, self._info, num_held_out, part)
 
-    def _open(self):
+    def _open(self) -> array_record_data_source.ArrayRecordDataSource:
         if self._source is None:
-            folder = self._out_dir / BUILDER_NAME / VERSION
-            self._source = tfds.builder_from_directory(folder).as_data_source(self._split)
+            folder, stem = self._out_dir / BUILDER_NAME / VERSION, f"{BUILDER_NAME}-{self._split}.array_record"
+            files = sorted(map(os.fspath, folder.glob(f"{stem}-*")))
+            if files != [os.fspath(folder / f"{stem}-{i:05d}-of-{len(files):05d}") for i in range(len(files) or 1)]:
+                raise UserError(f"{folder}: files of split {self._split!r} are missing; {_AGAIN}")
+            with self._intact():
+                self._source = array_record_data_source.ArrayRecordDataSource(files)
+                len(self._source)  # opens the files
         return self._source
+
+    @contextlib.contextmanager
+    def _intact(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, DecodeError) as error:  # of array_record and protobuf, which check sums
+            raise UserError(f"{self._out_dir}: split {self._split!r} is damaged ({error}); {_AGAIN}") from error
 
 
 def digest_lines(lines: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import arrays
+from threedim import arrays, locks
 from threedim.data import convert, objects, records, release
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
@@ -41,7 +41,8 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
     info = convert.find_prepared(out_dir, description, on_bad=data.on_bad, strict=settings.strict)
     if info is None:
         how = {"on_bad": data.on_bad, "description": description, "settings": settings}
-        convert.prepare(source_splits(data), out_dir, **how)
+        with locks.hold(data.dir, "prepares data in"):
+            convert.prepare(source_splits(data), out_dir, **how)
     else:
         print(f"reusing {out_dir} (delete it to convert again): {info.summary()}")
     return out_dir

@@ -159,10 +159,10 @@ def scaled_K(path: epath.PathLike, K, size: tuple[float, float] | None, width: i
 
 @contextlib.contextmanager
 def blame(path: epath.PathLike, prefix: str = "") -> Iterator[None]:
-    """Turns a ValueError or an OverflowError, of numbers in files, into a `BadObjectError` at ``path``."""
+    """Turns what wrong numbers and texts raise into a `BadObjectError` at ``path``."""
     try:
         yield
     except BadObjectError:
         raise
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise BadObjectError(path, f"{prefix}{error}") from error

@@ -13,7 +13,7 @@ from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import pictures
 from threedim.errors import MissingError, UserError
-from threedim.files import read_json
+from threedim.files import interpreting, read_json
 from threedim.tasks import Task
 
 # Files are small and may be remote: most of the time is spent waiting.
@@ -32,11 +32,12 @@ def read_samples(folder: epath.PathLike) -> tuple[dict[str, Any] | None, dict[st
     if not path.exists():
         return None, {}
     content = read_json(path)
-    try:
-        objects = {name: (one["input_views"], one["target_views"]) for name, one in content["objects"].items()}
-        return content["settings"], objects
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged (no {error}); it records which view each file is") from error
+    with interpreting(path, "it records which view each file is"):
+        objects = {
+            name: tuple([int(view) for view in one[kind]] for kind in ("input_views", "target_views"))
+            for name, one in content["objects"].items()
+        }
+        return dict(content["settings"]), objects
 
 
 class SampledViews:

@@ -185,6 +185,11 @@ class Checkpoints:
         try:
             return function()
         except Exception as error:  # Orbax hands on whatever the storage raised in its thread
+            if "No space left on device" in str(error):
+                last = self.latest_step()
+                there = f"the last checkpoint is that of step {last}" if last is not None else "there is no checkpoint"
+                problem = f"no space left on device while {doing} a checkpoint to {self._folder}; {there}"
+                raise CheckpointError(f"{problem}. Free some space and run the same command again.") from error
             raise CheckpointError(f"{doing} a checkpoint to {self._folder} failed: {error}") from error
 
 
@@ -263,6 +268,8 @@ def _restore(folder: epath.Path, step: int | None, abstract_state: PyTree, only:
 
 def _damaged(folder: epath.Path, step: int, problem: str) -> CheckpointError:
     """The error for a damaged checkpoint; reads the earlier ones to find the last good one."""
+    if not (folder / str(step)).exists():
+        raise MissingError(f"{folder / str(step)} was removed while it was read, as a running trainer does; try again")
     bad = [step]
     for earlier in sorted((s for s in _finished_steps(folder) if s < step), reverse=True):
         if _verify(folder / str(earlier)) is None:
@@ -346,6 +353,8 @@ def _attempt(read: Callable, *args) -> tuple[Any, str | None]:
         return read(*args), None
     except Exception as error:  # Orbax raises plain Exception, and what the storage and the JSON parser raise
         problem = str(error).split(" [tensorstore_spec")[0].split(". See full TensorStore")[0]
+        if isinstance(error, PermissionError | UnicodeError) or "PERMISSION_DENIED" in problem:
+            raise CheckpointError(f"a checkpoint cannot be read, but need not be damaged: {problem}") from error
         return None, f"it cannot be read: {problem or repr(error)}"
 
 
@@ -389,10 +398,16 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
 # Orbax
 
 
-def _not_orbax_progress(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "/orbax/" not in record.pathname
+def _not_orbax(record: logging.LogRecord) -> bool:
+    raised = record.exc_info is not None  # it is raised here as well
+    return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not raised)
+
+
+def _not_unretrieved(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()  # one for each array, after a failed save
 
 
 def _quiet_orbax() -> None:
-    """Drops Orbax's progress messages, several per save, from absl's log."""
-    logging.getLogger("absl").addFilter(_not_orbax_progress)  # adding it twice changes nothing
+    """Drops Orbax's progress messages, several per save, and copies of exceptions that are raised here as well."""
+    logging.getLogger("absl").addFilter(_not_orbax)  # adding it twice changes nothing
+    logging.getLogger("asyncio").addFilter(_not_unretrieved)

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from threedim import config as config_lib
-from threedim import cpu, distributed
+from threedim import cpu, distributed, locks
 from threedim.data import pipeline, sources
 from threedim.data.records import ObjectDataset, read_info
 from threedim.errors import UserError
@@ -68,15 +68,17 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
     Returns the last state.
 
     Raises:
-      UserError: if settings contradict each other, the devices, or the run in ``workdir``; if its newest checkpoint is
-        damaged (`CheckpointError`); or if ten of the last thousand steps were skipped, since their loss or gradient was
-        not finite (`NonFiniteError`).
+      UserError: if settings contradict each other, the devices, or the run in ``workdir``; if another process trains
+        there; if its newest checkpoint is damaged (`CheckpointError`); or if ten of the last thousand steps were
+        skipped, since their loss or gradient was not finite (`NonFiniteError`).
     """
     # --- Check the settings and the data, before anything is written ---
     run = _check(config, epath.Path(workdir))
     t = config.train
 
     with contextlib.ExitStack() as stack:
+        if distributed.is_lead():
+            stack.enter_context(locks.hold(workdir, "trains in"))
         stack.enter_context(jax.set_mesh(run.mesh))
         checkpoints = Checkpoints(workdir, keep_last=t.keep_last, keep_every=t.keep_every)
         stack.enter_context(checkpoints)

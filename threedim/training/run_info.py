@@ -11,7 +11,7 @@ from etils import epath
 from threedim import config as config_lib
 from threedim import files
 from threedim import settings as settings_lib
-from threedim.errors import MissingError, UserError
+from threedim.errors import MissingError
 
 _FILE = "config.json"
 
@@ -33,11 +33,12 @@ def read_run_info(workdir: epath.PathLike) -> tuple[dict[str, Any], str]:
     path = epath.Path(workdir) / _FILE
     if not path.exists():
         raise MissingError(f"{path} is missing: is {workdir} the workdir of a training run?")
-    try:
-        content = json.loads(path.read_text())
-        return content["config"], content["data_fingerprint"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); it holds the settings of the run") from error
+    content = files.read_json(path)
+    with files.interpreting(path, "it holds the settings of the run"):
+        config, fingerprint = content["config"], content["data_fingerprint"]
+        if not isinstance(config, dict) or not isinstance(fingerprint, str):
+            raise TypeError("config must be an object and data_fingerprint a text")
+        return config, fingerprint
 
 
 def check_run_info(

@@ -1,0 +1,90 @@
+"""Folders appear whole, whoever writes them."""
+
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from etils import epath
+
+from threedim.errors import ExistsError, UserError
+from threedim.files import check_name, interpreting, new_folder, read_json
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(folder, content, meet=lambda: None):
+    with new_folder(folder) as temporary:
+        (temporary / "a").mkdir()
+        (temporary / "a/b").write_text(content)
+        meet()
+
+
+def test_several_writers_of_the_same_content_all_succeed(tmp_path):
+    threads, problems, barrier = [], [], threading.Barrier(4)
+
+    def one():
+        try:
+            write(tmp_path / "x", "same", barrier.wait)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert (left(tmp_path), (tmp_path / "x/a/b").read_text()) == (["x"], "same")
+
+
+def test_other_content_is_refused(tmp_path):
+    with pytest.raises(ExistsError, match="x was created by another process meanwhile, with other content"):
+        write(tmp_path / "x", "one", lambda: write(tmp_path / "x", "other"))
+    assert (left(tmp_path), (tmp_path / "x/a/b").read_text()) == (["x"], "other")
+    with pytest.raises(ExistsError, match="x exists"):
+        write(tmp_path / "x", "one")
+
+
+def test_only_what_killed_processes_left_is_removed(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    host = socket.gethostname()
+    for writer in (f"{host}.{killed.pid}", f"{host}.{running.pid}", f"elsewhere.{killed.pid}"):
+        (tmp_path / f".x.{writer}.0.incomplete").mkdir()
+    write(tmp_path / "x", "")
+    running.communicate()
+    assert left(tmp_path) == sorted(
+        [f".x.{host}.{running.pid}.0.incomplete", f".x.elsewhere.{killed.pid}.0.incomplete", "x"]
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN', b'{"a": ' + b"9" * 5000 + b"}"]
+)
+def test_damaged_json_is_named(tmp_path, content):
+    path = epath.Path(tmp_path / "config.json")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged \("):
+        read_json(path)
+
+
+def test_fields_of_another_kind_are_named(tmp_path):
+    for wrong in ({}, {"a": None}, {"a": {"b": "x"}}):
+        with (
+            pytest.raises(UserError, match=r"a\.json is damaged \(.*\); delete it"),
+            interpreting("a.json", "delete it"),
+        ):
+            int(wrong["a"]["b"])
+
+
+def test_names():
+    for name in ("chair", "a.b", "ünï", "x" * 200):
+        check_name(name, "file")
+    for name in ("", ".a", "..", "a/b", "a\\b", "a\0", "ü" * 101):
+        with pytest.raises(UserError, match=r"file: .* cannot be the name of an object"):
+            check_name(name, "file")

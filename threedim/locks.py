@@ -1,0 +1,127 @@
+"""A folder has one writer at a time: a lock file says which process it is, and goes with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+from etils import epath
+
+from threedim import files
+from threedim.errors import UserError
+
+NAME = ".lock"
+# Seconds between signs of life, and without one after which a process on another host counts as gone.
+_BEAT, _EXPIRES = 30.0, 120.0
+
+
+@contextlib.contextmanager
+def hold(folder: epath.PathLike, what: str) -> Iterator[None]:
+    """Makes this process the only writer of a folder, local or gs://, which is created if missing.
+
+    A lock is taken over if its holder is gone: at once if it ran on this host, otherwise two minutes after its last
+    sign of life.
+
+    Args:
+      folder: holds the lock file.
+      what: is done in it, for the message: "trains in".
+
+    Raises:
+      UserError: if another process holds it; says which, where and since when. Or if the folder cannot be written.
+    """
+    path = epath.Path(folder) / NAME
+    is_new = not files.is_remote(path) and not path.parent.exists()
+    mine = {"token": uuid.uuid4().hex, "what": what, "since": time.time(), **_here()}
+    while not _created(path, mine):
+        holder = _read(path)
+        if holder is not None and not _is_gone(holder):
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+            raise UserError(
+                f"another process {holder['what']} {folder}: process {holder['pid']} on {holder['host']}, since "
+                f"{since}. Wait for it, end it, or choose another folder; if it is gone, delete {path}"
+            )
+        _remove(path, holder)
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True, name="lock")
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        _remove(path, mine)
+        if is_new:
+            with contextlib.suppress(OSError):  # something was written
+                pathlib.Path(path.parent).rmdir()
+
+
+def _here() -> dict[str, Any]:
+    """This process. The time of its start tells it from a later one of the same number."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return time.time() - holder["alive"] > _EXPIRES
+    try:
+        return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) > 5
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _created(path: epath.Path, mine: dict[str, Any]) -> bool:
+    """Whether there was no lock file, and now is this one."""
+    content = json.dumps(mine | {"alive": time.time()})
+    if not files.is_remote(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pathlib.Path(path).open("x") as file:
+                file.write(content)
+        except FileExistsError as error:
+            if path.exists():
+                return False
+            raise UserError(f"{path.parent} is not a folder") from error
+        except OSError as error:
+            raise UserError(f"{path.parent} cannot be written: {error.strerror}") from error
+        return True
+    if path.exists():
+        return False
+    path.write_text(content)
+    time.sleep(1)  # object stores cannot create exclusively: the last of several writers wins
+    return (_read(path) or {}).get("token") == mine["token"]
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    """The holder; None if there is none, or if the file is damaged."""
+    for _ in range(2):
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            time.sleep(0.5)  # it is being written, or its writer was killed
+    return None
+
+
+def _remove(path: epath.Path, holder: dict[str, Any] | None) -> None:
+    """Removes the lock file if it is still that of ``holder``."""
+    if (_read(path) or {}).get("token") == (holder or {}).get("token"):
+        path.unlink(missing_ok=True)
+
+
+def _beat(path: epath.Path, mine: dict[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(_BEAT):
+        if (_read(path) or {}).get("token") != mine["token"]:
+            return
+        # A full disk must not end the run. Processes on this host do not need the sign of life.
+        with contextlib.suppress(OSError):
+            files.write_atomically(path, json.dumps(mine | {"alive": time.time()}))
