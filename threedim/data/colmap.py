@@ -63,7 +63,7 @@ def list_views(folder: epath.Path) -> Listing:
 
 def _lines(path: epath.Path) -> list[str]:
     with blame(path):
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if not line.startswith("#")]
+        return [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines() if not line.startswith("#")]
 
 
 def _read_cameras(path: epath.Path) -> dict[str, _Camera]:

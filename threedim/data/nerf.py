@@ -55,7 +55,7 @@ def list_views(folder: epath.Path) -> Listing:
 
 def _read_frames(folder: epath.Path, path: epath.Path) -> list[ViewFiles]:
     with blame(path, "not valid JSON: "):
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise BadObjectError(path, "has no list of 'frames'")
