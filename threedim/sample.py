@@ -31,7 +31,7 @@ from threedim import config as config_lib
 from threedim import distributed, files, locks, pixels
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
-from threedim.data import srn
+from threedim.data import sources, srn
 from threedim.errors import UserError
 from threedim.files import read_json
 from threedim.output import sheets
@@ -177,6 +177,8 @@ def _claim(
 ) -> None:
     """Writes samples.json, or checks that it was written with the same settings."""
     settings = settings_lib.plain(config.sample) | settings_lib.plain(dataclasses.asdict(sampler.settings))
+    if config.sample.object:
+        settings |= {f"data.{name}": value for name, value in sources.read_settings(config.data).changed().items()}
     settings |= {"checkpoint_step": trained.step, "weights": trained.identity}
     settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}

@@ -20,7 +20,8 @@ from threedim import files
 from threedim import settings as settings_lib
 from threedim.consistency.field import FieldSettings
 from threedim.consistency.rows import Row, ScoredObject
-from threedim.data import srn
+from threedim.data import objects
+from threedim.data.views import UNCHECKED
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
 from threedim.files import read_json
@@ -83,7 +84,7 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
     with Progress(len(scored), desc=f"FID, {row.name}") as bar:
         for one in scored:
             pictures, _, _, held_out = one.views()
-            rendered.add(srn.read_object(folder / "renders" / one.folder.name).decode()[0])
+            rendered.add(objects.read_object(folder / "renders" / one.folder.name, UNCHECKED).decode()[0])
             true.add(pictures[held_out])
             bar.advance()
     distance = fid.frechet_distance(rendered.moments, true.moments)
