@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.profile = _profile()
     c.sample = _sample()
     c.evaluate = _evaluate()
+    c.lock()  # a misspelled field is an error, and not a new one
     return c
 
 

@@ -6,6 +6,8 @@ import re
 import pytest
 from commands import run_python
 
+from threedim import main
+
 DEMO = "--config=configs/demo.py"
 
 # One process for all mistakes: importing JAX takes longer than finding any of them.
@@ -138,3 +140,30 @@ def test_prepare_prints_what_it_found(objects, tmp_path):
     assert "train: 4 objects, 20 views of 8 px" in done.stdout
     assert "dataset_builder" not in done.stderr
     assert "reusing" in run_python(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "def get_config():\n    c = base.get_config()\n    c.train.batchsize = 4",
+            r", line 4: .*batchsize.* cannot be added",
+        ),
+        (
+            "def get_config():\n    c = base.get_config()\n    c.train.batch_size = 'x'",
+            r", line 4: TypeError: .*x is of",
+        ),
+        ("def get_config():\n    return 1 // 0", r", line 3: ZeroDivisionError"),
+        ("def get_config(", r", line 2: SyntaxError"),
+        ("import no_such_module", r", line 2: ModuleNotFoundError"),
+        ("", r": it has no function get_config that takes 'a'"),
+        ("def get_config():\n    return base.get_config()", r": it has no function get_config that takes 'a'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_mistakes_in_a_config_file(tmp_path, body, said):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from configs import base\n{body}\n")
+    argument = ":a" if "takes 'a'" in said else ""
+    problem = main._config_problem(["threedim", f"--config={file}{argument}", "--mode=train"])
+    assert re.match(rf"--config={re.escape(str(file))}{said}", problem), problem

@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -150,33 +151,57 @@ def _join_processes() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake in those of the config is reported in one line."""
+    """Parses the flags; a mistake in those of the config, or in its file, is reported in one line."""
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.
         _ = _CONFIG.value and _CONFIG.value.lock()
         return arguments
-    except OSError as error:
-        if "Failed loading config file" not in str(error):
+    except Exception as error:  # of ml_collections, which wraps some of what the file raises, or of the file
+        problem = _config_problem(argv) or _unknown_field(argv)
+        if problem is None and isinstance(error, flags.Error):
+            problem = f"{error}; --help shows all flags"
+        if problem is None:
             raise
+        sys.exit(f"error: {problem}")
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    names = [argument.lstrip("-").partition("=") for argument in argv]
+    return next((value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"), None)
+
+
+def _config_problem(argv: list[str]) -> str | None:
+    """What is wrong with the config's file, and where in it."""
+    if (given := _config_argument(argv)) is None:
+        return None
+    name, _, argument = given.partition(":")
+    file = pathlib.Path(name).resolve()
+    if not file.is_file():
         known = [str(path) for path in sorted(pathlib.Path("configs").rglob("*.py")) if path.name[0] != "_"]
-        there = f"; available: {', '.join(known)}" if known else ""
-        sys.exit(f"error: --config={config_flags.get_config_filename(flags.FLAGS['config'])}: no such file{there}")
-    except flags.Error as error:
-        # ml_collections puts the traceback of the config file into the message.
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        user_error = kind == f"{UserError.__module__}.{UserError.__qualname__}"
-        sys.exit(f"error: --config: {message}" if user_error else f"error: {error}; --help shows all flags")
-    except (AttributeError, KeyError):
-        if problem := _unknown_field(argv):
-            sys.exit(f"error: {problem}")
-        raise
+        return f"--config={name}: no such file" + (f"; available: {', '.join(known)}" if known else "")
+    try:
+        flags.FLAGS["config"].parser.parse(given)
+        return None
+    except Exception as error:  # the file may raise anything, and ml_collections wraps some of it
+        chain = [error]
+        while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(before)
+        for error in reversed(chain):
+            if isinstance(error, UserError):
+                return f"--config: {error}"
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).resolve() == file]
+            if isinstance(error, SyntaxError) or lines:
+                line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
+                return f"--config={name}, line {line}: {type(error).__name__}: {error}"
+        return f"--config={name}: it has no function get_config that takes {repr(argument) if argument else 'nothing'}"
 
 
 def _unknown_field(argv: list[str]) -> str | None:
     """The first flag that names no field of the config, and the fields that there are."""
-    names = [argument.lstrip("-").partition("=") for argument in argv]
-    file = next(value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config")
+    if (file := _config_argument(argv)) is None:
+        return None
     config = flags.FLAGS["config"].parser.parse(file)
     for argument in argv:
         node, path = config, argument.lstrip("-").partition("=")[0].split(".")
