@@ -12,7 +12,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from threedim.cameras import Camera
-from threedim.rendering import meshes
+from threedim.rendering import meshes, surfaces
 from threedim.rendering.meshes import Geometry
 
 # (direction towards the light, linear intensity). Objects face +x or, from glTF, -y.
@@ -27,8 +27,8 @@ _MAX_LAYERS = 16
 # Meshes with more corners are bounded in the image by their bounding box.
 _MAX_PROJECTED = 20000
 
-_SRGB_TO_LINEAR = meshes.srgb_to_linear(np.arange(256) / 255)
-_LINEAR_TO_SRGB = meshes.linear_to_srgb(np.arange(4097) / 4096)
+_SRGB_TO_LINEAR = surfaces.srgb_to_linear(np.arange(256) / 255)
+_LINEAR_TO_SRGB = surfaces.linear_to_srgb(np.arange(4097) / 4096)
 
 
 def render_views(
