@@ -11,6 +11,8 @@ Textures repeat. Without normals in the file, faces are flat, as the glTF standa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,11 +21,13 @@ import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
+from threedim.rendering import gltf
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 UP_AXES = ("auto", "y", "z")
 
+_READERS = {".glb": gltf.read, ".gltf": gltf.read}
 # +y is up in glTF and for most OBJ exporters; scanners write PLY with z up.
 _UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "z"}
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
@@ -70,14 +74,18 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise BadMeshError(f"{path}: unsupported mesh format {suffix!r}; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
+    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
+    with np.errstate(all="ignore"):
+        if (reader := _READERS.get(suffix)) is not None:
+            surfaces, warnings = reader(path)
+            return from_surfaces(surfaces, axis, str(path), warnings)
     try:
         with np.errstate(all="ignore"):
             scene = trimesh.load_scene(path, process=False)
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
         problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
         raise BadMeshError(f"{path}: {problem}") from error
-    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
-    return from_trimesh(scene, up=axis, linear_colors=suffix in (".glb", ".gltf"), name=str(path))
+    return from_trimesh(scene, up=axis, name=str(path))
 
 
 def from_trimesh(
@@ -110,9 +118,9 @@ def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", wa
     """Joins surfaces into a normalized `Geometry`. Arguments and errors as for `from_trimesh`."""
     if not any(len(surface.triangles) for surface in surfaces):
         raise BadMeshError(f"{name}: contains no triangles; only surfaces can be rendered")
-    textures: list[tuple[np.ndarray, tuple[str, str]]] = []
+    images, wraps, index = _textures(surfaces)
     glows = any(surface.emission is not None for surface in surfaces)
-    parts = [_flatten(surface, textures, glows) for surface in surfaces]
+    parts = [_flatten(surface, index, glows) for surface in surfaces]
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     if up == "y":
         arrays |= {key: arrays[key] @ _Y_UP_TO_Z_UP.T for key in ("triangles", "normals")}
@@ -120,19 +128,18 @@ def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", wa
     arrays = _drop_degenerate(arrays, name)
     dtypes = {"texture": np.int32, "emission_texture": np.int32, "double_sided": bool}
     arrays = {key: np.ascontiguousarray(value, dtypes.get(key, np.float32)) for key, value in arrays.items()}
-    images, wraps = zip(*textures, strict=True) if textures else ((), ())
-    return Geometry(**arrays, textures=images, wraps=wraps, warnings=tuple(warnings))
+    return Geometry(**arrays, textures=tuple(images), wraps=tuple(wraps), warnings=tuple(warnings))
 
 
-def _flatten(surface: Surface, textures: list, glows: bool) -> dict[str, np.ndarray]:
-    """The arrays of a `Geometry` for one surface. Appends its textures to those of the mesh."""
+def _flatten(surface: Surface, index: dict, glows: bool) -> dict[str, np.ndarray]:
+    """The arrays of a `Geometry` for one surface. ``index`` is that of `_textures`."""
     faces = len(surface.triangles)
     flat = {
         "triangles": surface.triangles,
         "normals": surface.normals,
         "colors": np.asarray(surface.colors, np.float32),
         "uv": np.where(np.isfinite(surface.uv), surface.uv, 0).astype(np.float32),
-        "texture": np.full(faces, _index_of(surface.image, surface.wrap, textures)),
+        "texture": np.full(faces, index.get((id(surface.image), surface.wrap), -1)),
         "alpha_cutoff": np.full(faces, surface.alpha_cutoff, np.float32),
         "double_sided": np.full(faces, surface.double_sided),
     }
@@ -140,20 +147,24 @@ def _flatten(surface: Surface, textures: list, glows: bool) -> dict[str, np.ndar
         emission = np.zeros((faces, 3, 3)) if surface.emission is None else surface.emission
         uv = np.zeros((faces, 3, 2)) if surface.emission_uv is None else surface.emission_uv
         flat["emission"], flat["emission_uv"] = emission, np.where(np.isfinite(uv), uv, 0)
-        index = _index_of(surface.emission_image, surface.emission_wrap, textures)
-        flat["emission_texture"] = np.full(faces, index)
+        flat["emission_texture"] = np.full(faces, index.get((id(surface.emission_image), surface.emission_wrap), -1))
     return flat
 
 
-def _index_of(image: np.ndarray | None, wrap: tuple[str, str], textures: list) -> int:
-    """Index of a texture, which is appended unless it is known: the parts of a file often share one image."""
-    if image is None:
-        return -1
-    for index, (pixels, known_wrap) in enumerate(textures):
-        if wrap == known_wrap and (pixels is image or np.array_equal(pixels, image)):
-            return index
-    textures.append((image, wrap))
-    return len(textures) - 1
+def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, str]], dict]:
+    """Images, their wrap modes, and the position of each (id(image), wrap). Surfaces often share one image."""
+    images, wraps, index, by_content = [], [], {}, {}
+    used = ([(part.image, part.wrap), (part.emission_image, part.emission_wrap)] for part in surfaces)
+    for image, wrap in itertools.chain(*used):
+        if image is None or (id(image), wrap) in index:
+            continue
+        content = (wrap, image.shape, hashlib.sha1(np.ascontiguousarray(image)).digest())
+        if content not in by_content:
+            by_content[content] = len(images)
+            images.append(image)
+            wraps.append(wrap)
+        index[id(image), wrap] = by_content[content]
+    return images, wraps, index
 
 
 def _normalize(triangles: np.ndarray, name: str) -> np.ndarray:
