@@ -88,6 +88,12 @@ def test_lists_strips_and_fans(file, path, mode, order, expected):
     np.testing.assert_array_equal(corners(file, path), points[expected].reshape(-1, 3))
 
 
+def test_vertices_shared_with_other_meshes(file, path):
+    points = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    file.add({"POSITION": points}, np.uint8([[40, 7, 40], [3, 40, 49]]))
+    np.testing.assert_array_equal(corners(file, path), points[[40, 7, 40, 3, 40, 49]])
+
+
 def test_nodes(file, path):
     """Translation, rotation and scale below a matrix; a reflection keeps the front in front."""
     half = np.sqrt(0.5)

@@ -194,8 +194,31 @@ def test_glass_is_see_through_as_far_as_it_is_bright(path):
     through = extension("KHR_materials_transmission", transmissionFactor=1)
     alphas = [glass(File(), path, base([*color, 1]) | through)[0] for color in ((1, 1, 1), (0.2, 0.2, 0.2), (0, 0, 0))]
     assert 0 < alphas[0] < 64 < alphas[1] < 192 < alphas[2] == 255
+    assert (
+        glass(File(), path, base([1, 1, 1, 0.5]) | through)[0] == alphas[0]
+    )  # alpha counts only where it is asked for
+    assert glass(File(), path, base([1, 1, 1, 0.5]) | through | {"alphaMode": "BLEND"})[0] < alphas[0]
     half = extension("KHR_materials_transmission", transmissionFactor=0.5)
     assert 128 < glass(File(), path, base() | half)[0] < 192
+
+
+def test_glass_of_a_dark_texture_is_darker(file, path):
+    pixels = np.uint8([[[255, 255, 255, 0], [0, 0, 0, 0]]]).repeat(8, axis=1).repeat(2, axis=0)
+    through = extension("KHR_materials_transmission", transmissionFactor=1)
+    left, right = glass(file, path, base(file.texture(pixels)) | through)
+    assert 0 < left < 64
+    assert right == 255
+
+
+def test_one_picture_may_repeat_and_not(file, path):
+    pixels = np.uint8([[RED, GREEN]]).repeat(8, axis=1)
+    for mode, step in ((10497, -0.3), (33071, 0.3)):
+        attributes = {"POSITION": QUAD * 0.4 + np.float32([step, 0, 0]), "TEXCOORD_0": UV + np.float32([1, 0])}
+        file.add(attributes, material=base(file.texture(pixels, wrapS=mode)))
+    file.root["meshes"] = [{"primitives": [mesh["primitives"][0] for mesh in file.root["meshes"]]}]
+    row = "".join(hue(pixel) for pixel in views(file, path)[0, SIZE // 2] if pixel[3] == 255)
+    assert row[0] == "r"
+    assert set(row.lstrip("r")) == {"g"}
 
 
 @pytest.mark.parametrize("with_base", [True, False])
@@ -229,8 +252,10 @@ def test_sheet_of_two_faces_shows_each_from_its_side(file, path, shift):
     file.add(material=base(file.texture(PATTERN)))
     other = base(file.texture(PATTERN[..., [2, 0, 1]]))
     file.add(faces=np.roll(FACES[:, ::-1], shift, axis=1), material=other)
+    alone = views(file, path)[0]
     file.root["meshes"] = [{"primitives": [mesh["primitives"][0] for mesh in file.root["meshes"]]}]
     front, back = views(file, path)
+    assert np.abs(front[20:44, 22:42].astype(int) - alone[20:44, 22:42]).max() <= 1
     assert quarters(front) == UPRIGHT
     assert quarters(back[:, ::-1]) == ["g", "b", "r", "gb"]
 
