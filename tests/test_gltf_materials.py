@@ -252,10 +252,14 @@ def test_sheet_of_two_faces_shows_each_from_its_side(file, path, shift):
     file.add(material=base(file.texture(PATTERN)))
     other = base(file.texture(PATTERN[..., [2, 0, 1]]))
     file.add(faces=np.roll(FACES[:, ::-1], shift, axis=1), material=other)
-    alone = views(file, path)[0]
+    alone = [views(file, path)[0]]
+    file.root["nodes"] = [{"mesh": 1}]
+    alone.append(views(file, path)[1])
+    file.root["nodes"] = [{"mesh": 0}]
     file.root["meshes"] = [{"primitives": [mesh["primitives"][0] for mesh in file.root["meshes"]]}]
     front, back = views(file, path)
-    assert np.abs(front[20:44, 22:42].astype(int) - alone[20:44, 22:42]).max() <= 1
+    for image, expected in zip((front, back), alone, strict=True):
+        assert np.abs(image[20:44, 22:42].astype(int) - expected[20:44, 22:42]).max() <= 1
     assert quarters(front) == UPRIGHT
     assert quarters(back[:, ::-1]) == ["g", "b", "r", "gb"]
 
