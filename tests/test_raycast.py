@@ -8,8 +8,9 @@ from synthetic import box
 
 from threedim import cameras as cameras_lib
 from threedim.rendering import raycast
-from threedim.rendering.meshes import linear_to_srgb, load_mesh, srgb_to_linear
+from threedim.rendering.meshes import load_mesh
 from threedim.rendering.raycast import render_views, sample_pattern
+from threedim.rendering.surfaces import linear_to_srgb, srgb_to_linear
 from threedim.rendering.viewpoints import default_intrinsics, sphere_cameras
 
 SIZE = 64

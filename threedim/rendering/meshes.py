@@ -11,25 +11,27 @@ Textures repeat. Without normals in the file, faces are flat, as the glTF standa
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
+from threedim.rendering import gltf
+from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 UP_AXES = ("auto", "y", "z")
 
+_READERS = {".glb": gltf.read, ".gltf": gltf.read}
 # +y is up in glTF and for most OBJ exporters; scanners write PLY with z up.
 _UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "z"}
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
 _DEFAULT_GRAY = np.array([178, 178, 178, 255])  # sRGB, for surfaces without any color
-
-
-class BadMeshError(UserError):
-    """A mesh cannot be rendered. The message starts with the file's path."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,19 +44,13 @@ class Geometry:
     uv: np.ndarray  # (face, corner, 2) texture coordinates, v up from the lower edge of the image
     texture: np.ndarray  # (face,) int32 index into ``textures``, -1 for none
     alpha_cutoff: np.ndarray  # (face,) 0 for opaque; in (0, 1] the lowest alpha that is visible; inf to blend
+    double_sided: np.ndarray  # (face,) bool; False hides the side where the corners run clockwise
+    emission: np.ndarray | None = None  # (face, corner, 3) linear; added to the lit color, multiplies its texture
+    emission_uv: np.ndarray | None = None  # as ``uv``, of the emission's texture
+    emission_texture: np.ndarray | None = None  # as ``texture``. All three are None if nothing glows.
     textures: tuple[np.ndarray, ...] = ()  # (height, width, 4) uint8 sRGB images with straight alpha
-
-
-def srgb_to_linear(value):
-    """sRGB transfer function, from [0, 1] to [0, 1]."""
-    value = np.asarray(value, np.float32)
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def linear_to_srgb(value):
-    """Inverse of `srgb_to_linear`."""
-    value = np.asarray(value, np.float32)
-    return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055).astype(np.float32)
+    wraps: tuple[tuple[str, str], ...] = ()  # by texture, of u and v: "repeat", "mirror" or "clamp"
+    warnings: tuple[str, ...] = ()  # a line for each thing in the file that is not rendered as it says
 
 
 def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
@@ -78,14 +74,18 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise BadMeshError(f"{path}: unsupported mesh format {suffix!r}; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
+    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
+    with np.errstate(all="ignore"):
+        if (reader := _READERS.get(suffix)) is not None:
+            surfaces, warnings = reader(path)
+            return from_surfaces(surfaces, axis, str(path), warnings)
     try:
         with np.errstate(all="ignore"):
             scene = trimesh.load_scene(path, process=False)
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
         problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
         raise BadMeshError(f"{path}: {problem}") from error
-    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
-    return from_trimesh(scene, up=axis, linear_colors=suffix in (".glb", ".gltf"), name=str(path))
+    return from_trimesh(scene, up=axis, name=str(path))
 
 
 def from_trimesh(
@@ -106,22 +106,71 @@ def from_trimesh(
     if isinstance(mesh, trimesh.Scene):
         instances = [mesh.graph[node] for node in mesh.graph.nodes_geometry]
         instances = [(np.asarray(matrix), mesh.geometry[geometry]) for matrix, geometry in instances]
-    textures: list[np.ndarray] = []
-    parts = [
-        _flatten(part, matrix, linear_colors, textures, name)
+    surfaces = [
+        _surface(part, matrix, linear_colors, name)
         for matrix, part in instances
         if isinstance(part, trimesh.Trimesh) and len(part.faces)
     ]
-    if not parts:
+    return from_surfaces(surfaces, up, name)
+
+
+def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", warnings: Sequence[str] = ()) -> Geometry:
+    """Joins surfaces into a normalized `Geometry`. Arguments and errors as for `from_trimesh`."""
+    if not any(len(surface.triangles) for surface in surfaces):
         raise BadMeshError(f"{name}: contains no triangles; only surfaces can be rendered")
+    images, wraps, index = _textures(surfaces)
+    glows = any(surface.emission is not None for surface in surfaces)
+    parts = [_flatten(surface, index, glows) for surface in surfaces]
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     if up == "y":
         arrays |= {key: arrays[key] @ _Y_UP_TO_Z_UP.T for key in ("triangles", "normals")}
+    if not all(np.isfinite(arrays[key]).all() for key in ("colors", "emission") if key in arrays):
+        raise BadMeshError(f"{name}: colors are not finite; repair or export the mesh again")
     arrays["triangles"] = _normalize(arrays["triangles"], name)
     arrays = _drop_degenerate(arrays, name)
-    dtypes = {"texture": np.int32}
+    dtypes = {"texture": np.int32, "emission_texture": np.int32, "double_sided": bool}
     arrays = {key: np.ascontiguousarray(value, dtypes.get(key, np.float32)) for key, value in arrays.items()}
-    return Geometry(**arrays, textures=tuple(textures))
+    return Geometry(**arrays, textures=tuple(images), wraps=tuple(wraps), warnings=tuple(warnings))
+
+
+def _flatten(surface: Surface, index: dict, glows: bool) -> dict[str, np.ndarray]:
+    """The arrays of a `Geometry` for one surface. ``index`` is that of `_textures`."""
+    faces = len(surface.triangles)
+    flat = {
+        "triangles": surface.triangles,
+        "normals": surface.normals,
+        "colors": np.asarray(surface.colors, np.float32),
+        "uv": _finite(surface.uv),
+        "texture": np.full(faces, index.get((id(surface.image), surface.wrap), -1)),
+        "alpha_cutoff": np.full(faces, surface.alpha_cutoff, np.float32),
+        "double_sided": np.full(faces, surface.double_sided),
+    }
+    if glows:
+        emission = np.zeros((faces, 3, 3)) if surface.emission is None else surface.emission
+        uv = np.zeros((faces, 3, 2)) if surface.emission_uv is None else surface.emission_uv
+        flat["emission"], flat["emission_uv"] = np.asarray(emission, np.float32), _finite(uv)
+        flat["emission_texture"] = np.full(faces, index.get((id(surface.emission_image), surface.emission_wrap), -1))
+    return flat
+
+
+def _finite(uv: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.asarray(uv, np.float32), nan=0, posinf=0, neginf=0)
+
+
+def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, str]], dict]:
+    """Images, their wrap modes, and the position of each (id(image), wrap). Surfaces often share one image."""
+    images, wraps, index, by_content = [], [], {}, {}
+    used = ([(part.image, part.wrap), (part.emission_image, part.emission_wrap)] for part in surfaces)
+    for image, wrap in itertools.chain(*used):
+        if image is None or (id(image), wrap) in index:
+            continue
+        content = (wrap, image.shape, hashlib.sha1(np.ascontiguousarray(image)).digest())
+        if content not in by_content:
+            by_content[content] = len(images)
+            images.append(image)
+            wraps.append(wrap)
+        index[id(image), wrap] = by_content[content]
+    return images, wraps, index
 
 
 def _normalize(triangles: np.ndarray, name: str) -> np.ndarray:
@@ -155,35 +204,25 @@ def _drop_degenerate(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.n
     return {key: value[keep] for key, value in (arrays | {"normals": normals}).items()}
 
 
-def _flatten(part, matrix, linear_colors: bool, textures: list[np.ndarray], name: str) -> dict[str, np.ndarray]:
+def _surface(part: trimesh.Trimesh, matrix: np.ndarray, linear_colors: bool, name: str) -> Surface:
     faces = np.asarray(part.faces)
     if faces.min() < 0 or faces.max() >= len(part.vertices):
         raise BadMeshError(f"{name}: a face refers to a vertex that does not exist; export the mesh again")
     triangles = np.asarray(part.vertices, np.float64)[faces] @ matrix[:3, :3].T + matrix[:3, 3]
     # Only trimesh's cache tells whether normals come from the file.
     if "vertex_normals" in part._cache.cache and len(part.vertex_normals) == len(part.vertices):
-        # The cofactor matrix is the inverse transpose up to a factor, and also exists for singular matrices.
-        a, b, c = matrix[:3, :3]
-        cofactor = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)])
-        normals = np.asarray(part.vertex_normals, np.float64)[faces] @ cofactor.T
+        normals = np.asarray(part.vertex_normals, np.float64)[faces] @ cofactor(matrix).T
     else:
         normals = np.zeros_like(triangles)
-    flat = {
-        "triangles": triangles,
-        "normals": normals,
-        "colors": np.ones((len(faces), 3, 4), np.float32),
-        "uv": np.zeros((len(faces), 3, 2), np.float32),
-        "texture": np.full(len(faces), -1, np.int32),
-        "alpha_cutoff": np.zeros(len(faces), np.float32),
-    }
+    surface = Surface(triangles, normals, np.ones((len(faces), 3, 4), np.float32), np.zeros((len(faces), 3, 2)))
     if isinstance(part.visual, trimesh.visual.TextureVisuals):
-        _apply_material(flat, part, faces, textures, name)
+        _apply_material(surface, part, faces, name)
     else:
-        _apply_colors(flat, part, faces, linear_colors)
-    return flat
+        _apply_colors(surface, part, faces, linear_colors)
+    return surface
 
 
-def _apply_colors(flat, part, faces, linear_colors: bool) -> None:
+def _apply_colors(surface: Surface, part, faces, linear_colors: bool) -> None:
     visual = part.visual
     if visual.kind == "vertex":
         colors = np.asarray(visual.vertex_colors)[faces]
@@ -191,11 +230,11 @@ def _apply_colors(flat, part, faces, linear_colors: bool) -> None:
         colors = np.repeat(np.asarray(visual.face_colors)[:, None], 3, axis=1)
     else:
         colors, linear_colors = np.broadcast_to(_DEFAULT_GRAY, (len(faces), 3, 4)), False
-    flat["colors"] = colors.astype(np.float32) / 255 if linear_colors else _srgb_to_linear(colors)
-    flat["alpha_cutoff"][np.any(colors[..., 3] < 255, axis=-1)] = np.inf
+    surface.colors = colors.astype(np.float32) / 255 if linear_colors else _srgb_to_linear(colors)
+    surface.alpha_cutoff = np.inf if np.any(colors[..., 3] < 255) else 0.0
 
 
-def _apply_material(flat, part, faces, textures: list[np.ndarray], name: str) -> None:
+def _apply_material(surface: Surface, part, faces, name: str) -> None:
     visual, material = part.visual, part.visual.material
     if isinstance(material, trimesh.visual.material.MultiMaterial):
         raise BadMeshError(f"{name}: surfaces with several materials are not supported; split them by material")
@@ -203,28 +242,24 @@ def _apply_material(flat, part, faces, textures: list[np.ndarray], name: str) ->
     if isinstance(material, trimesh.visual.material.PBRMaterial):
         image, factor = material.baseColorTexture, material.baseColorFactor
         if factor is not None:
-            flat["colors"] *= np.asarray(factor, np.float32) / 255
+            surface.colors *= np.asarray(factor, np.float32) / 255
         elif image is None:
-            flat["colors"] *= _srgb_to_linear(_DEFAULT_GRAY)
+            surface.colors *= _srgb_to_linear(_DEFAULT_GRAY)
         mode = material.alphaMode or "OPAQUE"
         cutoff = 0.5 if material.alphaCutoff is None else material.alphaCutoff
-        flat["alpha_cutoff"][:] = {"OPAQUE": 0.0, "MASK": cutoff, "BLEND": np.inf}[mode]
+        surface.alpha_cutoff = {"OPAQUE": 0.0, "MASK": cutoff, "BLEND": np.inf}[mode]
         vertex_colors = visual.vertex_attributes.get("color")
         if vertex_colors is not None and len(vertex_colors) == len(part.vertices):
-            flat["colors"] = flat["colors"] * (trimesh.visual.color.to_rgba(vertex_colors)[faces] / np.float32(255))
+            surface.colors = surface.colors * (trimesh.visual.color.to_rgba(vertex_colors)[faces] / np.float32(255))
     else:
         image = getattr(material, "image", None)
         if image is None or uv is None:
-            flat["colors"] *= _srgb_to_linear(material.main_color)
-            flat["alpha_cutoff"][flat["colors"][:, 0, 3] < 1] = np.inf
+            surface.colors *= _srgb_to_linear(material.main_color)
+            surface.alpha_cutoff = np.inf if surface.colors[0, 0, 3] < 1 else 0.0
         elif "A" in image.getbands():
-            flat["alpha_cutoff"][:] = 0.5
+            surface.alpha_cutoff = 0.5
     if image is not None and uv is not None:
-        flat["uv"] = np.where(np.isfinite(uv[faces]), uv[faces], 0)
-        pixels = np.asarray(image.convert("RGBA"))
-        if not any(np.array_equal(pixels, known) for known in textures):  # the parts of a file often share one image
-            textures.append(pixels)
-        flat["texture"][:] = next(i for i, known in enumerate(textures) if np.array_equal(pixels, known))
+        surface.uv, surface.image = uv[faces], np.asarray(image.convert("RGBA"))
 
 
 def _srgb_to_linear(rgba) -> np.ndarray:
