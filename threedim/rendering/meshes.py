@@ -19,6 +19,7 @@ import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
+from threedim.rendering import obj
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
@@ -70,13 +71,16 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise BadMeshError(f"{path}: unsupported mesh format {suffix!r}; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
+    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
+    if suffix == ".obj":
+        surfaces, warnings = obj.read(path)
+        return from_surfaces(surfaces, axis, str(path), warnings)
     try:
         with np.errstate(all="ignore"):
             scene = trimesh.load_scene(path, process=False)
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
         problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
         raise BadMeshError(f"{path}: {problem}") from error
-    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
     return from_trimesh(scene, up=axis, linear_colors=suffix in (".glb", ".gltf"), name=str(path))
 
 
