@@ -19,15 +19,16 @@ import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
-from threedim.rendering import obj
+from threedim.rendering import dae, obj, off, other_meshes, ply
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+SUFFIXES = (".3mf", ".dae", ".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 UP_AXES = ("auto", "y", "z")
 
-# +y is up in glTF and for most OBJ exporters; scanners write PLY with z up.
-_UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "z"}
+# +y is up in glTF and for most OBJ exporters. Scanners and CAD programs write the others, with z up.
+_Y_UP = (".dae", ".glb", ".gltf", ".obj")  # a DAE says what is up, and has been turned to y
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+_READERS = {".dae": dae.read, ".obj": obj.read, ".off": off.read, ".ply": ply.read}
 _DEFAULT_GRAY = np.array([178, 178, 178, 255])  # sRGB, for surfaces without any color
 
 
@@ -71,17 +72,20 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise BadMeshError(f"{path}: unsupported mesh format {suffix!r}; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
-    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
-    if suffix == ".obj":
-        surfaces, warnings = obj.read(path)
-        return from_surfaces(surfaces, axis, str(path), warnings)
+    axis = ("y" if suffix in _Y_UP else "z") if up == "auto" else up
     try:
         with np.errstate(all="ignore"):
-            scene = trimesh.load_scene(path, process=False)
+            if suffix in _READERS:
+                surfaces, warnings = _READERS[suffix](path)
+            else:
+                scene, warnings = other_meshes.load(path)
+                surfaces = _surfaces_of(scene, suffix in (".glb", ".gltf"), str(path))
+    except UserError:
+        raise
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
         problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
         raise BadMeshError(f"{path}: {problem}") from error
-    return from_trimesh(scene, up=axis, linear_colors=suffix in (".glb", ".gltf"), name=str(path))
+    return from_surfaces(surfaces, axis, str(path), warnings)
 
 
 def from_trimesh(
@@ -98,16 +102,19 @@ def from_trimesh(
     Raises:
       BadMeshError: as for `load_mesh`.
     """
+    return from_surfaces(_surfaces_of(mesh, linear_colors, name), up, name)
+
+
+def _surfaces_of(mesh: trimesh.Trimesh | trimesh.Scene, linear_colors: bool, name: str) -> list[Surface]:
     instances = [(np.eye(4), mesh)]
     if isinstance(mesh, trimesh.Scene):
         instances = [mesh.graph[node] for node in mesh.graph.nodes_geometry]
         instances = [(np.asarray(matrix), mesh.geometry[geometry]) for matrix, geometry in instances]
-    surfaces = [
+    return [
         _surface(part, matrix, linear_colors, name)
         for matrix, part in instances
         if isinstance(part, trimesh.Trimesh) and len(part.faces)
     ]
-    return from_surfaces(surfaces, up, name)
 
 
 def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", warnings: Sequence[str] = ()) -> Geometry:

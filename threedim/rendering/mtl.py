@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-import urllib.parse
 from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
 
-from threedim.errors import MissingError, UserError
 from threedim.rendering import assets
 
 # Options of a texture, with the number of values; those of -s, -o and -t are one to three numbers.
@@ -35,7 +33,7 @@ class Texture:
 
     def read(self) -> np.ndarray:
         """(height, width, 4) uint8 RGBA. `UserError` if there is no such picture, or it cannot be decoded."""
-        return assets.image(assets.read(find(self.library.parent, self.name)), self.name)
+        return assets.image(assets.read(assets.search(self.library.parent, self.name)), self.name)
 
     def coordinates(self, uv: np.ndarray) -> np.ndarray:
         """Of the picture, for texture coordinates of the mesh."""
@@ -54,24 +52,6 @@ class Material:
     emission_map: Texture | None = None
 
 
-def find(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """Finds a file that an OBJ or MTL file names: also with quotes or percent escapes.
-
-    Of a path that does not exist here, such as an absolute one of another computer, the name is looked up in ``folder``.
-
-    Raises:
-      MissingError: if there is no such file.
-    """
-    name = name.strip().strip("\"'").strip()
-    names = [name, urllib.parse.unquote(name)]
-    for candidate in dict.fromkeys(names + [each.replace("\\", "/").rsplit("/", 1)[-1] for each in names]):
-        try:
-            return assets.find(folder, candidate)
-        except (MissingError, OSError, ValueError):  # ValueError: a null character
-            continue
-    raise MissingError(f"{name} is missing")
-
-
 def text_of(data: bytes) -> bytes:
     """The text of an OBJ or MTL file: UTF-8 without byte order mark, lines that end in a newline, none continued."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -84,20 +64,12 @@ def text_of(data: bytes) -> bytes:
     return data
 
 
-def decode(name: bytes) -> str:
-    """A name in the file: UTF-8, or else Latin-1."""
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        return name.decode("latin-1")
-
-
 def read_library(path: pathlib.Path, warn: Callable[[str], None]) -> dict[str, Material]:
     """The materials of a library by name."""
     materials: dict[str, Material] = {}
     material = Material()
     for line in text_of(path.read_bytes()).split(b"\n"):
-        keyword, _, rest = decode(line).strip().replace("\t", " ").partition(" ")
+        keyword, _, rest = assets.decode(line).strip().replace("\t", " ").partition(" ")
         keyword, rest = keyword.lower(), rest.strip()
         if keyword == "newmtl":
             material = materials.setdefault(rest, Material())

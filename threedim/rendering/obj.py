@@ -14,7 +14,7 @@ import warnings as python_warnings
 import numpy as np
 
 from threedim.errors import UserError
-from threedim.rendering import mtl, polygons
+from threedim.rendering import assets, mtl, polygons
 from threedim.rendering.mtl import Material, Texture
 from threedim.rendering.surfaces import DEFAULT_GRAY, BadMeshError, Surface, srgb_to_linear
 
@@ -119,7 +119,7 @@ class _Statements:
         pattern = {float: rb"[\s\d.eE+-]*", int: rb"[\s\d+-]*"}[dtype]
         wrong = (line for line, t in zip(lines, text.split(b"\n"), strict=False) if not re.fullmatch(pattern, t))
         line = next(wrong, lines[0])
-        raise BadMeshError(f"{self.path}: line {line + 1} cannot be read: {mtl.decode(self.line(line))[:80]!r}")
+        raise BadMeshError(f"{self.path}: line {line + 1} cannot be read: {assets.decode(self.line(line))[:80]!r}")
 
     def table(self, lines: np.ndarray, keyword: int, width: int) -> np.ndarray:
         """(line, width) float64: the first numbers of each line; NaN where it has fewer."""
@@ -206,9 +206,9 @@ def _other_statements(statements: _Statements, warnings: list[str]) -> tuple[lis
     for number in statements.other:
         keyword, _, rest = statements.line(number).partition(b" ")
         if keyword == b"usemtl":
-            uses.append((number, mtl.decode(rest).strip()))
+            uses.append((number, assets.decode(rest).strip()))
         elif keyword == b"mtllib":
-            libraries.append(mtl.decode(rest).strip())
+            libraries.append(assets.decode(rest).strip())
         else:
             for what, keywords in _UNREAD.items():
                 unread[what] += keyword in keywords
@@ -225,7 +225,7 @@ def _find_materials(
     for name in [name for text in libraries for name in _library_names(path.parent, text)]:
         try:
             # The first library that has a material counts.
-            known = mtl.read_library(mtl.find(path.parent, name), warnings.append) | known
+            known = mtl.read_library(assets.search(path.parent, name), warnings.append) | known
         except (UserError, OSError) as error:
             problems.append(f"material library {error}")
     folded = {name.casefold(): material for name, material in known.items()}
@@ -243,7 +243,7 @@ def _find_materials(
 def _library_names(folder: pathlib.Path, text: str) -> list[str]:
     """The names in a `mtllib` statement: one with spaces, or several."""
     try:
-        mtl.find(folder, text)
+        assets.search(folder, text)
         return [text]
     except UserError:
         return [match[0] for match in re.finditer(r'"[^"]+"|\S.*?\.mtl(?=\s|$)|\S+', text, re.IGNORECASE)]
