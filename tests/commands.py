@@ -41,13 +41,16 @@ def start(mode, config, workdir, *more, devices=1):
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def start_together(count, mode, config, workdir, *more, devices=1):
-    """Starts several processes that are one run."""
+def start_together(count, mode, config, workdir, *more, devices=1, process_flags=None):
+    """Starts several processes that are one run, each with ``more`` and its own of ``process_flags``."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     together = ["--distributed", f"--coordinator_address={address}", f"--num_processes={count}", *more]
-    return [start(mode, config, workdir, *together, f"--process_id={i}", devices=devices) for i in range(count)]
+    own = process_flags or [[]] * count
+    return [
+        start(mode, config, workdir, *together, f"--process_id={i}", *own[i], devices=devices) for i in range(count)
+    ]
 
 
 def finish(processes, timeout=240):

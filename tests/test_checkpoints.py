@@ -1,4 +1,5 @@
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -258,7 +259,8 @@ def test_a_failed_save_is_an_error(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", disk_full)
             saved.save(2, make_state(2))
-            with pytest.raises(CheckpointError, match=r"saving a checkpoint to .* failed: .*No space left on device"):
+            said = r"no space left on device while saving a checkpoint to .*; the last checkpoint is that of step 1\."
+            with pytest.raises(CheckpointError, match=said):
                 saved.wait()
         assert checkpoints._finished_steps(saved._folder) == [1], "the last whole one is not removed"
         assert saved.save(2, make_state(2))
@@ -336,3 +338,17 @@ def test_what_need_not_be_damaged_is_not_called_so(run_copy, monkeypatch):
     monkeypatch.setattr(checkpoints, "_read_arrays", removed)
     with pytest.raises(FileNotFoundError, match=r"checkpoints/3 was removed while it was read"):
         checkpoints._restore(epath.Path(run_copy / "checkpoints"), 3, state, only="ema_params/")
+
+
+def test_exceptions_that_are_raised_are_not_logged_as_well(caplog):
+    checkpoints._quiet_orbax()
+    orbax = logging.LogRecord(
+        "absl", logging.ERROR, "/x/orbax/future.py", 1, "raised", None, (ValueError, ValueError(), None)
+    )
+    asyncio = logging.LogRecord(
+        "asyncio", logging.ERROR, "events.py", 1, "Task exception was never retrieved", None, None
+    )
+    for record in (orbax, asyncio):
+        logging.getLogger(record.name).handle(record)
+    logging.getLogger("absl").handle(logging.LogRecord("absl", logging.ERROR, "/x/orbax/a.py", 1, "kept", None, None))
+    assert caplog.messages == ["kept"]

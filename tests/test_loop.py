@@ -1,5 +1,6 @@
 """Training through interruptions, refusals and failures."""
 
+import concurrent.futures
 import json
 import re
 import signal
@@ -34,7 +35,8 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
     assert re.match(r".*[\d,]+ parameters; 2 objects; 4 pairs a step, 4 a device; 1 cpu device", first, re.DOTALL)
     assert "s and " in first
     assert "TFLOP a step; 3 steps left take about 0:" in first
-    resumed, said = loop.train(tiny_config, run), capsys.readouterr().out
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # as notebooks and servers may
+        resumed, said = threads.submit(loop.train, tiny_config, run).result(), capsys.readouterr().out
     assert "resuming from step 2" in said
     assert int(whole.step) == 4
     assert_same(whole, resumed)
@@ -180,7 +182,10 @@ def test_the_initialization_is_traced_once(tiny_config, tmp_path, monkeypatch):
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_saves_and_the_command_resumes(tiny_config, run, number):
     tiny_config.train.num_steps = 100_000
     process, deadline = start("train", tiny_config, run), time.monotonic() + 120
@@ -197,3 +202,11 @@ def test_a_signal_saves_and_the_command_resumes(tiny_config, run, number):
     assert saved, out + err
     assert int(saved[1]) > 4
     assert (run / "checkpoints" / saved[1]).exists()
+
+
+def test_a_reader_that_goes_away_costs_nothing(tiny_config, run):
+    process = start("train", tiny_config, run)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (run / "checkpoints/4").exists()

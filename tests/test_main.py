@@ -90,6 +90,16 @@ def test_bugs_keep_their_traceback():
     assert done.stderr.rstrip().endswith("ValueError: a bug")
 
 
+def test_a_second_interrupt_names_the_last_checkpoint():
+    done = run_training("raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "interrupted; there is no checkpoint in x\n")
+
+
+def test_a_full_disk_is_one_line():
+    done = run_training("raise OSError(28, 'No space left', 'x/metrics.jsonl')")
+    assert (done.returncode, done.stderr) == (1, "error: x/metrics.jsonl: No space left on device\n")
+
+
 def test_out_of_memory_is_one_line():
     done = run_training("jnp.zeros(1 << 48).block_until_ready()")
     assert done.returncode == 1

@@ -122,6 +122,19 @@ def test_processes_that_do_not_find_each_other_say_where(small, tmp_path):
     assert (code, "need --distributed" in err) == (1, True)
 
 
+def test_processes_with_different_settings_or_folders_are_refused(small, tmp_path):
+    def refused(second, *said):
+        processes = start_together(2, "train", small, tmp_path / "run", process_flags=([], second))
+        for code, _, err in finish(processes, 60):
+            assert code == 1
+            for words in said:
+                assert words in err
+
+    refused(["--config.train.learning_rate=0.5"], "process 0 and process 1 differ in", "train.learning_rate: ", "→ 0.5")
+    refused(["--config.train.num_steps=7"], "train.num_steps: 4 → 7")
+    refused([f"--workdir={tmp_path}/other"], "workdir: ")
+
+
 def test_sampling_goes_on_with_another_number_of_processes(small, tmp_path):
     small.data.num_test_objects, small.data.dir = 3, str(tmp_path / "three")
     small.train.num_steps = 1

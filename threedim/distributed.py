@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
+from threedim import settings as settings_lib
 from threedim.errors import UserError
 
 T = TypeVar("T")
@@ -128,9 +132,43 @@ def check_same(what: str, value: Any) -> None:
             raise UserError(f"{what} differs between processes; process {jax.process_index()} has {value!r}")
 
 
+def check_same_settings(settings: Mapping[str, Any]) -> None:
+    """Raises UserError in all processes unless all have the same settings, nested dicts; names those that differ."""
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(settings_lib.plain(settings)).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(text.size))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, lengths.max() - text.size)))
+    first, *others = (json.loads(text[:length].tobytes()) for text, length in zip(texts, lengths, strict=True))
+    for process, other in enumerate(others, start=1):
+        what = f"processes of one run were started with different settings: process 0 and process {process} differ in"
+        settings_lib.refuse(what, settings_lib.differences(first, other), "Start all of them with the same command.")
+
+
+def check_shared(folder: epath.PathLike) -> None:
+    """Raises UserError in all processes unless all see what process 0 writes to a folder, which is created."""
+    if jax.process_count() == 1:
+        return
+    number = multihost_utils.broadcast_one_to_all(np.uint32(time.time_ns() % 2**32))
+    path = epath.Path(folder) / f".seen_by_all_{number}"
+    if is_lead():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    wait_for_all("written")
+    seen = multihost_utils.process_allgather(np.bool_(path.exists()))
+    if is_lead():
+        path.unlink()
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise UserError(f"process {blind} does not see {folder} of process 0: all processes need the same folder")
+
+
 @contextlib.contextmanager
 def dies_on_interrupt() -> Iterator[None]:
     """Ctrl-C ends the process at once, also within the compiler, where Python cannot raise KeyboardInterrupt."""
+    if not _takes_signals():
+        yield
+        return
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
@@ -138,12 +176,17 @@ def dies_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-class StopSignal:
-    """Turns Ctrl-C or SIGTERM, in any process, into a request to stop that all processes see after the same step.
+def _takes_signals() -> bool:
+    """Whether Python lets this thread handle signals: notebooks and servers may train in another one."""
+    return threading.current_thread() is threading.main_thread()
 
-    A second Ctrl-C has its default effect; SIGTERM may arrive several times, since schedulers send it to a process and
-    to its group. With several processes SIGTERM is left to JAX, which makes them agree on a step, and Ctrl-C is passed
-    on as SIGTERM.
+
+class StopSignal:
+    """Turns Ctrl-C, SIGTERM or a closed terminal (SIGHUP) into a request to stop.
+
+    All processes see it after the same step, whichever received it. A second Ctrl-C has its default effect; SIGTERM may
+    arrive several times, since schedulers send it to a process and to its group. With several processes SIGTERM is left
+    to JAX, which makes them agree on a step, and the others are passed on as SIGTERM.
     """
 
     def __init__(self):
@@ -152,6 +195,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            numbers.append(signal.SIGHUP)
+        numbers = numbers if _takes_signals() else []
         self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 

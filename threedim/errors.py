@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Iterator
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(ValueError):
@@ -25,8 +29,21 @@ class ExistsError(UserError, FileExistsError):
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Ends the program with "error: ..." and exit code 1 on a `UserError`."""
+    """Ends the program with "error: ..." and exit code 1 on a `UserError`, or where nothing can be written."""
     try:
-        yield
+        with disk_errors():
+            yield
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns the system's refusals to write (a full or read-only disk, no permission) into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{os.strerror(error.errno)}") from error

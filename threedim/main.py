@@ -17,8 +17,10 @@ import contextlib
 import gc
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 import jax
 import ml_collections
@@ -26,15 +28,15 @@ from absl import app, flags, logging
 from etils import epath, epy
 from ml_collections import config_flags
 
-from threedim import cpu, distributed
-from threedim.errors import UserError
+from threedim import cpu, distributed, provenance
+from threedim.errors import MissingError, UserError, disk_errors
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
 with epy.lazy_imports():
     from threedim import sample
     from threedim.data import sources
     from threedim.evaluation import protocol
-    from threedim.training import loop
+    from threedim.training import checkpoints, loop
 
 MODES = ("prepare", "train", "sample", "evaluate")
 # What helps when the devices' memory does not suffice.
@@ -80,8 +82,11 @@ def main(argv: list[str]) -> None:
         _join_processes()
         # Tracing makes many objects that stay: looking for garbage less often saves time.
         gc.set_threshold(50_000, 20, 20)
-        with _out_of_memory(mode):
+        with disk_errors(), _out_of_memory(mode):
             _run_mode(config, mode)
+    except KeyboardInterrupt:
+        print(f"interrupted{_last_checkpoint() if mode == 'train' else ''}", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except (UserError, jax.errors.JaxRuntimeError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if logging.level_debug() or (lost and not _DISTRIBUTED.value):
@@ -97,6 +102,15 @@ def main(argv: list[str]) -> None:
 
 
 def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
+    if jax.process_count() > 1:
+        # What may differ between machines without changing results. The content of the data is compared later.
+        common = config.copy_and_resolve_references()
+        with common.unlocked():
+            del common.data.dir, common.data.source, common.train.num_workers
+        code = {"commit": provenance.commit(), "versions": provenance.versions()}
+        distributed.check_same_settings({"mode": mode, "workdir": _WORKDIR.value, "config": common.to_dict()} | code)
+        if mode != "prepare":
+            distributed.check_shared(_WORKDIR.value)
     if mode == "train":
         loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
         return
@@ -107,6 +121,13 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
         sample.sample(config, _WORKDIR.value)
     else:
         protocol.evaluate(config, _WORKDIR.value)
+
+
+def _last_checkpoint() -> str:
+    try:
+        return f"; the last checkpoint in {_WORKDIR.value} is that of step {checkpoints.find_step(_WORKDIR.value)}"
+    except MissingError:
+        return f"; there is no checkpoint in {_WORKDIR.value}"
 
 
 @contextlib.contextmanager
@@ -167,8 +188,50 @@ def _unknown_field(argv: list[str]) -> str | None:
     return None
 
 
+class _Unbreakable:
+    """A stream whose reader may go away (``| head``, a closed terminal, a full disk): the rest is dropped.
+
+    What is printed never ends a run.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is buffered goes there as well, and what libraries write to the file descriptor.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def _show_exception(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    # After a save has failed, TensorStore's threads still report to its event loop.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def run() -> None:
     """Entry point."""
+    sys.excepthook = _show_exception
+    sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     app.run(main, flags_parser=parse_flags)
 
 

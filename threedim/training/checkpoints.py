@@ -185,6 +185,11 @@ class Checkpoints:
         try:
             return function()
         except Exception as error:  # Orbax hands on whatever the storage raised in its thread
+            if "No space left on device" in str(error):
+                last = self.latest_step()
+                there = f"the last checkpoint is that of step {last}" if last is not None else "there is no checkpoint"
+                problem = f"no space left on device while {doing} a checkpoint to {self._folder}; {there}"
+                raise CheckpointError(f"{problem}. Free some space and run the same command again.") from error
             raise CheckpointError(f"{doing} a checkpoint to {self._folder} failed: {error}") from error
 
 
@@ -393,10 +398,16 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
 # Orbax
 
 
-def _not_orbax_progress(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "/orbax/" not in record.pathname
+def _not_orbax(record: logging.LogRecord) -> bool:
+    raised = record.exc_info is not None  # it is raised here as well
+    return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not raised)
+
+
+def _not_unretrieved(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()  # one for each array, after a failed save
 
 
 def _quiet_orbax() -> None:
-    """Drops Orbax's progress messages, several per save, from absl's log."""
-    logging.getLogger("absl").addFilter(_not_orbax_progress)  # adding it twice changes nothing
+    """Drops Orbax's progress messages, several per save, and copies of exceptions that are raised here as well."""
+    logging.getLogger("absl").addFilter(_not_orbax)  # adding it twice changes nothing
+    logging.getLogger("asyncio").addFilter(_not_unretrieved)
