@@ -23,14 +23,18 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
     Raises:
       MissingError: if there is no such file.
     """
-    path = folder
-    for part in pathlib.PurePosixPath(name.replace("\\", "/")).parts:
-        if not (path / part).exists() and path.is_dir():
-            path = next((child for child in sorted(path.iterdir()) if child.name.lower() == part.lower()), path / part)
-        else:
-            path = path / part
-    if not path.is_file():
-        raise MissingError(f"{name} is missing")
+    path, shown = folder, name if len(name) <= 120 else f"{name[:120]}..."
+    try:
+        for part in pathlib.PurePosixPath(name.replace("\\", "/")).parts:
+            exact = path / part
+            if not exact.exists() and path.is_dir():
+                exact = next((child for child in sorted(path.iterdir()) if child.name.lower() == part.lower()), exact)
+            path = exact
+        found = path.is_file()
+    except (OSError, ValueError) as error:  # not a name that the file system takes, or a folder that is not readable
+        raise MissingError(f"{shown} cannot be opened ({getattr(error, 'strerror', error)})") from error
+    if not found:
+        raise MissingError(f"{shown} is missing")
     return path
 
 
@@ -66,9 +70,9 @@ def read(path: pathlib.Path) -> bytes:
     """
     data = path.read_bytes()
     if not data:
-        raise UserError(f"{path.name} is empty")
+        raise UserError(f"{path}: is empty")
     if data.startswith(_LFS_POINTER):
-        raise UserError(f"{path.name} is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+        raise UserError(f"{path}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
     return data
 
 

@@ -1,16 +1,17 @@
-"""Triangle meshes for the renderer, from GLB, glTF, OBJ and PLY files or trimesh objects.
+"""Triangle meshes for the renderer, from files of several formats or trimesh objects.
 
 Each becomes a `Geometry`: a soup of triangles with normals, linear colors and textures, z up, normalized so that **the
 center of its bounding box is the origin and its farthest vertex is at distance 1**.
 
-Colors follow the formats. glTF base color factors and vertex colors are linear and multiply the sRGB texture. OBJ
-diffuse colors, PLY colors and colors of trimesh objects are sRGB, and an OBJ texture replaces the diffuse color.
-Textures repeat. Without normals in the file, faces are flat, as the glTF standard asks.
+Colors follow the formats. glTF base color factors and vertex colors are linear and multiply the sRGB texture. Colors of
+the other formats and of trimesh objects are sRGB, and an OBJ or DAE texture replaces the diffuse color. Without normals in the file, faces are flat, as the glTF standard asks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,16 +20,24 @@ import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
-from threedim.rendering import dae, obj, off, other_meshes, ply
+from threedim.rendering import dae, gltf, obj, off, other_meshes, ply
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
-SUFFIXES = (".3mf", ".dae", ".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
+# Where a mesh is there in several formats, the first counts.
+SUFFIXES = (".glb", ".gltf", ".obj", ".dae", ".ply", ".3mf", ".off", ".stl")
 UP_AXES = ("auto", "y", "z")
 
 # +y is up in glTF and for most OBJ exporters. Scanners and CAD programs write the others, with z up.
 _Y_UP = (".dae", ".glb", ".gltf", ".obj")  # a DAE says what is up, and has been turned to y
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
-_READERS = {".dae": dae.read, ".obj": obj.read, ".off": off.read, ".ply": ply.read}
+_READERS = {
+    ".dae": dae.read,
+    ".glb": gltf.read,
+    ".gltf": gltf.read,
+    ".obj": obj.read,
+    ".off": off.read,
+    ".ply": ply.read,
+}
 _DEFAULT_GRAY = np.array([178, 178, 178, 255])  # sRGB, for surfaces without any color
 
 
@@ -52,12 +61,12 @@ class Geometry:
 
 
 def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
-    """Reads a local GLB, glTF, OBJ or PLY file with its textures.
+    """Reads a local file of one of the `SUFFIXES` with its materials and textures.
 
     Args:
       path: the file.
-      up: the file's up axis: "y", "z", or "auto": y for GLB, glTF and OBJ, z for PLY. y-up files are rotated by
-        (x, y, z) -> (x, -z, y), so that glTF's front (+z) becomes -y.
+      up: the file's up axis: "y", "z", or "auto": y for GLB, glTF and OBJ, what the file says for DAE, and z for PLY,
+        STL, OFF and 3MF. y-up files are rotated by (x, y, z) -> (x, -z, y), so that glTF's front (+z) becomes -y.
 
     Raises:
       MissingError: if the file does not exist.
@@ -79,7 +88,7 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
                 surfaces, warnings = _READERS[suffix](path)
             else:
                 scene, warnings = other_meshes.load(path)
-                surfaces = _surfaces_of(scene, suffix in (".glb", ".gltf"), str(path))
+                surfaces = _surfaces_of(scene, linear_colors=False, name=str(path))
     except UserError:
         raise
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
@@ -121,9 +130,9 @@ def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", wa
     """Joins surfaces into a normalized `Geometry`. Arguments and errors as for `from_trimesh`."""
     if not any(len(surface.triangles) for surface in surfaces):
         raise BadMeshError(f"{name}: contains no triangles; only surfaces can be rendered")
-    textures: list[tuple[np.ndarray, tuple[str, str]]] = []
+    images, wraps, index = _textures(surfaces)
     glows = any(surface.emission is not None for surface in surfaces)
-    parts = [_flatten(surface, textures, glows) for surface in surfaces]
+    parts = [_flatten(surface, index, glows) for surface in surfaces]
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     if up == "y":
         arrays |= {key: arrays[key] @ _Y_UP_TO_Z_UP.T for key in ("triangles", "normals")}
@@ -131,19 +140,18 @@ def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", wa
     arrays = _drop_degenerate(arrays, name)
     dtypes = {"texture": np.int32, "emission_texture": np.int32, "double_sided": bool}
     arrays = {key: np.ascontiguousarray(value, dtypes.get(key, np.float32)) for key, value in arrays.items()}
-    images, wraps = zip(*textures, strict=True) if textures else ((), ())
-    return Geometry(**arrays, textures=images, wraps=wraps, warnings=tuple(warnings))
+    return Geometry(**arrays, textures=tuple(images), wraps=tuple(wraps), warnings=tuple(warnings))
 
 
-def _flatten(surface: Surface, textures: list, glows: bool) -> dict[str, np.ndarray]:
-    """The arrays of a `Geometry` for one surface. Appends its textures to those of the mesh."""
+def _flatten(surface: Surface, index: dict, glows: bool) -> dict[str, np.ndarray]:
+    """The arrays of a `Geometry` for one surface. ``index`` is that of `_textures`."""
     faces = len(surface.triangles)
     flat = {
         "triangles": surface.triangles,
         "normals": surface.normals,
         "colors": np.asarray(surface.colors, np.float32),
         "uv": np.where(np.isfinite(surface.uv), surface.uv, 0).astype(np.float32),
-        "texture": np.full(faces, _index_of(surface.image, surface.wrap, textures)),
+        "texture": np.full(faces, index.get((id(surface.image), surface.wrap), -1)),
         "alpha_cutoff": np.full(faces, surface.alpha_cutoff, np.float32),
         "double_sided": np.full(faces, surface.double_sided),
     }
@@ -151,20 +159,24 @@ def _flatten(surface: Surface, textures: list, glows: bool) -> dict[str, np.ndar
         emission = np.zeros((faces, 3, 3)) if surface.emission is None else surface.emission
         uv = np.zeros((faces, 3, 2)) if surface.emission_uv is None else surface.emission_uv
         flat["emission"], flat["emission_uv"] = emission, np.where(np.isfinite(uv), uv, 0)
-        index = _index_of(surface.emission_image, surface.emission_wrap, textures)
-        flat["emission_texture"] = np.full(faces, index)
+        flat["emission_texture"] = np.full(faces, index.get((id(surface.emission_image), surface.emission_wrap), -1))
     return flat
 
 
-def _index_of(image: np.ndarray | None, wrap: tuple[str, str], textures: list) -> int:
-    """Index of a texture, which is appended unless it is known: the parts of a file often share one image."""
-    if image is None:
-        return -1
-    for index, (pixels, known_wrap) in enumerate(textures):
-        if wrap == known_wrap and (pixels is image or np.array_equal(pixels, image)):
-            return index
-    textures.append((image, wrap))
-    return len(textures) - 1
+def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, str]], dict]:
+    """Images, their wrap modes, and the position of each (id(image), wrap). Surfaces often share one image."""
+    images, wraps, index, by_content = [], [], {}, {}
+    used = ([(part.image, part.wrap), (part.emission_image, part.emission_wrap)] for part in surfaces)
+    for image, wrap in itertools.chain(*used):
+        if image is None or (id(image), wrap) in index:
+            continue
+        content = (wrap, image.shape, hashlib.sha1(np.ascontiguousarray(image)).digest())
+        if content not in by_content:
+            by_content[content] = len(images)
+            images.append(image)
+            wraps.append(wrap)
+        index[id(image), wrap] = by_content[content]
+    return images, wraps, index
 
 
 def _normalize(triangles: np.ndarray, name: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Renders meshes by casting rays with Embree. Needs no display and no OpenGL; images are the same on every machine.
 
 A pixel is the average of ``samples`` rays. Lights are fixed in the world: a key and a fill light at infinity, and an
-ambient light that is brighter from above. There are no shadows. Surfaces are lit on both sides.
+ambient light that is brighter from above. There are no shadows. Surfaces are lit on both sides; those that are not
+double-sided let rays from behind pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _SKY, _GROUND = 0.46, 0.24
 _MAX_RAYS = 1 << 16
 # Layers of transparent surface that a ray passes at most.
 _MAX_LAYERS = 16
+# Hidden sides of faces that a ray passes at most in a row.
+_MAX_HIDDEN = 256
 # Meshes with more corners are bounded in the image by their bounding box.
 _MAX_PROJECTED = 20000
 
@@ -119,10 +122,13 @@ class _Caster:
         self.hull = geometry.triangles.reshape(-1, 3)
         if len(self.hull) > _MAX_PROJECTED:
             self.hull = self.hull.min(axis=0) + np.indices((2, 2, 2)).reshape(3, 8).T * np.ptp(self.hull, axis=0)
+        self.opposite = None if geometry.double_sided.all() else _opposites(geometry.triangles)
         # Row 2 * face is the side of the normal, row 2 * face + 1 the other side.
         light = np.stack([_light(geometry.normals), _light(-geometry.normals)], axis=1)  # (face, side, corner)
         lit = np.repeat(geometry.colors[:, None], 2, axis=1)  # (face, side, corner, rgba)
         lit[..., :3] *= light[..., None]
+        if geometry.emission is not None:
+            lit[..., :3] += geometry.emission[:, None] * (geometry.emission_texture < 0)[:, None, None, None]
         self.lit = lit.reshape(-1, 3, 4)
         self.opaque = not geometry.alpha_cutoff.any()
         # Colors by row if each side of a face has one color; the last row is the empty background.
@@ -136,6 +142,8 @@ class _Caster:
             shapes = np.array([texture.shape[:2] for texture in geometry.textures])
             self.texture_size = shapes[:, ::-1].astype(np.int32)  # (texture, 2): width, height
             self.texture_start = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
+            wraps = np.array(geometry.wraps)
+            self.repeats, self.mirrors = wraps == "repeat", wraps == "mirror"  # (texture, 2)
 
     def bounds(self, R, t, K, size: int) -> tuple[int, int, int, int]:
         """Pixels (top, bottom, left, right; ends excluded) that enclose every hit; all 0 if there is none."""
@@ -154,9 +162,9 @@ class _Caster:
     def colors(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """(ray, 4) premultiplied sRGB along (ray, 3) directions from one origin (3,)."""
         origins = np.broadcast_to(origin, directions.shape)
-        hits = self._hits(origins, directions)
+        hits = self._visible(origins, directions)
         if self.flat is not None:
-            return self.flat[_row(hits, directions)]
+            return self.flat[_row(hits)]
         rgba = np.zeros((len(directions), 4), np.float32)
         rays, through = np.arange(len(directions)), np.ones(len(directions), np.float32)
         for _ in range(_MAX_LAYERS):
@@ -165,7 +173,7 @@ class _Caster:
             if not len(rays):
                 break
             hits = {key: value[hit] for key, value in hits.items()}
-            shaded = self._shade(hits, directions)
+            shaded = self._shade(hits)
             if self.opaque:
                 rgba[rays] = shaded
                 break
@@ -174,25 +182,65 @@ class _Caster:
             rgba[rays, 3] += alpha
             through = through * (1 - shaded[:, 3])
             # Continue just behind the hit.
-            origins = origins + directions * (hits["tfar"][:, None] * (1 + 1e-5) + 1e-5)
+            origins = origins + directions * _behind(hits["tfar"])[:, None]
             more = through > 1e-3
             rays, through, origins, directions = rays[more], through[more], origins[more], directions[more]
-            hits = self._hits(origins, directions)
+            hits = self._visible(origins, directions)
         return rgba
 
-    def _hits(self, origins, directions) -> dict[str, np.ndarray]:
-        return self.scene.run(np.ascontiguousarray(origins), np.ascontiguousarray(directions), output=True)
+    def _visible(self, origins, directions) -> dict[str, np.ndarray]:
+        """The first hits that are not on the hidden side of a face."""
+        hits = self._hits(origins, directions)
+        if self.opposite is None:
+            return hits
+        rays = self._hidden(hits, np.arange(len(directions)))
+        for _ in range(_MAX_HIDDEN):
+            if not len(rays):
+                break
+            passed = _behind(hits["tfar"][rays])
+            further = self._hits(origins[rays] + directions[rays] * passed[:, None], directions[rays])
+            further["tfar"] = further["tfar"] + passed
+            for key, values in further.items():
+                hits[key][rays] = values
+            rays = self._hidden(hits, rays)
+        hits["primID"][rays] = -1
+        return hits
 
-    def _shade(self, hits, directions) -> np.ndarray:
+    def _hidden(self, hits, rays) -> np.ndarray:
+        """Those of ``rays`` that hit a hidden side. If a visible face is in the same place, it is hit instead."""
+        face = hits["primID"][rays]
+        where = np.flatnonzero(hits["back"][rays] & ~self.geometry.double_sided[face])
+        rays, (other, corner) = rays[where], self.opposite[face[where]].T
+        found = other >= 0
+        swap, other, corner = rays[found], other[found], corner[found]
+        weights = _corners({key: hits[key][swap] for key in "uv"})
+        for key, step in (("u", 1), ("v", 2)):  # corners run the other way, and start at another one
+            hits[key][swap] = weights[np.arange(len(swap)), (corner - step) % 3]
+        hits["primID"][swap], hits["back"][swap] = other, False
+        return rays[~found]
+
+    def _hits(self, origins, directions) -> dict[str, np.ndarray]:
+        hits = self.scene.run(np.ascontiguousarray(origins), np.ascontiguousarray(directions), output=True)
+        hits["back"] = (np.einsum("ij,ij->i", hits.pop("Ng"), directions) > 0) & (hits["primID"] >= 0)
+        return hits
+
+    def _shade(self, hits) -> np.ndarray:
         """(hit, 4) sRGB with straight alpha."""
         face = hits["primID"]
-        corners = np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=-1)[:, None]  # (hit, 1, corner)
-        rgba = (corners @ self.lit[_row(hits, directions)])[:, 0]
+        corners = _corners(hits)[:, None]  # (hit, 1, corner)
+        rgba = (corners @ self.lit[_row(hits)])[:, 0]
         if self.geometry.textures:
             texture = self.geometry.texture[face]
             where = np.flatnonzero(texture >= 0)
             uv = (corners[where] @ self.geometry.uv[face[where]])[:, 0]
             rgba[where] *= self._sample(texture[where], uv)
+        if self.geometry.emission is not None:
+            texture = self.geometry.emission_texture[face]
+            where = np.flatnonzero(texture >= 0)
+            weights, face_where = corners[where], face[where]
+            uv = (weights @ self.geometry.emission_uv[face_where])[:, 0]
+            emission = (weights @ self.geometry.emission[face_where])[:, 0]
+            rgba[where, :3] += emission * self._sample(texture[where], uv)[:, :3]
         rgba[:, :3] = _encode(rgba[:, :3])
         if self.opaque:
             rgba[:, 3] = 1
@@ -202,14 +250,21 @@ class _Caster:
         return rgba
 
     def _sample(self, texture, uv) -> np.ndarray:
-        """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear, repeating."""
-        size, start = self.texture_size[texture], self.texture_start[texture]
-        position = (uv - np.floor(uv)) * size
+        """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear."""
+        size, start, repeats = self.texture_size[texture], self.texture_start[texture], self.repeats[texture]
+        position = uv - np.floor(uv)
+        if not (all_repeat := self.repeats.all()):
+            others = np.where(self.mirrors[texture], 1 - np.abs(1 - np.mod(uv, 2)), np.clip(uv, 0, 1))
+            position = np.where(repeats, position, others)
+        position = position * size
         position[:, 1] = size[:, 1] - position[:, 1]  # v runs up, rows run down
         position -= 0.5  # texel centers
         corner = np.floor(position)
         weight = (position - corner).astype(np.float32)
-        low, high = (np.mod(corner.astype(np.int32) + step, size) for step in (0, 1))
+        low, high = (corner.astype(np.int32) + step for step in (0, 1))
+        if not all_repeat:
+            low, high = (np.where(repeats, texel, np.clip(texel, 0, size - 1)) for texel in (low, high))
+        low, high = np.mod(low, size), np.mod(high, size)
         total = np.zeros((len(uv), 4), np.float32)
         for y, weight_y in ((low[:, 1], 1 - weight[:, 1]), (high[:, 1], weight[:, 1])):
             for x, weight_x in ((low[:, 0], 1 - weight[:, 0]), (high[:, 0], weight[:, 0])):
@@ -220,10 +275,38 @@ class _Caster:
         return total
 
 
-def _row(hits, directions) -> np.ndarray:
+def _row(hits) -> np.ndarray:
     """Row of `_Caster.lit` for each hit; -1 for misses."""
-    back = np.einsum("ij,ij->i", hits["Ng"], directions) > 0
-    return np.where(hits["primID"] >= 0, 2 * hits["primID"] + back, -1)
+    return np.where(hits["primID"] >= 0, 2 * hits["primID"] + hits["back"], -1)
+
+
+def _corners(hits) -> np.ndarray:
+    """(hit, corner) barycentric weights."""
+    return np.stack([1 - hits["u"] - hits["v"], hits["u"], hits["v"]], axis=-1)
+
+
+def _behind(distance: np.ndarray) -> np.ndarray:
+    """Distance of a point just behind a hit."""
+    return distance * np.float32(1 + 1e-5) + np.float32(1e-5)
+
+
+def _opposites(triangles: np.ndarray) -> np.ndarray:
+    """(face, 2): the face with the same corners in the opposite order, or -1; and its corner that is the first here.
+
+    Modelers give a sheet two visible sides by doubling its faces. Rays cannot tell which of the two they hit.
+    """
+    bits = (triangles + np.float32(0)).view(np.uint32).astype(np.uint64)  # + 0 turns -0 into 0
+    code = bits @ np.random.default_rng(0).integers(1 << 63, size=3, dtype=np.uint64)
+    code = ((code ^ (code >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)).sum(axis=1)  # whatever the order
+    order = np.argsort(code)
+    found = np.full((len(triangles), 2), -1)
+    same = np.flatnonzero(code[order[1:]] == code[order[:-1]])
+    for one, other in ((order[same], order[same + 1]), (order[same + 1], order[same])):
+        for corner in range(3):
+            reverse = triangles[other][:, [corner, corner - 2, corner - 1]]  # corner, next, next but one
+            match = (triangles[one][:, [0, 2, 1]] == reverse).all(axis=(1, 2))
+            found[one[match]] = np.stack([other[match], np.full(match.sum(), corner)], axis=-1)
+    return found
 
 
 def _encode(linear: np.ndarray) -> np.ndarray:

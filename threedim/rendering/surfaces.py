@@ -46,9 +46,9 @@ def linear_to_srgb(value):
 
 
 def cofactor(matrix: np.ndarray) -> np.ndarray:
-    """(3, 3) matrix that turns normals as ``matrix`` (4, 4) does points.
+    """(..., 3, 3) matrices that turn normals as ``matrix`` (..., 4, 4) does points.
 
-    It is the inverse transpose up to a factor, and also exists for singular matrices.
+    They are the inverse transpose up to a factor, and also exist for singular matrices.
     """
-    a, b, c = matrix[:3, :3]
-    return np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)])
+    a, b, c = (matrix[..., row, :3] for row in range(3))
+    return np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=-2)
