@@ -4,7 +4,8 @@ Each becomes a `Geometry`: a soup of triangles with normals, linear colors and t
 center of its bounding box is the origin and its farthest vertex is at distance 1**.
 
 Colors follow the formats. glTF base color factors and vertex colors are linear and multiply the sRGB texture. Colors of
-the other formats and of trimesh objects are sRGB, and an OBJ or DAE texture replaces the diffuse color. Without normals in the file, faces are flat, as the glTF standard asks.
+the other formats and of trimesh objects are sRGB, and an OBJ or DAE texture replaces the diffuse color. Without
+normals in the file, faces are flat, as the glTF standard asks.
 """
 
 from __future__ import annotations
