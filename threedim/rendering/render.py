@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from threedim import errors
+from threedim import errors, files
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
@@ -309,8 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m threedim.data.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--meshes", required=True, help="Folder of mesh files, searched recursively.")
-    add("--out", required=True, help="Output folder: one folder per object, in SRN format.")
+    add("--meshes", type=files.path, required=True, help="Folder of mesh files, searched recursively.")
+    add("--out", type=files.path, required=True, help="Output folder: one folder per object, in SRN format.")
     add("--views", type=int, default=50, help="Views per object.")
     add("--size", type=int, default=128, help="Height and width of the images, pixels.")
     cameras = "Sampled uniformly on a sphere (for training), or on SRN's test spiral."
