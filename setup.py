@@ -17,9 +17,10 @@ setuptools.setup(
     # The lower bounds are the oldest versions that the tests pass with (CONTRIBUTING.md).
     install_requires=[
         "absl-py>=2.1",
-        "array_record>=0.8.1",
+        # Where there is no wheel, what needs the package says so.
+        'array_record>=0.8.1; sys_platform != "win32"',
         "dm_pix>=0.4.3",
-        "embreex>=4.4.0",
+        'embreex>=4.4.0; platform_machine == "x86_64" or platform_machine == "AMD64" or sys_platform == "darwin"',
         "etils[epath]>=1.13",
         "flax>=0.12.2",
         "grain>=0.2.16",

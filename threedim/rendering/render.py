@@ -38,7 +38,7 @@ from threedim.progress import Progress
 from threedim.rendering import meshes as meshes_lib
 from threedim.rendering import pool
 from threedim.rendering.meshes import BadMeshError, load_mesh
-from threedim.rendering.raycast import render_views
+from threedim.rendering.raycast import check_supported, render_views
 from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
 from threedim.settings import check_claim
 
@@ -248,6 +248,7 @@ def _render_all(
     out: epath.Path, objects: list[_Todo], settings: ViewSettings, source: dict, num_workers: int | None, strict=False
 ) -> Report:
     """Renders objects unless they are in ``out``, which has or gets the same settings."""
+    check_supported()
     manifest, made_by = out / _MANIFEST, dataclasses.asdict(settings) | source
     with errors.disk_errors(str(out)):
         if out.exists() and not out.is_dir():
