@@ -45,7 +45,9 @@ setuptools.setup(
         "trimesh>=4.6.13",
     ],
     extras_require={
+        "draco": ["DracoPy>=1.7"],  # glTF files with compressed meshes
         "test": [
+            "DracoPy>=1.7",
             "matplotlib>=3.9",
             "pytest>=9.2",
             "pytest-xdist>=3.8",

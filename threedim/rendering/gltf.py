@@ -98,9 +98,9 @@ def _check_extensions(document: Document) -> None:
     if ignored := sorted(set(root.get("extensionsUsed", ())) - known):
         document.warn(f"ignored {', '.join(ignored)}, which is not read")
     if count := len(root.get("animations", ())):
-        document.warn(f"{count} animations are not played: it is shown in its default pose")
+        document.warn(f"its animations ({count}) are not played; it is shown in its default pose")
     if count := len(root.get("extensions", {}).get("KHR_lights_punctual", {}).get("lights", ())):
-        document.warn(f"{count} lights are ignored: all objects are lit alike")
+        document.warn(f"its lights ({count}) are not used; all objects are lit alike")
     if (count := len(root.get("scenes", ()))) > 1:
         document.warn(f"only scene {root.get('scene', 0)} of {count} is shown")
 
@@ -160,15 +160,13 @@ def _visible_nodes(document: Document) -> list[int]:
     else:
         children = {child for node in nodes for child in node.get("children", ())}
         found = [index for index in range(len(nodes)) if index not in children]
-    if len(set(found)) < len(found):
-        document.fail("has a scene that lists a node twice; export it again")
-    visible = []
+    visible = {}  # ordered, and without those that are listed twice
     for index in found:  # grows
         node = document.item("nodes", index)
         if node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible", True):
-            visible.append(index)
+            visible[index] = node
             found += node.get("children", ())
-    return visible
+    return list(visible)
 
 
 def _instances(document: Document, node: dict, world: np.ndarray) -> np.ndarray:
@@ -177,7 +175,7 @@ def _instances(document: Document, node: dict, world: np.ndarray) -> np.ndarray:
     if extension is None:
         return world[None]
     given = {key.lower(): document.accessor(index) for key, index in extension["attributes"].items()}
-    count = len(next(iter(given.values())))
+    count = max((len(values) for values in given.values()), default=1)
     parts = (given.get(key, np.tile(default, (count, 1))) for key, default in _TRS.items())
     return world @ _trs(*(np.asarray(part, np.float64) for part in parts))
 
@@ -300,7 +298,10 @@ class _Primitive:
             # A strip, if there was one, is a list after decoding.
             return np.asarray(self.document.draco(self.packed["bufferView"]).faces, np.int64).reshape(-1, 3)
         if "indices" in self.primitive:
-            order = self.document.accessor(self.primitive["indices"])[:, 0].astype(np.int64)
+            order = self.document.accessor(self.primitive["indices"])[:, 0]
+            if order.dtype.kind != "u":
+                self.document.fail(f"indices of {self.name} are not unsigned integers; export it again")
+            order = order.astype(np.int64)
         else:
             order = np.arange(self.count)
         if mode == _TRIANGLES:

@@ -137,6 +137,8 @@ def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", wa
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     if up == "y":
         arrays |= {key: arrays[key] @ _Y_UP_TO_Z_UP.T for key in ("triangles", "normals")}
+    if not all(np.isfinite(arrays[key]).all() for key in ("colors", "emission") if key in arrays):
+        raise BadMeshError(f"{name}: colors are not finite; repair or export the mesh again")
     arrays["triangles"] = _normalize(arrays["triangles"], name)
     arrays = _drop_degenerate(arrays, name)
     dtypes = {"texture": np.int32, "emission_texture": np.int32, "double_sided": bool}
@@ -151,7 +153,7 @@ def _flatten(surface: Surface, index: dict, glows: bool) -> dict[str, np.ndarray
         "triangles": surface.triangles,
         "normals": surface.normals,
         "colors": np.asarray(surface.colors, np.float32),
-        "uv": np.where(np.isfinite(surface.uv), surface.uv, 0).astype(np.float32),
+        "uv": _finite(surface.uv),
         "texture": np.full(faces, index.get((id(surface.image), surface.wrap), -1)),
         "alpha_cutoff": np.full(faces, surface.alpha_cutoff, np.float32),
         "double_sided": np.full(faces, surface.double_sided),
@@ -159,9 +161,13 @@ def _flatten(surface: Surface, index: dict, glows: bool) -> dict[str, np.ndarray
     if glows:
         emission = np.zeros((faces, 3, 3)) if surface.emission is None else surface.emission
         uv = np.zeros((faces, 3, 2)) if surface.emission_uv is None else surface.emission_uv
-        flat["emission"], flat["emission_uv"] = emission, np.where(np.isfinite(uv), uv, 0)
+        flat["emission"], flat["emission_uv"] = np.asarray(emission, np.float32), _finite(uv)
         flat["emission_texture"] = np.full(faces, index.get((id(surface.emission_image), surface.emission_wrap), -1))
     return flat
+
+
+def _finite(uv: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(np.asarray(uv, np.float32), nan=0, posinf=0, neginf=0)
 
 
 def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, str]], dict]:
