@@ -22,6 +22,7 @@ from absl import flags
 
 from benchmarks import record
 from threedim.data import convert, pipeline, png, records, srn
+from threedim.data.objects import find_objects
 from threedim.procedural import shapes
 from threedim.rendering import raycast
 from threedim.rendering.meshes import from_trimesh
@@ -90,7 +91,7 @@ def measure(given: flags.FlagValues) -> dict:
     with tempfile.TemporaryDirectory() as root:
         source = pathlib.Path(root) / "source"
         make_objects(source, given.objects, given.views, given.image_size)
-        folders = srn.find_objects(source)
+        folders = find_objects(source)
         start = time.perf_counter()
         convert.prepare({"train": folders}, pathlib.Path(root) / "records")
         seconds = time.perf_counter() - start

@@ -37,6 +37,15 @@ def _data() -> ml_collections.ConfigDict:
     d.holdout_views = 0  # views of each training object withheld from training
     d.pose = "absolute"  # "absolute", or "relative": cameras expressed in the frame of the pair's clean view
     d.on_bad = "raise"  # "raise" stops at the first invalid object; "skip" leaves it out and lists it
+    # How folders of views are read (docs/data.md); also for sample.object.
+    d.axes = ""  # camera axes of the files: "opencv" or "opengl"; "" for those of the layout
+    d.world_to_camera = config_dict.placeholder(bool)  # files hold world-to-camera matrices; None: as the layout says
+    d.up = ""  # world axis that points up in the files, "x", "-x", "y", "-y", "z" or "-z": it becomes z
+    d.scale = 1.0  # factor of positions
+    d.center = False  # moves the point that the cameras look at to the origin, before scaling
+    d.fit = "refuse"  # pictures that are not square: "refuse", "pad" with white, or "crop" to what is not white
+    d.check_cameras = True  # refuses cameras that make no sense, and warns of unlikely ones
+    d.strict = False  # makes warnings errors
     a = d.augment = ml_collections.ConfigDict()  # applied identically to both views of a pair
     a.orientation = False  # random rotation of the world; has no effect with relative poses
     a.scale = (1.0, 1.0)  # range of the random world scale
@@ -153,7 +162,7 @@ def _sample() -> ml_collections.ConfigDict:
     s.split = "test"  # objects of "test", "val" or "train", or "holdout": held-out cameras of training objects
     s.num_objects = 4  # objects of that split; 0 for all
     s.objects_seed = config_dict.placeholder(int)  # selects objects at random; None spaces them evenly
-    s.object = ""  # a single object folder in SRN format, instead of a split
+    s.object = ""  # a single object folder, instead of a split
     s.input_views = (0,)  # numbers of the input views; () for all. The paper uses view 64 of SRN's test objects [3]
     s.cameras = "object"  # target cameras: the object's other ones, or an "orbit" around it
     s.num_views = 8  # number of target cameras; 0 for all of the object's

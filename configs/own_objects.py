@@ -1,4 +1,4 @@
-"""Your own objects, a folder in SRN format (docs/data.md), on one GPU: ``--config.data.source=FOLDER``.
+"""Your own objects, a folder of them (docs/data.md), on one GPU: ``--config.data.source=FOLDER``.
 
 ``:24gb`` and ``:80gb`` train at 64 px, ``:24gb_128`` and ``:80gb_128`` at 128 px. docs/training.md says what they need.
 """

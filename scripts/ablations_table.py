@@ -16,7 +16,7 @@ from etils import epath
 from scripts.tables import number, table
 from threedim import config as config_lib
 from threedim import files, pixels, provenance
-from threedim.data import srn
+from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.evaluation import published
 from threedim.files import read_json
@@ -221,9 +221,9 @@ def picture(out: epath.Path, results: dict[str, Any]) -> np.ndarray:
         count = min(_VIEWS, len(targets))
         places = [(2 * i + 1) * len(targets) // (2 * count) for i in range(count)]
         views = [targets[place] for place in places]
-        truth, _ = srn.read_object(out / REAL_DATA / "views" / name).decode([inputs[0], *views])
+        truth, _ = read_object(out / REAL_DATA / "views" / name).decode([inputs[0], *views])
         numbers = [len(inputs) + place for place in places]  # the files begin with the input views
-        sampled = [srn.read_object(folder / "views" / name).decode(numbers)[0] for folder in folders]
+        sampled = [read_object(folder / "views" / name).decode(numbers)[0] for folder in folders]
         for i, view in enumerate(views):
             cells.append(np.stack([truth[0], truth[1 + i], *(each[i] for each in sampled)]))
             labels.append(f"{name[-12:]}, view {view}")

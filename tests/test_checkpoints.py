@@ -16,6 +16,7 @@ from orbax.checkpoint._src.path import atomicity
 
 from threedim.training import checkpoints
 from threedim.training.checkpoints import CheckpointError, Checkpoints
+from threedim.training.orbax_log import quiet_orbax
 from threedim.training.step import TrainState
 
 
@@ -341,7 +342,7 @@ def test_what_need_not_be_damaged_is_not_called_so(run_copy, monkeypatch):
 
 
 def test_exceptions_that_are_raised_are_not_logged_as_well(caplog):
-    checkpoints._quiet_orbax()
+    quiet_orbax()
     orbax = logging.LogRecord(
         "absl", logging.ERROR, "/x/orbax/future.py", 1, "raised", None, (ValueError, ValueError(), None)
     )

@@ -18,6 +18,8 @@ from threedim.cameras import Camera
 from threedim.consistency import rows, score
 from threedim.consistency.field import FieldSettings
 from threedim.data import srn
+from threedim.data.objects import read_object
+from threedim.data.views import ReadSettings
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.procedural import shapes
@@ -112,8 +114,8 @@ def test_scores_fall_when_views_disagree(tmp_path):
 
     one = true["objects"]["car"]
     assert one["held_out"] == rows.held_out_indices(20, [0])
-    renders, seen_by = srn.read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
-    held, _ = srn.read_object(tmp_path / "true" / "car").decode(one["held_out"])
+    renders, seen_by = read_object(tmp_path / "out" / "true" / "renders" / "car").decode()
+    held, _ = read_object(tmp_path / "true" / "car").decode(one["held_out"])
     np.testing.assert_allclose(image_metrics.psnr(renders, held), one["psnr_of_view"], rtol=1e-5)
     np.testing.assert_allclose(image_metrics.ssim(renders, held), one["ssim_of_view"], rtol=1e-5)
     np.testing.assert_array_equal(seen_by.t, camera.t[one["held_out"]])
@@ -134,7 +136,7 @@ def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path
     row = score.score([str(views)], out, QUICK, extract=MeanColors())["rows"]["views"]
     means = []
     for folder, wanted in ((views, rows.held_out_indices(10, [0])), (out / "views" / "renders", None)):
-        pictures = [srn.read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
+        pictures = [read_object(folder / name).decode(wanted)[0] for name in ("car_0", "car_1")]
         means.append(np.concatenate(pictures).mean(axis=(1, 2)))
     a, b = means
     # Of two pictures, the covariance is that of one difference.
@@ -172,7 +174,7 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     with pytest.raises(UserError, match=r"(?s)other settings.*seed: 0 → 1"):
         score.score([str(views)], out, QUICK, seed=1)
     only = tmp_path / "else" / "views"
-    images, camera = srn.read_object(views / "car_0").decode()
+    images, camera = read_object(views / "car_0").decode()
     srn.write_object(only / "a", images, Camera(camera.R, camera.t * 0.9, camera.K))
     with pytest.raises(UserError, match=r"(?s)other views.*bounds.far"):
         score.score([str(only)], out, QUICK)
@@ -204,7 +206,7 @@ def test_samples_json_numbers_the_views(views, tmp_path):
         (tmp_path / "samples.json").write_text(json.dumps({"settings": {}, "objects": objects}))
 
     write(targets)
-    read, inputs = score._read_rows([str(views)], None, 0)
+    read, inputs = score._read_rows([str(views)], None, 0, ReadSettings())
     assert inputs == [7]
     one, aside = read[0].objects[0], rows.held_out_indices(10, [7])
     assert one.held_out == tuple(aside)
@@ -213,10 +215,26 @@ def test_samples_json_numbers_the_views(views, tmp_path):
     assert (held, sorted([*training, *held])) == ([1 + targets.index(aside[0])], list(range(10)))
     assert len(pictures) == 10
     with pytest.raises(UserError, match=r"sampled from views \[7\], but --input_view is \[0\]"):
-        rows.read_row("views", views, [0], 0)
+        rows.read_row("views", views, [0], 0, ReadSettings())
     write(targets[:-1])
     with pytest.raises(UserError, match="a score needs all views"):
-        rows.read_row("views", views, [7], 0)
+        rows.read_row("views", views, [7], 0, ReadSettings())
+
+
+def test_settings_of_folders(views, tmp_path):
+    as_opengl = tmp_path / "as_opengl"
+    shutil.copytree(views, as_opengl)
+    for path in as_opengl.glob("*/pose/*.txt"):
+        matrix = np.reshape(path.read_text().split(), (4, 4)).astype(float) * [1, -1, -1, 1]
+        path.write_text(" ".join(map(str, matrix.ravel())))
+    with pytest.raises(UserError, match="axes=opengl"):
+        score._read_rows([str(as_opengl)], None, 0, ReadSettings())
+    settings = ReadSettings(**score._changes("--data", ["axes=opengl", "scale=2"], dataclasses.asdict(ReadSettings())))
+    (row,), _ = score._read_rows([str(as_opengl)], None, 0, settings)
+    (expected,), _ = score._read_rows([str(views)], None, 0, ReadSettings())
+    for one, other in zip(row.objects, expected.objects, strict=True):
+        np.testing.assert_allclose(one.views()[1].t, 2 * other.views()[1].t, rtol=1e-6)
+        assert one.fingerprint() != other.fingerprint()
 
 
 def test_command_line(views, tmp_path, capsys):
@@ -228,12 +246,15 @@ def test_command_line(views, tmp_path, capsys):
     assert '"rays_per_step": 32' in printed
     assert sorted(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == ["a", "b"]
     for setting, said in (
-        ("level=3", "no field setting 'level'"),
+        ("level=3", "no setting 'level'"),
         ("levels=two", "--set levels=two"),
         ("levels=0", "error: --set: levels must be positive, got 0"),
     ):
         with pytest.raises(SystemExit, match=said):
             score.main([f"--views={views}", *common, f"--set={setting}"])
+    for setting, said in (("axis=x", "no setting 'axis'"), ("center=1", "True or False"), ("up=w", "data.up must be")):
+        with pytest.raises(SystemExit, match=said):
+            score.main([f"--views={views}", *common, f"--data={setting}"])
     assert score._field_settings(None, []).rays_per_step == score.CPU_RAYS_PER_STEP
     assert score._field_settings(0, []).rays_per_step == 0
 
@@ -246,7 +267,7 @@ def test_scores_fall_as_the_disturbance_grows(tmp_path):
     for name in ("taxi", "van"):
         mesh = render.load_mesh(str(MESHES / f"kenney_cars/{name}.glb"))
         srn.write_object(tmp_path / "rgba" / name, render.render_views(mesh, camera, 64, 8), camera)
-        objects[name], _ = srn.read_object(tmp_path / "rgba" / name).decode()
+        objects[name], _ = read_object(tmp_path / "rgba" / name).decode()
     true, other = objects.values()
     rows = {"true": (true, camera)}
     rows |= {f"turned_{angle}": (true, turned(camera, angle)) for angle in (1, 2.5, 5)}

@@ -20,6 +20,6 @@ def test_a_folder_that_not_all_see_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "multihost_utils", fake)
     distributed.check_shared(tmp_path / "run")
     seen[2] = False
-    with pytest.raises(UserError, match="process 2 does not see .*run of process 0"):
+    with pytest.raises(UserError, match=r"process 2 does not see .*run of process 0"):
         distributed.check_shared(tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())

@@ -8,10 +8,11 @@ import sys
 import threading
 
 import pytest
+from etils import epath
 
 from threedim import files
 from threedim.errors import ExistsError, UserError
-from threedim.files import check_name, new_folder
+from threedim.files import check_name, interpreting, new_folder, read_json
 
 
 def left(folder):
@@ -63,6 +64,25 @@ def test_only_what_killed_processes_left_is_removed(tmp_path):
     assert left(tmp_path) == sorted(
         [f".x.{host}.{running.pid}.0.incomplete", f".x.elsewhere.{killed.pid}.0.incomplete", "x"]
     )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN', b'{"a": ' + b"9" * 5000 + b"}"]
+)
+def test_damaged_json_is_named(tmp_path, content):
+    path = epath.Path(tmp_path / "config.json")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is damaged \("):
+        read_json(path)
+
+
+def test_fields_of_another_kind_are_named(tmp_path):
+    for wrong in ({}, {"a": None}, {"a": {"b": "x"}}):
+        with (
+            pytest.raises(UserError, match=r"a\.json is damaged \(.*\); delete it"),
+            interpreting("a.json", "delete it"),
+        ):
+            int(wrong["a"]["b"])
 
 
 def test_names():

@@ -59,8 +59,14 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
     assert {"examples_per_second", "data_wait_fraction"} <= lines[0].keys()
     assert any(key.startswith("loss_by_noise/") for key in lines[0])
     assert [path.name for path in (run / "samples").iterdir()] == ["held_out_0000004.png"]
+    record = (run / "config.json").read_text()
+    (change,) = json.loads(record)["history"]
+    assert change["step"] == 2
+    assert "train.num_steps: 2 → 4" in change["changes"]
+    t.log_every = 7
     assert_same(loop.train(tiny_config, run), resumed)
     assert "nothing to do" in capsys.readouterr().out
+    assert (run / "config.json").read_text() == record, "no step was taken with the new settings"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,7 @@ def test_four_steps_equal_two_steps_a_restart_and_two(tiny_config, run, tmp_path
     [
         ("model.ch", 64, "model.ch: 32 → 64"),
         ("train.batch_size", 2, "train.batch_size: 4 → 2"),
+        ("train.init_from", "shapes64", 'train.init_from: "" → "shapes64"'),
         ("data.holdout_views", 1, "data fingerprint"),
         ("mesh.fsdp", 3, "does not cover 1 cpu device"),
         ("train.log_every", 0, "train.log_every must be at least 1"),

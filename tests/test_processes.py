@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from commands import finish, start, start_together
 
-from threedim.data import sources, srn
+from threedim.data import sources
+from threedim.data.objects import read_object
 
 # Several processes at a time: minutes on two cores.
 pytestmark = pytest.mark.slow
@@ -157,7 +158,7 @@ def test_sampling_goes_on_with_another_number_of_processes(small, tmp_path):
         return [name for name in names if (tmp_path / "parts/views" / name).exists()]
 
     def pictures(folder, name):
-        return srn.read_object(tmp_path / folder / "views" / name).decode()[0]
+        return read_object(tmp_path / folder / "views" / name).decode()[0]
 
     processes = start_together(2, "sample", small, run, *slow)
     wait_for(lambda: len(drawn()) > 0, processes)

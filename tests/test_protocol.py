@@ -17,7 +17,8 @@ from test_inception import make_entry
 from configs import base
 from threedim import provenance
 from threedim import sample as sample_lib
-from threedim.data import png, sources, srn
+from threedim.data import png, sources
+from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.evaluation import protocol, sampled, scores
 from threedim.evaluation.metrics import fid, lpips
@@ -172,7 +173,7 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     assert set(results["objects"]) == set(truth_of.names)
     for index, name in enumerate(truth_of.names):
         # The sampler's folder begins with the input view: its file 1 is view 0, its file 2 is view 2.
-        pictures, _ = srn.read_object(out / "views" / name).decode()
+        pictures, _ = read_object(out / "views" / name).decode()
         truth, _ = truth_of.views(index, [0, 2, 3, 4])
         psnr = results["objects"][name]["views"]["psnr"]
         np.testing.assert_allclose(psnr, reference_psnr(pictures[1:], truth), rtol=1e-5)
@@ -259,7 +260,7 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
         ("evaluate.input_view", 9, "evaluate.input_view"),
         ("evaluate.views", "no/folder", "no/folder: no such folder of views"),
         ("evaluate.views", "", "nowhere: train first, or name the folder of a trained run"),
-        ("model.image_size", 8, "is 16 px wide, but views are compared at 8 px"),
+        ("model.image_size", 8, "has 16x16 pixels, but views are compared at 8 px"),
     ],
 )
 def test_refusals(ready, tmp_path, field, value, said):
@@ -276,7 +277,7 @@ def test_damaged_and_duplicate_views_are_named(ready, tmp_path):
         protocol.evaluate(ready, "nowhere")
     (folder / "2.png").unlink()
     (folder / "000002.png").write_bytes((folder / "000002.png").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"000002\.png is not a readable square PNG"):
+    with pytest.raises(UserError, match=r"000002\.png: not a complete PNG"):
         protocol.evaluate(ready, "nowhere")
 
 
@@ -286,7 +287,7 @@ def test_samples_json_of_an_orbit_or_damaged(tmp_path):
     with pytest.raises(UserError, match="holds an orbit"):
         sampled.SampledViews(tmp_path)
     (tmp_path / "samples.json").write_text('{"settings": {}, "objects": {"a": {"input_views": [0]}}}')
-    with pytest.raises(UserError, match=r"samples.json is damaged \(no 'target_views'"):
+    with pytest.raises(UserError, match=r"samples.json is damaged \(it has no 'target_views'"):
         sampled.SampledViews(tmp_path)
 
 

@@ -12,7 +12,9 @@ import pytest
 from synthetic import make_objects, make_views
 
 from threedim.cameras import Camera
-from threedim.data import convert, png, records, srn
+from threedim.data import convert, objects, png, records, srn
+from threedim.data.objects import read_object
+from threedim.data.views import BadObjectError
 from threedim.errors import UserError
 
 
@@ -39,7 +41,7 @@ def test_round_trip(folders, prepared, tmp_path):
         assert dataset.names == [folder.name for folder in originals]
         assert (len(dataset), dataset.image_size) == (len(originals), 16)
         for index, folder in enumerate(originals):
-            original, read = srn.read_object(folder), dataset[index]
+            original, read = read_object(folder), dataset[index]
             assert (read.name, read.pngs, read.size) == (original.name, original.pngs, original.size)
             assert dataset.num_views(index) == len(original.pngs)
             for name in ("R", "t", "K"):
@@ -54,7 +56,7 @@ def test_views_decodes_only_what_is_asked_for(folders, prepared, monkeypatch):
     dataset = records.open_split(prepared, "test")
     images, cameras = dataset.views(1, [6, 0], 8)
     assert decoded == [dataset[1].pngs[6], dataset[1].pngs[0]]
-    expected_images, expected_cameras = srn.read_object(folders["test"][1]).decode([6, 0], 8)
+    expected_images, expected_cameras = read_object(folders["test"][1]).decode([6, 0], 8)
     np.testing.assert_array_equal(images, expected_images)
     np.testing.assert_array_equal(cameras.K, expected_cameras.K)
     np.testing.assert_array_equal(cameras.t, expected_cameras.t)
@@ -115,7 +117,7 @@ def test_bad_objects_stop_the_conversion_or_are_left_out(tmp_path, capsys, monke
     folders = make_objects(tmp_path / "source", count=3)
     (folders[bad] / "rgb/000002.png").write_bytes(b"")
     problem = f"{folders[bad]}/rgb/000002.png: "
-    with pytest.raises(srn.BadObjectError, match=problem):
+    with pytest.raises(BadObjectError, match=problem):
         convert.prepare({"train": folders}, tmp_path / "out/records")
     assert list((tmp_path / "out").iterdir()) == []
     info = convert.prepare({"train": folders}, tmp_path / "records", on_bad="skip")
@@ -148,15 +150,15 @@ def test_arguments_are_checked(tmp_path, folders):
 
 def test_interrupted_conversion_starts_over_and_many_shards_keep_the_order(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "_SHARD_BYTES", 8000)
-    folders, read = make_objects(tmp_path / "source", count=7), srn.read_object
+    folders, read = make_objects(tmp_path / "source", count=7), read_object
 
-    def interrupt_at_last(folder):
+    def interrupt_at_last(folder, settings):
         if folder.name == "object_006":
             raise KeyboardInterrupt
-        return read(folder)
+        return read(folder, settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(srn, "read_object", interrupt_at_last)
+        patch.setattr(objects, "read_object", interrupt_at_last)
         with pytest.raises(KeyboardInterrupt):
             convert.prepare({"train": folders}, tmp_path / "out/records")
     assert list((tmp_path / "out").iterdir()) == []

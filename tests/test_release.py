@@ -6,7 +6,8 @@ import zipfile
 import pytest
 from synthetic import make_objects
 
-from threedim.data import release, srn
+from threedim.data import release
+from threedim.data.objects import find_objects, read_object
 
 
 def zip_folder(folder, archive, extra=()):
@@ -38,8 +39,8 @@ def link_entry():
 def test_split_from_zip_is_unpacked_once(tmp_path, source):
     folder = release.find_split(source, "chairs_train", tmp_path / "unpacked")
     assert folder == tmp_path / "unpacked/chairs_train"
-    assert [path.name for path in srn.find_objects(folder)] == ["object_000", "object_001"]
-    assert len(srn.read_object(srn.find_objects(folder)[1]).pngs) == 4
+    assert [path.name for path in find_objects(folder)] == ["object_000", "object_001"]
+    assert len(read_object(find_objects(folder)[1]).pngs) == 4
     assert sorted(path.name for path in folder.iterdir()) == [".unpacked_from", "chairs_train"]
     (folder / "mark").write_text("")
     assert release.find_split(source, "chairs_train", tmp_path / "unpacked") == folder
@@ -83,3 +84,38 @@ def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):
         release.find_split(tmp_path / "SRN", "chairs_test", tmp_path / "unpacked")
     for words in ("chairs_train.zip, chairs_val.zip, chairs_test.zip", "Google Drive", str(tmp_path / "SRN")):
         assert words in str(raised.value)
+
+
+def test_backslashes_separate_folders(tmp_path, source):
+    with zipfile.ZipFile(source / "chairs_train.zip") as old, zipfile.ZipFile(tmp_path / "new.zip", "w") as new:
+        new.writestr("chairs_train\\", b"")
+        for name in old.namelist():
+            new.writestr(name.replace("/", "\\"), old.read(name))
+    folder = release.unpack_zip(tmp_path / "new.zip", tmp_path / "unpacked")
+    assert [path.name for path in find_objects(folder)] == ["object_000", "object_001"]
+    assert release.unpack_zip(tmp_path / "new.zip", tmp_path / "unpacked") == folder
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as twice:
+        twice.writestr("a/b", b"1")
+        twice.writestr("a\\b", b"2")
+    with pytest.raises(ValueError, match="two entries 'a/b'"):
+        release.unpack_zip(tmp_path / "twice.zip", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (8, 9, r"compression method 9 \(Deflate64\) of 'a/b.txt' is not supported; unpack it yourself"),
+        (8, 77, r"method 77 \(unknown\)"),
+        (6, 1, r"entry 'a/b.txt' is encrypted; unpack it yourself"),
+    ],
+)
+def test_methods_that_python_does_not_read_are_named(tmp_path, place, value, message):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("a/b.txt", b"content")
+    data = bytearray(archive.read_bytes())
+    data[place] = data[data.index(b"PK\1\2") + place + 2] = value
+    archive.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"x\.zip: .*{message}"):
+        release.unpack_zip(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from commands import run_python
 
-from threedim.data import srn
+from threedim.data.objects import find_objects, read_object
 from threedim.data.png import decode_png
 from threedim.procedural import shapes
 from threedim.rendering import render
@@ -72,8 +72,8 @@ def test_find_meshes(folder, tmp_path):
 
 
 def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
-    for path in srn.find_objects(rendered):
-        views = srn.read_object(path)
+    for path in find_objects(rendered):
+        views = read_object(path)
         assert views.size == 16
         expected = SMALL.cameras(path.name)
         for name in "RtK":
@@ -226,9 +226,9 @@ def test_procedural_splits_share_no_shape_and_can_be_enlarged(tmp_path, monkeypa
     render_procedural(tmp_path / "test", "test", num_objects=3, **common)
     render_procedural(tmp_path / "other", "train", num_objects=3, seed=1, **common)
     assert len(seeds) == len(set(seeds)) == 11
-    for path in srn.find_objects(tmp_path / "test"):
-        np.testing.assert_array_equal(srn.read_object(path).cameras.t, spiral_cameras(2, 2.6, default_intrinsics(16)).t)
-    lowest = min(srn.read_object(path).cameras.t[:, 2].min() for path in srn.find_objects(tmp_path / "train"))
+    for path in find_objects(tmp_path / "test"):
+        np.testing.assert_array_equal(read_object(path).cameras.t, spiral_cameras(2, 2.6, default_intrinsics(16)).t)
+    lowest = min(read_object(path).cameras.t[:, 2].min() for path in find_objects(tmp_path / "train"))
     assert lowest > 2.6 * np.sin(np.deg2rad(-15)) - 1e-4
 
 
@@ -246,7 +246,7 @@ def test_command_line(folder, rendered, tmp_path):
     assert "Traceback" not in done.stderr
     assert json.loads((tmp_path / "views/render.json").read_text())["views"] == 3
     assert contents(tmp_path / "views") == contents(rendered)
-    test = srn.read_object(tmp_path / "views_test" / "cube")
+    test = read_object(tmp_path / "views_test" / "cube")
     np.testing.assert_array_equal(test.cameras.t, spiral_cameras(2, 2.6, default_intrinsics(16)).t)
 
 

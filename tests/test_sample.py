@@ -10,14 +10,15 @@ import pytest
 
 from threedim import cameras, pixels
 from threedim import sample as sample_lib
-from threedim.data import sources, srn
+from threedim.data import sources
+from threedim.data.objects import read_object
 from threedim.errors import ExistsError, UserError
 from threedim.training import hardware
 from threedim.weights_file import save_weights
 
 
 def views_of(out):
-    return {path.name: srn.read_object(path).decode()[0] for path in (out / "views").iterdir()}
+    return {path.name: read_object(path).decode()[0] for path in (out / "views").iterdir()}
 
 
 def assert_same_views(one, other):
@@ -32,7 +33,7 @@ def test_writes_srn_folders_and_pictures(tiny_config, run):
     dataset = sources.open_from_config(tiny_config.data, "test")
     assert sorted(path.name for path in (out / "views").iterdir()) == dataset.names
     for index, name in enumerate(dataset.names):
-        pictures, found = srn.read_object(out / "views" / name).decode()
+        pictures, found = read_object(out / "views" / name).decode()
         truth, true_cameras = dataset.views(index, range(5))
         assert len(pictures) == 5
         np.testing.assert_array_equal(pictures[0], truth[0])
@@ -128,7 +129,7 @@ def test_orbit_and_several_inputs(tiny_config, run):
     s.cameras, s.num_views, s.input_views, s.num_objects = "orbit", 3, (1, 3), 1
     out = sample_lib.sample(tiny_config, run)
     (folder,) = (out / "views").iterdir()
-    _, found = srn.read_object(folder).decode()
+    _, found = read_object(folder).decode()
     assert len(found) == 5
     expected = cameras.orbit([0, 120, 240], 20.0, np.linalg.norm(found.t[0]), found.K[0])
     np.testing.assert_allclose(found.t[2:], expected.t, atol=1e-5)

@@ -16,7 +16,7 @@ from configs import demo, shapes16, srn_cars, srn_chairs_star
 from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
 from threedim import settings as settings_lib
-from threedim.data import srn
+from threedim.data.objects import read_object
 from threedim.errors import UserError
 from threedim.evaluation import protocol
 from threedim.trained import open_run, open_trained
@@ -161,8 +161,8 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
 
     names = sorted(results["objects"])
     assert sorted(path.name for path in (out / "real_data/views").iterdir()) == names
-    true_views, _ = srn.read_object(out / "real_data/views" / names[0]).decode()
-    sampled, _ = srn.read_object(evaluated / "evaluation/views" / names[0]).decode()
+    true_views, _ = read_object(out / "real_data/views" / names[0]).decode()
+    sampled, _ = read_object(evaluated / "evaluation/views" / names[0]).decode()
     np.testing.assert_array_equal(true_views[0], sampled[0])
 
     ablations.main([f"--out={out}", "--config=", "--table"])

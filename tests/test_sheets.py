@@ -149,7 +149,7 @@ def test_png_is_lossless_and_replaces(tmp_path):
     with pytest.raises(ValueError, match=r"a\.png: picture must be uint8"):
         pixels.save_png(path, np.zeros((2, 2, 3)))
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"a\.png is not a readable picture"):
+    with pytest.raises(ValueError, match=r"a\.png: not a complete PNG"):
         pixels.load_png(path)
     with pytest.raises(FileNotFoundError):
         pixels.load_png(tmp_path / "absent.png")

@@ -4,10 +4,13 @@ import os
 
 import numpy as np
 import pytest
+from layouts import make_scene, write_nerf, write_nerfstudio
 from synthetic import make_objects
 
 from configs import base
+from threedim import tasks
 from threedim.data import records, sources, srn
+from threedim.data.views import BadObjectError
 
 
 def data_config(tmp_path, **fields):
@@ -78,7 +81,7 @@ def test_prepare_and_reuse(tmp_path, capsys):
     bad = tmp_path / "SRN/cars_test/test_001/pose/000000.txt"
     pose = bad.read_text()
     bad.write_text("nothing")
-    with pytest.raises(srn.BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
+    with pytest.raises(BadObjectError, match=r"cars_test/test_001/pose/000000\.txt"):
         sources.prepare_from_config(data_config(tmp_path))
     skipping = data_config(tmp_path, on_bad="skip", dir=str(tmp_path / "skipped"))
     assert records.open_split(sources.prepare_from_config(skipping), "test").names == ["test_000", "test_002"]
@@ -112,3 +115,73 @@ def test_procedural_objects(tmp_path, monkeypatch):
     config.procedural.num_train_objects = 4
     with pytest.raises(ValueError, match=r"procedural\.num_train_objects: 3 → 4"):
         sources.prepare_from_config(config)
+
+
+def test_read_settings_are_part_of_what_records_are_compared_by(tmp_path, capsys):
+    folder = {"train_split": "", "test_split": ""}
+    for number in range(3):
+        write_nerf(tmp_path / f"SRN/scene_{number}", *make_scene())
+        (tmp_path / f"SRN/scene_{number}/depth").mkdir()
+    (tmp_path / "SRN/more.zip").write_bytes(b"")
+    one = sources.prepare_from_config(data_config(tmp_path, **folder))
+    printed = capsys.readouterr().out
+    assert f"not read in {tmp_path}/SRN: more.zip\n" in printed
+    assert "not read: depth/ (3 objects)\nprepared" in printed
+    # Neither decides what is read, nor are the defaults written down: records of older versions are reused.
+    for same in ({"check_cameras": False}, {"strict": True}, {"axes": ""}):
+        assert sources.prepare_from_config(data_config(tmp_path, **folder, **same)) == one
+    assert set(records.read_info(one).description) == {
+        "source", "train_split", "resplit_seed", "num_test_objects", "split_seed"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"scale: \(absent\) → 2\.0"):
+        sources.prepare_from_config(data_config(tmp_path, **folder, scale=2.0))
+    other = sources.prepare_from_config(data_config(tmp_path, **folder, scale=2.0, dir=str(tmp_path / "other")))
+    t = [records.open_split(out, "train")[0].cameras.t for out in (one, other)]
+    np.testing.assert_allclose(2 * t[0], t[1])
+    with pytest.raises(ValueError, match=r"scene_0: cameras look away.*axes=opengl"):
+        sources.prepare_from_config(data_config(tmp_path, **folder, axes="opencv", dir=str(tmp_path / "third")))
+
+
+def test_warnings_are_counted_and_strict_refuses_them(tmp_path, capsys):
+    pictures, poses = make_scene()
+    srn.write_object(tmp_path / "SRN/good", pictures, poses)
+    srn.write_object(tmp_path / "SRN/empty", 0 * pictures, poses)
+    folder = {"train_split": "", "test_split": ""}
+    out = sources.prepare_from_config(data_config(tmp_path, **folder))
+    printed = capsys.readouterr().out
+    assert f"warning: {tmp_path}/SRN/empty: all views are empty" in printed
+    assert "train: 2 objects, 10 views of 64 px; 1 warnings;" in printed
+    assert "1 warnings" in records.read_info(out).summary()
+    with pytest.raises(ValueError, match=r"records came with 1 warnings .*SRN/empty: all views are empty"):
+        sources.prepare_from_config(data_config(tmp_path, **folder, strict=True))
+    strict = data_config(tmp_path, **folder, strict=True, dir=str(tmp_path / "strict"))
+    with pytest.raises(BadObjectError, match="empty: all views are empty"):
+        sources.prepare_from_config(strict)
+    strict.on_bad = "skip"
+    assert records.open_split(sources.prepare_from_config(strict), "train").names == ["good"]
+
+
+def test_an_object_to_sample_is_read_with_the_same_settings(tmp_path, capsys):
+    config = base.get_config()
+    config.data.dir, config.model.image_size = str(tmp_path / "nothing"), 16
+    config.sample.object = str(tmp_path / "one")
+    write_nerfstudio(tmp_path / "one", *make_scene(96, 64, radius=1.0))
+    with pytest.raises(BadObjectError, match="fit to pad or crop"):
+        tasks.make_tasks(config)
+    config.data.fit = "pad"
+    (task,) = tasks.make_tasks(config)
+    assert task.load().inputs.shape == (1, 16, 16, 3)
+    # Nothing is prepared, so the training data are procedural shapes, seen from 2.6.
+    said = "cameras are at a distance of 1, those of the training data at 2.6; --config.data.scale=2.6 would make them"
+    assert said in capsys.readouterr().out
+    config.data.scale = 2.6
+    tasks.make_tasks(config)
+    assert capsys.readouterr().out == ""
+    config.sample.object = str(tmp_path / "narrow")
+    write_nerfstudio(tmp_path / "narrow", *make_scene(96, 64, radius=4.0, focal=192))
+    config.data.scale = 0.65
+    tasks.make_tasks(config)
+    assert "field of view is 28.1 degrees, that of the training data 52" in capsys.readouterr().out
+    config.data.check_cameras = False
+    tasks.make_tasks(config)
+    assert capsys.readouterr().out == ""

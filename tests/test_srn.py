@@ -11,13 +11,15 @@ from PIL import Image
 from synthetic import make_objects, make_views
 
 from threedim.data import png, srn
+from threedim.data.objects import find_objects, read_object
+from threedim.data.views import BadObjectError
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_round_trip_is_exact(tmp_path, channels):
     images, cameras = make_views(views=3, channels=channels)
     srn.write_object(tmp_path / "new" / "one", images, cameras)
-    views = srn.read_object(tmp_path / "new" / "one")
+    views = read_object(tmp_path / "new" / "one")
     assert (views.name, views.size, len(views.pngs)) == ("one", 16, 3)
     for name in ("R", "t", "K"):
         np.testing.assert_array_equal(getattr(views.cameras, name), getattr(cameras, name), strict=True)
@@ -42,14 +44,14 @@ def test_intrinsics_for_another_size_are_rescaled(tmp_path):
     (tmp_path / "one/intrinsics").mkdir()
     for view in range(4):
         (tmp_path / f"one/intrinsics/{view:06d}.txt").write_text("525 0 256 0 525 250 0 0 1")
-    K = srn.read_object(tmp_path / "one").cameras.K
+    K = read_object(tmp_path / "one").cameras.K
     np.testing.assert_allclose(K[2], [[525 / 32, 0, 8], [0, 525 / 32, 250 / 32], [0, 0, 1]], rtol=1e-6)
 
 
 def test_decode_resizes_intrinsics_with_the_picture(tmp_path):
     images, cameras = make_views(views=4, size=16)
     srn.write_object(tmp_path / "one", images, cameras)
-    small, small_cameras = srn.read_object(tmp_path / "one").decode([3, 1], 8)
+    small, small_cameras = read_object(tmp_path / "one").decode([3, 1], 8)
     expected = images[[3, 1]].reshape(2, 8, 2, 8, 2, 3).astype(np.float64).mean(axis=(2, 4))
     assert np.abs(small - expected).max() <= 0.5
     np.testing.assert_allclose(small_cameras.K[:, :2], cameras.K[[3, 1], :2] / 2, rtol=1e-6)
@@ -62,7 +64,7 @@ def test_views_are_in_the_order_of_their_numbers(tmp_path):
     for old, new in (("000000", "9"), ("000001", "10"), ("000002", "100")):
         (tmp_path / f"one/rgb/{old}.png").rename(tmp_path / f"one/rgb/{new}.png")
         (tmp_path / f"one/pose/{old}.txt").rename(tmp_path / f"one/pose/{new}.txt")
-    views = srn.read_object(tmp_path / "one")
+    views = read_object(tmp_path / "one")
     np.testing.assert_array_equal(views.cameras.t, cameras.t)
     np.testing.assert_array_equal(views.decode()[0], images)
 
@@ -89,23 +91,23 @@ def test_write_is_complete_or_leaves_nothing(tmp_path, monkeypatch):
     # What a killed process leaves behind.
     (tmp_path / f".one.{socket.gethostname()}.9999999.0.incomplete/rgb").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="no objects"):
-        srn.find_objects(tmp_path)
+        find_objects(tmp_path)
     srn.write_object(tmp_path / "one", images, cameras)
-    assert srn.find_objects(tmp_path) == [tmp_path / "one"]
+    assert find_objects(tmp_path) == [tmp_path / "one"]
 
 
 def test_find_objects(tmp_path):
     folders = make_objects(tmp_path / "chairs_train/chairs_2.0_train", count=3)
     (tmp_path / "chairs_train/__MACOSX").mkdir()
     (tmp_path / "chairs_train/notes.txt").write_text("")
-    assert srn.find_objects(tmp_path / "chairs_train") == folders
-    assert srn.find_objects(tmp_path / "chairs_train/chairs_2.0_train") == folders
+    assert find_objects(tmp_path / "chairs_train") == folders
+    assert find_objects(tmp_path / "chairs_train/chairs_2.0_train") == folders
     (tmp_path / "chairs_train/chairs_2.0_train/empty").mkdir()
-    assert len(srn.find_objects(tmp_path / "chairs_train")) == 4
+    assert len(find_objects(tmp_path / "chairs_train")) == 4
     with pytest.raises(FileNotFoundError, match="is itself an object"):
-        srn.find_objects(folders[0])
+        find_objects(folders[0])
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        srn.find_objects(tmp_path / "absent")
+        find_objects(tmp_path / "absent")
 
 
 def write(name, text):
@@ -162,15 +164,15 @@ DEFECTS = {
     "extra pose": (write("pose/000009.txt", IDENTITY), "pose/000009.txt", "no image rgb/000009.png"),
     "no pose folder": (lambda f: (f / "pose").rename(f / "poses"), "pose", "missing"),
     "no image": (lambda f: [path.unlink() for path in (f / "rgb").iterdir()], "rgb", "empty"),
-    "not a PNG by name": (write("rgb/000002.jpg", ""), "rgb/000002.jpg", "unexpected file"),
+    "not a picture by name": (write("rgb/000002.txt", ""), "rgb/000002.txt", "unexpected file"),
+    "two pictures of a view": (write("rgb/000002.jpg", ""), "rgb/000002.png", "same view as 000002.jpg"),
     "truncated PNG": (change_png(lambda data: data[:-40]), "rgb/000002.png", "not a complete PNG"),
     "without its end": (change_png(lambda data: data[:-12]), "rgb/000002.png", "not a complete PNG"),
     "PNG of too few rows": (change_png(drop_rows), "rgb/000002.png", "not a complete PNG"),
     "damaged PNG": (change_png(flip_bit), "rgb/000002.png", "not a complete PNG"),
-    "text as PNG": (write("rgb/000002.png", "hello"), "rgb/000002.png", "not a complete PNG"),
+    "text as PNG": (write("rgb/000002.png", "hello"), "rgb/000002.png", "not a picture"),
     "rectangle": (image(np.zeros((16, 12, 3), np.uint8)), "rgb/000002.png", "12x16 pixels"),
     "mixed sizes": (image(np.zeros((8, 8, 3), np.uint8)), "rgb/000002.png", "8x8.* rgb/000000.png is 16x16"),
-    "16 bits": (image(np.zeros((16, 16), np.uint16)), "rgb/000002.png", "8 bits per channel"),
     "pose of 12 numbers": (pose("1 0 0 0 0 1 0 0 0 0 1 2"), "pose/000002.txt", "got 12"),
     "pose with words": (pose(IDENTITY.replace("2", "two")), "pose/000002.txt", "two"),
     "pose not finite": (pose(IDENTITY.replace("2", "nan")), "pose/000002.txt", "not finite"),
@@ -182,10 +184,14 @@ DEFECTS = {
     "focal length 0": (intrinsics("0 8 8 0.\n" + TAIL), "intrinsics.txt", "focal length"),
     "focal length nan": (intrinsics("nan 8 8 0.\n" + TAIL), "intrinsics.txt", "not finite"),
     "short intrinsics": (intrinsics("17 8 8 0."), "intrinsics.txt", "got 4"),
-    "size 0": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n0 0\n"), "intrinsics.txt", "positive square"),
-    "oblong size": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n16 12\n"), "intrinsics.txt", "got 16 12"),
+    "size 0": (intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n0 0\n"), "intrinsics.txt", "must be positive"),
+    "oblong size": (
+        intrinsics("17 8 8 0.\n0. 0. 0.\n1.\n16 12\n"),
+        "intrinsics.txt",
+        "for 12x16 pixels, but a picture has 16x16",
+    ),
     "principal point outside": (intrinsics("17 64 64 0.\n" + TAIL), "intrinsics.txt", "another size"),
-    "world-to-camera": (intrinsics("17 8 8 0.\n" + TAIL + "1\n"), "intrinsics.txt", "world-to-camera"),
+    "last line is neither 0 nor 1": (intrinsics("17 8 8 0.\n" + TAIL + "2\n"), "intrinsics.txt", "world-to-camera"),
     "view without intrinsics": (view_intrinsics(3), "intrinsics/000003.txt", "missing"),
     "intrinsics without view": (view_intrinsics(5), "intrinsics/000004.txt", "no image rgb/000004.png"),
     "two truths": (view_intrinsics(4, "30 0 8 0 30 8 0 0 1"), "intrinsics/000000.txt", r"intrinsics\.txt"),
@@ -204,15 +210,15 @@ def test_defects_are_named_with_their_path(tmp_path, defect):
     damage, path, message = DEFECTS[defect]
     (folder,) = make_objects(tmp_path, count=1)
     damage(folder)
-    with pytest.raises(srn.BadObjectError, match=message) as raised:
-        srn.read_object(folder)
+    with pytest.raises(BadObjectError, match=message) as raised:
+        read_object(folder)
     assert str(raised.value).startswith(f"{folder / path}: ")
     assert "\n" not in str(raised.value)
 
 
 def test_absent_object_and_hidden_files(tmp_path):
-    with pytest.raises(srn.BadObjectError, match="no such folder"):
-        srn.read_object(tmp_path / "absent")
+    with pytest.raises(BadObjectError, match="no such folder"):
+        read_object(tmp_path / "absent")
     (folder,) = make_objects(tmp_path, count=1)
     (folder / "rgb/.DS_Store").write_bytes(b"x")
-    assert len(srn.read_object(folder).pngs) == 4
+    assert len(read_object(folder).pngs) == 4

@@ -42,8 +42,9 @@ PATHS += ("evaluate.views", "evaluate.inception", "evaluate.lpips_backbone", "ev
 # How a network is computed, not what: what is compared leaves it out.
 EXECUTION = ("model.dtype", "model.attention")
 
-# Settings that must not change while a run trains: they decide what is learned and from which stream of examples.
-FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size")
+# Settings that must not change while a run trains: they decide what is learned, from what, and from which stream of
+# examples.
+FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size", "train.init_from")
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:

@@ -107,9 +107,23 @@ def _digests(folder: epath.Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def read_json(path: epath.Path) -> Any:
-    """The content of a file of results; `UserError` if it is damaged."""
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The content of a file that this project wrote, a JSON object; `UserError` if it is damaged."""
+    with interpreting(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__} instead of an object")
+        return content
+
+
+@contextlib.contextmanager
+def interpreting(path: epath.PathLike, advice: str = "move it away") -> Iterator[None]:
+    """Turns what wrong content of a file raises, while it is parsed and its fields are taken, into a `UserError`."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); move it away") from error
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path} is damaged (it has no {error}); {advice}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {advice}") from error

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from threedim import files
-from threedim.data import png
-from threedim.errors import MissingError, UserError
+from threedim.data import pictures, png
+from threedim.errors import MissingError
 
 
 def to_uint8(images) -> np.ndarray:
@@ -48,12 +45,11 @@ def save_png(path: epath.PathLike, image) -> None:
 
 
 def load_png(path: epath.PathLike) -> np.ndarray:
-    """Reads a picture, (height, width, 3) uint8. MissingError if there is none, UserError if it cannot be decoded."""
+    """Reads a picture over white, (height, width, 3) uint8; MissingError if there is none.
+
+    Any kind that `data.pictures.load` reads, whatever the suffix; UserError if it cannot be decoded.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise MissingError(f"{path}: no such picture")
-    try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a readable picture: {error}") from error
+    return pictures.load_rgb(path)

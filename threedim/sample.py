@@ -31,7 +31,7 @@ from threedim import config as config_lib
 from threedim import distributed, files, locks, pixels
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
-from threedim.data import srn
+from threedim.data import sources, srn
 from threedim.errors import UserError
 from threedim.files import read_json
 from threedim.output import sheets
@@ -177,15 +177,18 @@ def _claim(
 ) -> None:
     """Writes samples.json, or checks that it was written with the same settings."""
     settings = settings_lib.plain(config.sample) | settings_lib.plain(dataclasses.asdict(sampler.settings))
+    if config.sample.object:
+        settings |= {f"data.{name}": value for name, value in sources.read_settings(config.data).changed().items()}
     settings |= {"checkpoint_step": trained.step, "weights": trained.identity}
     settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     path = out / "samples.json"
     content = read_json(path) if path.exists() else {"settings": None, "objects": {}}
-    check_claim(path, content["settings"], settings, "views sampled with", "--config.sample.out=FOLDER")
-    objects = content["objects"] | objects
+    with files.interpreting(path):
+        before, known = content["settings"], content["objects"] | objects
+    check_claim(path, before, settings, "views sampled with", "--config.sample.out=FOLDER")
     if distributed.is_lead():
-        files.write_atomically(path, json.dumps({"settings": settings, "objects": objects}, indent=2) + "\n")
+        files.write_atomically(path, json.dumps({"settings": settings, "objects": known}, indent=2) + "\n")
 
 
 def _batches(todo: list[Task], finished: dict[str, np.ndarray], size: int) -> Iterator[list[Task]]:

@@ -9,14 +9,19 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
+from etils import epath
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
-from threedim.data import sources, srn
+from threedim.data import camera_checks, objects, records, sources
+from threedim.data.views import ObjectViews
 from threedim.errors import UserError
 from threedim.files import check_name
+from threedim.rendering import viewpoints
 
 SPLITS = ("test", "val", "train", "holdout")
+# Distances and focal lengths of cameras, in those of the training data or their inverse, with which sampling may work.
+_MAX_RATIO = 1.6
 
 # From view numbers of an object to pictures (view, height, width, 3) uint8 and cameras.
 Read = Callable[[Sequence[int]], tuple[np.ndarray, Camera]]
@@ -55,7 +60,9 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     if s.cameras not in ("object", "orbit"):
         raise UserError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
     if s.object:
-        views = srn.read_object(s.object)
+        views = objects.read_object(s.object, sources.read_settings(config.data))
+        views.print_warnings(s.object)
+        print(*(f"warning: {s.object}: {doubt}\n" for doubt in _doubts(config, views)), sep="", end="")
         return [_make_task(s, views.name, len(views.pngs), functools.partial(views.decode, size=size))]
     if s.split not in SPLITS:
         raise UserError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
@@ -83,6 +90,29 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         read_inputs = functools.partial(known.views, number, size=size)
         tasks.append(Task(name, inputs, targets, functools.partial(_load, read_inputs, inputs, read, targets)))
     return tasks
+
+
+def _doubts(config: ml_collections.ConfigDict, views: ObjectViews) -> list[str]:
+    """Warnings if cameras differ much from those of the training data, as far as these are known."""
+    if not config.data.check_cameras:
+        return []
+    if (epath.Path(config.data.dir) / "records" / records.METADATA).exists():
+        known = sources.open_from_config(config.data, "train")[0]
+        known, size = known.cameras, known.size
+    elif not config.data.source:
+        known, size = viewpoints.spiral_cameras(4, viewpoints.RADIUS, viewpoints.default_intrinsics(1)), 1
+    else:
+        return []
+    doubts = []
+    trained, given = (camera_checks.distance(cameras.to_matrix()) for cameras in (known, views.cameras))
+    if not 1 / _MAX_RATIO <= given / trained <= _MAX_RATIO:
+        hint = f"--config.data.scale={config.data.scale * trained / given:.3g} would make them equal"
+        doubts.append(f"cameras are at a distance of {given:.3g}, those of the training data at {trained:.3g}; {hint}")
+    trained, given = (np.median(K[:, 0, 0]) / pixels for K, pixels in ((known.K, size), (views.cameras.K, views.size)))
+    if not 1 / _MAX_RATIO <= given / trained <= _MAX_RATIO:
+        angles = [f"{np.rad2deg(2 * np.arctan(0.5 / focal)):.3g} degrees" for focal in (given, trained)]
+        doubts.append(f"field of view is {angles[0]}, that of the training data {angles[1]}; is data.fit right?")
+    return doubts
 
 
 def _load(read_inputs: Read, inputs: list[int], read_targets: Read, targets: list[int]) -> Views:

@@ -20,7 +20,8 @@ from threedim import files
 from threedim import settings as settings_lib
 from threedim.consistency.field import FieldSettings
 from threedim.consistency.rows import Row, ScoredObject
-from threedim.data import srn
+from threedim.data import objects
+from threedim.data.views import UNCHECKED
 from threedim.errors import UserError
 from threedim.evaluation.metrics import fid, inception
 from threedim.files import read_json
@@ -83,7 +84,7 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
     with Progress(len(scored), desc=f"FID, {row.name}") as bar:
         for one in scored:
             pictures, _, _, held_out = one.views()
-            rendered.add(srn.read_object(folder / "renders" / one.folder.name).decode()[0])
+            rendered.add(objects.read_object(folder / "renders" / one.folder.name, UNCHECKED).decode()[0])
             true.add(pictures[held_out])
             bar.advance()
     distance = fid.frechet_distance(rendered.moments, true.moments)
@@ -111,7 +112,9 @@ def _row(path: epath.Path) -> dict[str, Any]:
     distance = read_json(fid_path) if fid_path.exists() else {}
     # The FID of other objects than the row has now does not count.
     distance = distance if distance.pop("of", None) == _digest(objects) else {"fid": None}
-    means = {name: float(np.mean([one[name] for one in objects.values()])) for name in ("psnr", "ssim", "input_psnr")}
+    figures = ("psnr", "ssim", "input_psnr")
+    with files.interpreting(path.parent / "scores"):
+        means = {name: float(np.mean([float(one[name]) for one in objects.values()])) for name in figures}
     return {**read_json(path), "num_objects": len(objects), **means, **distance, "objects": objects}
 
 

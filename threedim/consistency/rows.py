@@ -12,7 +12,8 @@ from etils import epath
 from threedim import files
 from threedim.cameras import Camera
 from threedim.consistency.field import Bounds, scene_bounds
-from threedim.data import srn
+from threedim.data import objects as objects_lib
+from threedim.data.views import ReadSettings
 from threedim.errors import UserError
 from threedim.evaluation.sampled import read_samples
 from threedim.progress import Progress
@@ -27,20 +28,21 @@ _HELD_OUT_SHARE = 10
 class ScoredObject:
     """One object of a row."""
 
-    folder: epath.Path  # in SRN format
+    folder: epath.Path  # of views
     numbers: tuple[int, ...]  # the views' numbers in the data set, in the order of the files
     held_out: tuple[int, ...]  # numbers of the held-out views, ascending
     pixels: int  # height and width that views are averaged to
+    settings: ReadSettings  # how the folder is read
 
     def views(self) -> tuple[np.ndarray, Camera, list[int], list[int]]:
         """Pictures (view, height, width, 3) uint8 and cameras; positions of the training and the held-out views."""
-        pictures, cameras = srn.read_object(self.folder).decode(size=self.pixels)
+        pictures, cameras = objects_lib.read_object(self.folder, self.settings).decode(size=self.pixels)
         held_out = [self.numbers.index(view) for view in self.held_out]
         return pictures, cameras, [place for place in range(len(pictures)) if place not in held_out], held_out
 
     def fingerprint(self) -> str:
         """SHA-256 of the picture files and cameras."""
-        views = srn.read_object(self.folder)
+        views = objects_lib.read_object(self.folder, self.settings)
         parts = [hashlib.sha256(png).digest() for png in views.pngs]
         parts += [np.asarray(x, "<f4").tobytes() for x in (views.cameras.R, views.cameras.t, views.cameras.K)]
         return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -96,18 +98,23 @@ def default_inputs(num_views: int) -> tuple[int, ...]:
     return (PAPER_INPUT_VIEW,) if num_views > PAPER_INPUT_VIEW else (0,)
 
 
-def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int) -> Row:
+def read_row(
+    name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int, settings: ReadSettings
+) -> Row:
     """Reads and checks every object of a folder; ``input_views`` and ``size`` as in `results.ScoreSettings`.
 
+    ``settings`` say how the folder is read.
+
     Raises:
-      MissingError, BadObjectError: if the folder does not exist or is not in SRN format.
+      MissingError, BadObjectError: if the folder does not exist or holds no objects.
       UserError: if views are too few or too small, or were sampled from other input views.
     """
     samples, objects, distances = sampled_objects(folder), [], []
-    found = srn.find_objects(folder)
+    found = objects_lib.find_objects(folder)
     with Progress(len(found), desc=f"reading objects, {name}") as bar:
         for path in found:
-            one = srn.read_object(path)
+            one = objects_lib.read_object(path, settings)
+            one.print_warnings(path)
             count = len(one.pngs)
             if size > one.size:
                 raise UserError(f"{path}: views of {one.size} px cannot be averaged to {size} px")
@@ -126,7 +133,7 @@ def read_row(name: str, folder: epath.Path, input_views: Sequence[int] | None, s
                 held_out = tuple(held_out_indices(count, inputs))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
-            objects.append(ScoredObject(path, numbers, held_out, size or one.size))
+            objects.append(ScoredObject(path, numbers, held_out, size or one.size, settings))
             distances.append(np.linalg.norm(one.cameras.t, axis=-1))
             bar.advance()
     distances = np.concatenate(distances)

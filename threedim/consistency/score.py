@@ -3,7 +3,7 @@
     python -m threedim.evaluation.consistency --views DIR [--views NAME=DIR2 ...] --out FOLDER
 
 fits one neural field per object to its views, except for a tenth that is held out, and compares the field's renders
-with the held-out views of the same folder, never with the ground truth. Folders are in SRN format. ``FOLDER`` gets
+with the held-out views of the same folder, never with the ground truth. ``FOLDER`` gets
 ``results.json``, with a row for each folder, and per folder ``NAME/scores/<object>.json`` (figures of every view),
 ``NAME/strips/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN format).
 The same command resumes after an interruption; other settings need another folder.
@@ -37,6 +37,7 @@ from threedim.consistency.fit import Rays
 from threedim.consistency.results import ScoreSettings
 from threedim.consistency.rows import Row, ScoredObject, default_inputs, named_folders, read_row, sampled_objects
 from threedim.data import srn
+from threedim.data.views import ReadSettings
 from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.metrics import inception
@@ -60,6 +61,7 @@ def score(
     input_views: Sequence[int] | None = None,
     size: int = 0,
     seed: int = 0,
+    read: ReadSettings | None = None,
     max_objects: int = 0,
     objects_at_once: int = 1,
     weights: epath.PathLike | None = None,
@@ -68,18 +70,19 @@ def score(
     """Scores folders of objects, writes the files that the module's docstring lists, and returns results.json.
 
     Args:
-      views: folders in SRN format, "DIR" or "NAME=DIR"; the name of a row defaults to the folder's. The samples.json of
-        ``--mode=sample`` beside a folder gives the numbers of the views.
+      views: folders of objects (docs/data.md), "DIR" or "NAME=DIR"; the name of a row defaults to the folder's. The
+        samples.json of ``--mode=sample`` beside a folder gives the numbers of the views.
       out: folder of the results.
       field, input_views, size, seed: as in `ScoreSettings`. Input views default to those of the first samples.json, or
         view 64, or 0.
+      read: how folders are read; the defaults of `ReadSettings` if None.
       max_objects: if positive, only that many objects of each folder, the first by a hash of their names.
       objects_at_once: fields fitted side by side, on an accelerator with room for them.
       weights: file with the weights of the FID's network; without it the FID is left out.
       extract: features for the FID instead of those.
 
     Raises:
-      MissingError, BadObjectError: if a folder does not exist or is not in SRN format.
+      MissingError, BadObjectError: if a folder does not exist or holds no objects.
       UserError: if ``out`` holds scores made with other settings or of other views, two rows have one name, or views
         were sampled from other input views than those given.
     """
@@ -88,12 +91,13 @@ def score(
         given = f"{objects_at_once}, {max_objects}, {size}"
         raise UserError(f"objects_at_once must be positive, max_objects and size not negative; got {given}")
     params = inception.load_params(weights) if weights and not extract else None
-    rows, input_views = _read_rows(views, input_views, size)
+    read = read or ReadSettings()
+    rows, input_views = _read_rows(views, input_views, size, read)
     settings = ScoreSettings(field, tuple(map(int, input_views)), size, seed)
     out = epath.Path(out)
     results_lib.claim(out / "settings.json", dataclasses.asdict(settings), "scores made with")
     for row in rows:
-        about = {"views": str(row.folder), "bounds": row.bounds._asdict()}
+        about = {"views": str(row.folder), "bounds": row.bounds._asdict(), **read.changed()}
         results_lib.claim(out / row.name / "row.json", about, "scores of other views, with")
 
     # Fit and score what is not finished.
@@ -117,13 +121,15 @@ def score(
     return results_lib.collect(out, settings)
 
 
-def _read_rows(views: Sequence[str], input_views: Sequence[int] | None, size: int) -> tuple[list[Row], Sequence[int]]:
+def _read_rows(
+    views: Sequence[str], input_views: Sequence[int] | None, size: int, settings: ReadSettings
+) -> tuple[list[Row], Sequence[int]]:
     """The rows, and the numbers of the input views."""
     named = named_folders(views)
     if input_views is None:
         samples = (sampled_objects(folder) for _, folder in named)
         input_views = next((list(inputs) for each in samples for inputs, _ in each.values()), None)
-    rows = [read_row(name, folder, input_views, size) for name, folder in named]
+    rows = [read_row(name, folder, input_views, size, settings) for name, folder in named]
     if input_views is None:
         defaults = {default_inputs(len(one.numbers)) for row in rows for one in row.objects}
         if len(defaults) > 1:
@@ -231,15 +237,8 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
 
 def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldSettings:
     """The frozen settings with ``changes``, NAME=VALUE."""
-    defaults, given = dataclasses.asdict(FieldSettings()), {}
-    for change in changes:
-        name, _, value = change.partition("=")
-        if name not in defaults:
-            raise UserError(f"--set {change}: no field setting {name!r}; the settings are {', '.join(defaults)}")
-        try:
-            given[name] = type(defaults[name])(value)
-        except ValueError as error:
-            raise UserError(f"--set {change}: {error}") from error
+    defaults = dataclasses.asdict(FieldSettings())
+    given = _changes("--set", changes, defaults)
     if rays_per_step is None:
         rays_per_step = CPU_RAYS_PER_STEP if jax.default_backend() == "cpu" else defaults["rays_per_step"]
     try:
@@ -248,10 +247,27 @@ def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldS
         raise UserError(f"--set: {error}") from error
 
 
+def _changes(flag: str, changes: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values of NAME=VALUE, of the same types as the defaults; None stands for a truth value."""
+    given = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name not in defaults:
+            raise UserError(f"{flag} {change}: no setting {name!r}; the settings are {', '.join(defaults)}")
+        is_bool = defaults[name] is None or isinstance(defaults[name], bool)
+        if is_bool and value not in ("True", "False"):
+            raise UserError(f"{flag} {change}: expected True or False")
+        try:
+            given[name] = value == "True" if is_bool else type(defaults[name])(value)
+        except ValueError as error:
+            raise UserError(f"{flag} {change}: {error}") from error
+    return given
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m threedim.evaluation.consistency", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--views", action="append", required=True, metavar="[NAME=]DIR", help="Folder in SRN format; repeatable.")
+    add("--views", action="append", required=True, metavar="[NAME=]DIR", help="Folder of objects; repeatable.")
     add("--out", type=files.path, required=True, help="Output folder: new, or with results of the same settings.")
     add("--input_view", type=int, action="append", help="Number of a view that the others were sampled from; "
         "repeatable. Defaults to samples.json beside the views, then 64, then 0.")  # fmt: skip
@@ -261,18 +277,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--objects_at_once", type=int, default=1, help="Objects fitted side by side on an accelerator.")
     add("--rays_per_step", type=int, help=f"Random rays per step; 0 for all pixels of all views. Defaults to "
         f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Only rows with equal numbers compare.")  # fmt: skip
-    add(
-        "--inception",
-        type=files.path,
-        help="File with the weights of the FID's network; without it the FID is left out.",
-    )
+    fid = "File with the weights of the FID's network; without it the FID is left out."
+    add("--inception", type=files.path, help=fid)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="Change a frozen field setting; repeatable.")
-    add(
-        "--compilation_cache",
-        type=files.path,
-        default="~/.cache/threedim/xla",
-        help="Folder of compiled programs; empty for none.",
-    )
+    add("--data", action="append", default=[], metavar="NAME=VALUE", help="How folders are read, as --config.data.NAME "
+        "of threedim.main, such as axes=opengl or fit=pad; repeatable.")  # fmt: skip
+    cache = "Folder of compiled programs; empty for none."
+    add("--compilation_cache", type=files.path, default="~/.cache/threedim/xla", help=cache)
     return parser
 
 
@@ -283,8 +294,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
     with errors.one_line():
         field = _field_settings(given.rays_per_step, given.set)
+        read = ReadSettings(**_changes("--data", given.data, dataclasses.asdict(ReadSettings())))
         same = {name: getattr(given, name) for name in ("size", "seed", "max_objects", "objects_at_once")}
-        results = score(given.views, given.out, field, input_views=given.input_view, weights=given.inception, **same)
+        same |= {"input_views": given.input_view, "weights": given.inception, "read": read}
+        results = score(given.views, given.out, field, **same)
     print(json.dumps(results["settings"]))
     for name, row in results["rows"].items():
         seconds = np.mean([one["fit_seconds"] for one in row["objects"].values()])

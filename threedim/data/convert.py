@@ -15,9 +15,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import writer as tfds_writer
 
+from threedim import arrays
 from threedim import settings as settings_lib
-from threedim.data import records, srn
+from threedim.data import objects, records
 from threedim.data.records import DatasetInfo, SplitInfo
+from threedim.data.views import BadObjectError, ObjectViews, ReadSettings
 from threedim.errors import ExistsError, UserError
 from threedim.files import new_folder
 from threedim.progress import Progress
@@ -32,8 +34,9 @@ def prepare(
     *,
     on_bad: str = "raise",
     description: dict | None = None,
+    settings: ReadSettings | None = None,
 ) -> DatasetInfo:
-    """Converts object folders in SRN format to records, or reuses records made from the same folders.
+    """Converts folders of views to records, or reuses records made from the same folders.
 
     Args:
       splits: object folders by split, in the order of the records. Names are unique within a split.
@@ -41,21 +44,23 @@ def prepare(
       on_bad: "raise" stops at the first invalid object; "skip" leaves invalid objects out and lists them.
       description: JSON-like, what the folders were found by; defaults to the list of folders. Existing records are
         reused if their description is equal.
+      settings: how the folders are read; the defaults of `ReadSettings` if None.
 
     Raises:
-      srn.BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
+      BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
       UserError: if ``out_dir`` holds records of another description, or nothing is left to convert.
     """
     if on_bad not in ("raise", "skip"):
         raise UserError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
     records.check_supported()
-    out_dir = epath.Path(out_dir)
+    out_dir, settings = epath.Path(out_dir), settings or ReadSettings()
     if "://" in str(out_dir):
         raise UserError(f"{out_dir}: ArrayRecord needs a local or mounted disk; choose another config.data.dir")
     splits = {name: [epath.Path(folder) for folder in folders] for name, folders in splits.items()}
     if description is None:
         description = {"splits": {name: [str(folder) for folder in folders] for name, folders in splits.items()}}
-    existing = find_prepared(out_dir, description, on_bad=on_bad)
+        description |= settings.changed()
+    existing = find_prepared(out_dir, description, on_bad=on_bad, strict=settings.strict)
     if existing is not None:
         return existing
     for split, folders in splits.items():
@@ -66,21 +71,26 @@ def prepare(
             same = ", ".join(str(folder) for folder in folders if folder.name == name)
             raise UserError(f"split {split!r} has {count} objects called {name!r}: {same}; rename all but one")
     with new_folder(out_dir) as temporary, Progress(sum(map(len, splits.values())), desc="preparing objects") as bar:
-        builder = _ObjectsBuilder(splits, on_bad, bar, data_dir=temporary, file_format="array_record")
+        builder = _ObjectsBuilder(splits, settings, on_bad, bar, data_dir=temporary, file_format="array_record")
         builder.download_and_prepare()
         info = builder.dataset_info(description)
         (temporary / records.METADATA).write_text(json.dumps(dataclasses.asdict(info), indent=1))
-    print(*(f"left out: {line}" for line in info.skipped), f"prepared {out_dir}: {info.summary()}", sep="\n")
+    said = [f"left out: {line}" for line in info.skipped]
+    said += [arrays.listed([f"warning: {line}" for line in info.warnings], "\n")] if info.warnings else []
+    said += [f"not read: {name} ({count} objects)" for name, count in builder.unread.most_common()]
+    print(*said, f"prepared {out_dir}: {info.summary()}", sep="\n")
     return info
 
 
-def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "raise") -> DatasetInfo | None:
+def find_prepared(
+    out_dir: epath.PathLike, description: dict, *, on_bad: str = "raise", strict: bool = False
+) -> DatasetInfo | None:
     """Information about finished records made from ``description``; None if the folder does not exist.
 
     Raises:
       ExistsError: if the folder holds something other than records.
-      UserError: if the records were made from another description (lists the differences), or leave out objects
-        although ``on_bad`` is "raise".
+      UserError: if the records were made from another description (lists the differences), leave out objects although
+        ``on_bad`` is "raise", or came with warnings although ``strict``.
     """
     out_dir = epath.Path(out_dir)
     if not out_dir.exists():
@@ -94,6 +104,9 @@ def find_prepared(out_dir: epath.PathLike, description: dict, *, on_bad: str = "
     if info.skipped and on_bad == "raise":
         left_out = f"{len(info.skipped)} bad objects (the first: {info.skipped[0]})"
         raise UserError(f"{out_dir} leaves out {left_out}, but config.data.on_bad is 'raise'. {remedy}")
+    if info.warnings and strict:
+        came = f"{len(info.warnings)} warnings (the first: {info.warnings[0]})"
+        raise UserError(f"{out_dir} came with {came}, but config.data.strict is set. {remedy}")
     return info
 
 
@@ -105,8 +118,12 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
     # Otherwise TFDS looks for download checksums beside this module, with a package that it does not install.
     code_path = None
 
-    def __init__(self, folders: dict[str, list[epath.Path]], on_bad: str, bar: Progress, **kwargs):
-        self._folders, self._on_bad, self._bar = folders, on_bad, bar
+    def __init__(
+        self, folders: dict[str, list[epath.Path]], settings: ReadSettings, on_bad: str, bar: Progress, **kwargs
+    ):
+        self._folders, self._settings, self._on_bad, self._bar = folders, settings, on_bad, bar
+        self.unread = collections.Counter()  # names of files that were not read, and in how many objects
+        self._warnings: list[str] = []
         self._written = {split: [] for split in folders}
         self._skipped: list[str] = []
         super().__init__(**kwargs)
@@ -114,13 +131,13 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
     def dataset_info(self, description: dict) -> DatasetInfo:
         """What was written, after ``download_and_prepare``."""
         splits = {}
-        for split, objects in self._written.items():
-            if not objects:
+        for split, written in self._written.items():
+            if not written:
                 raise UserError(f"split {split!r} has no valid objects; the first invalid one: {self._skipped[0]}")
-            names, views, sizes, digests = (list(column) for column in zip(*objects, strict=True))
+            names, views, sizes, digests = (list(column) for column in zip(*written, strict=True))
             splits[split] = SplitInfo(names, views, sizes, records.digest_lines(digests))
         fingerprint = records.digest_lines([f"{name} {split.fingerprint}" for name, split in splits.items()])
-        return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint)
+        return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint, self._warnings)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(builder=self, features=records.features())
@@ -136,12 +153,14 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         for folder in folders:
             self._bar.advance()
             try:
-                views = srn.read_object(folder)
-            except srn.BadObjectError as error:
+                views = objects.read_object(folder, self._settings)
+            except BadObjectError as error:
                 if self._on_bad == "raise":
                     raise
                 self._skipped.append(str(error))
                 continue
+            self._warnings += [f"{folder}: {warning}" for warning in views.warnings]
+            self.unread.update(views.unread)
             self._written[split].append((views.name, len(views.pngs), views.size, _object_digest(views)))
             example = {"name": views.name.encode(), "png": views.pngs, "size": views.size}
             yield views.name, example | {name: getattr(views.cameras, name) for name in ("R", "t", "K")}
@@ -170,12 +189,12 @@ class _UncompressedWriter(tfds_writer.ExampleWriter):
 def _shards(folders: list[epath.Path]) -> list[list[epath.Path]]:
     """Consecutive shards of equal numbers of objects, small enough for memory, judging by a few objects."""
     probes = folders[:: max(1, len(folders) // 8)]
-    probed = [sum(file.stat().length for file in (folder / "rgb").glob("*.png")) for folder in probes]
+    probed = [objects.picture_bytes(folder) for folder in probes]
     per_shard = max(1, int(_SHARD_BYTES // max(*probed, 1)))
     return [folders[start : start + per_shard] for start in range(0, len(folders), per_shard)]
 
 
-def _object_digest(views: srn.ObjectViews) -> str:
+def _object_digest(views: ObjectViews) -> str:
     digest = hashlib.sha256()
     for png in views.pngs:
         digest.update(len(png).to_bytes(8, "little"))

@@ -31,6 +31,7 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
       UserError: if the image is smaller than ``size`` or not square.
     """
     image = Image.open(io.BytesIO(png), formats=["PNG"])
+    image.load()  # what is transparent is known only now, if chunks are in an odd order
     old = image.width
     size = old if size is None else size
     if image.height != old or not 0 < size <= old:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -20,9 +19,9 @@ from etils import epath
 from google.protobuf.message import DecodeError
 
 from threedim.cameras import Camera
-from threedim.data import srn
+from threedim.data.views import ObjectViews
 from threedim.errors import MissingError, UserError
-from threedim.files import check_name
+from threedim.files import check_name, interpreting, read_json
 
 try:
     from array_record.python import array_record_data_source
@@ -53,6 +52,7 @@ class DatasetInfo:
     splits: dict[str, SplitInfo]
     skipped: list[str]  # one line per invalid object that was left out: its path and the problem
     fingerprint: str  # sha256 over the fingerprints of the splits
+    warnings: list[str] = dataclasses.field(default_factory=list)  # one line each: an object's path and the doubt
 
     def summary(self) -> str:
         """Objects and views per split, in one line."""
@@ -61,6 +61,7 @@ class DatasetInfo:
             size = f" of {split.sizes[0]} px" if len(set(split.sizes)) == 1 else ""
             parts.append(f"{name}: {len(split.names)} objects, {sum(split.views)} views{size}")
         parts += [f"{len(self.skipped)} bad objects left out"] if self.skipped else []
+        parts += [f"{len(self.warnings)} warnings"] if self.warnings else []
         return "; ".join([*parts, f"fingerprint {self.fingerprint[:12]}"])
 
 
@@ -74,16 +75,15 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
     path = epath.Path(out_dir) / METADATA
     if not path.exists():
         raise MissingError(f"{path} does not exist: prepare the records with --mode=prepare")
-    try:
-        fields = json.loads(path.read_text())
+    fields = read_json(path)
+    with interpreting(path, f"delete {out_dir} and prepare again"):
         fields["splits"] = {name: SplitInfo(**split) for name, split in fields["splits"].items()}
-        info = DatasetInfo(**fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {out_dir} and prepare again") from error
-    for split in info.splits.values():
-        for name in split.names:
-            check_name(name, path)
-    return info
+        for split in fields["splits"].values():
+            for name, views, size in zip(split.names, split.views, split.sizes, strict=True):
+                check_name(name, path)
+                if not (isinstance(views, int) and isinstance(size, int) and views > 0 < size):
+                    raise ValueError(f"{name} has {views!r} views of {size!r} pixels")
+        return DatasetInfo(**fields)
 
 
 def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
@@ -167,15 +167,15 @@ class ObjectDataset:
             raise UserError(f"no views are held out (config.data.holdout_views is {num_held_out})")
         return self._restricted(num_held_out, "held_out")
 
-    def __getitem__(self, index: int) -> srn.ObjectViews:
+    def __getitem__(self, index: int) -> ObjectViews:
         """All views of an object, still encoded."""
         return self._pick(index, self._views[index])
 
     def views(self, index: int, indices: Sequence[int], size: int | None = None) -> tuple[np.ndarray, Camera]:
-        """Decodes some views of an object, as `srn.ObjectViews.decode` does."""
+        """Decodes some views of an object, as `views.ObjectViews.decode` does."""
         return self._pick(index, self._views[index][np.asarray(indices)]).decode(size=size)
 
-    def _pick(self, index: int, chosen: np.ndarray) -> srn.ObjectViews:
+    def _pick(self, index: int, chosen: np.ndarray) -> ObjectViews:
         index = range(len(self))[index]
         name, source = self.names[index], self._open()
         with self._intact():
@@ -186,7 +186,7 @@ class ObjectDataset:
         if len(record["png"]) != self._info.views[index]:
             raise UserError(f"{self._out_dir}: {name} does not have the views that {METADATA} lists; {_AGAIN}")
         cameras = Camera(record["R"][chosen], record["t"][chosen], record["K"][chosen])
-        return srn.ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
+        return ObjectViews(name, list(record["png"][chosen]), cameras, record["size"])
 
     def _restricted(self, num_held_out: int, part: str) -> ObjectDataset:
         if self._part != "all":

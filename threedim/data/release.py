@@ -17,6 +17,9 @@ from threedim.progress import Progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
 _RECORD = ".unpacked_from"
+# Zips of Windows' Explorer beyond 2 GB, among others, use methods that Python does not read.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 98: "PPMd", 99: "AES encryption"}
 
 
 def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) -> epath.Path:
@@ -37,17 +40,18 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
         f"neither {folder} nor {archive} exists.\n"
         f"SRN ShapeNet (Sitzmann et al. 2019): open {_REPOSITORY}, follow the link to Google Drive under 'Data', "
         f"download {wanted}, and put them, zipped or unpacked, into {source} (config.data.source).\n"
-        f"Your own objects in SRN format: set config.data.source to their folder and config.data.train_split to ''."
+        f"Your own objects: set config.data.source to their folder and config.data.train_split to ''."
     )
 
 
 def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
     """Unpacks a zip into ``folder`` atomically, or reuses a folder unpacked from the same zip. Returns ``folder``.
 
-    Missing parents are created. macOS's ``__MACOSX`` entries are ignored.
+    Missing parents are created. macOS's ``__MACOSX`` entries are ignored; backslashes in names separate folders.
 
     Raises:
-      UserError: if the file is not a complete zip, or an entry is a link or outside of ``folder``; nothing is written.
+      UserError: if the file is not a complete zip, is encrypted or compressed by a method that Python does not read, or
+        an entry is a link or outside of ``folder``; nothing is written.
       ExistsError: if ``folder`` exists and was not unpacked from this zip.
     """
     archive, folder = epath.Path(archive), epath.Path(folder)
@@ -55,7 +59,7 @@ def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
         try:
             with zipfile.ZipFile(file) as opened:
                 entries = _safe_entries(archive, opened.infolist())
-                lines = [f"{entry.filename}\n{entry.file_size} {entry.CRC}\n" for entry in entries]
+                lines = [f"{entry.filename}\n{entry.file_size} {entry.CRC}\n" for entry in entries.values()]
                 record = hashlib.sha256("".join(lines).encode()).hexdigest()
                 if not folder.exists():
                     _unpack(opened, entries, archive, folder, record)
@@ -68,8 +72,9 @@ def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
     return folder
 
 
-def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    kept = []
+def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The files by their path in the target."""
+    kept: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
         # orig_filename: zipfile cuts names at a null byte and converts the system's separators.
         parts = re.split(r"[/\\]", entry.orig_filename)
@@ -78,18 +83,27 @@ def _safe_entries(archive: epath.Path, entries: list[zipfile.ZipInfo]) -> list[z
         mode = stat.S_IFMT(entry.external_attr >> 16)
         if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{archive}: entry {entry.orig_filename!r} is a link or a special file; nothing unpacked")
-        if "__MACOSX" not in parts and not entry.is_dir():
-            kept.append(entry)
+        if "__MACOSX" in parts or parts[-1] == "":
+            continue
+        name = "/".join(parts)
+        if name in kept:
+            raise UserError(f"{archive}: has two entries {name!r}; nothing unpacked")
+        if entry.flag_bits & 1:
+            raise UserError(f"{archive}: entry {name!r} is encrypted; unpack it yourself")
+        if entry.compress_type not in _METHODS:
+            method = f"method {entry.compress_type} ({_OTHER_METHODS.get(entry.compress_type, 'unknown')})"
+            raise UserError(f"{archive}: compression {method} of {name!r} is not supported; unpack it yourself")
+        kept[name] = entry
     if not kept:
         raise UserError(f"{archive}: contains no files")
     return kept
 
 
 def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath.Path, record: str) -> None:
-    total, desc = sum(entry.file_size for entry in entries), f"unpacking {archive.name}, bytes"
+    total, desc = sum(entry.file_size for entry in entries.values()), f"unpacking {archive.name}, bytes"
     with new_folder(folder) as temporary, Progress(total, desc=desc) as bar:
-        for entry in entries:
-            target = temporary / entry.filename
+        for name, entry in entries.items():
+            target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(entry) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)

@@ -7,6 +7,7 @@ configs/base.py documents all fields.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -14,8 +15,9 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import locks
-from threedim.data import convert, records, release, srn
+from threedim import arrays, locks
+from threedim.data import convert, objects, records, release
+from threedim.data.views import ReadSettings
 from threedim.errors import UserError
 
 
@@ -30,14 +32,17 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
 
     Raises:
       MissingError: if the source lacks a split; explains what to download and where to put it.
-      srn.BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
+      BadObjectError: at the first invalid object, if ``on_bad`` is "raise".
       UserError: if the settings contradict each other, or the folder holds records of other settings.
     """
     out_dir, description = epath.Path(data.dir) / "records", _description(data)
-    info = convert.find_prepared(out_dir, description, on_bad=data.on_bad)
+    # The settings are for folders that people bring, not for what is rendered here.
+    settings = read_settings(data) if data.source else ReadSettings()
+    info = convert.find_prepared(out_dir, description, on_bad=data.on_bad, strict=settings.strict)
     if info is None:
+        how = {"on_bad": data.on_bad, "description": description, "settings": settings}
         with locks.hold(data.dir, "prepares data in"):
-            convert.prepare(source_splits(data), out_dir, on_bad=data.on_bad, description=description)
+            convert.prepare(source_splits(data), out_dir, **how)
     else:
         print(f"reusing {out_dir} (delete it to convert again): {info.summary()}")
     return out_dir
@@ -67,17 +72,30 @@ def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]
     elif not data.train_split:
         if data.val_split or data.test_split:
             raise UserError("config.data.train_split is '', so val_split and test_split must be '' too")
-        folders, num_test = srn.find_objects(data.source), data.num_test_objects
+        folders, num_test = _find_objects(data.source), data.num_test_objects
         if not 0 <= num_test < len(folders):
             raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
         splits = resplit({"train": folders[num_test:], "test": folders[:num_test]}, data.split_seed)
-        splits = {split: objects for split, objects in splits.items() if objects}
+        splits = {split: folders for split, folders in splits.items() if folders}
     else:
         named = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
         unpack_to = epath.Path(data.dir) / "unpacked"
         found = {split: release.find_split(data.source, name, unpack_to) for split, name in named.items() if name}
-        splits = {split: srn.find_objects(folder) for split, folder in found.items()}
+        splits = {split: _find_objects(folder) for split, folder in found.items()}
     return splits if data.resplit_seed < 0 else resplit(splits, data.resplit_seed)
+
+
+def read_settings(data: ml_collections.ConfigDict) -> ReadSettings:
+    """How folders of views are read; `UserError` if a value is unknown."""
+    return ReadSettings(**{f.name: data.get(f.name, f.default) for f in dataclasses.fields(ReadSettings)})
+
+
+def _find_objects(folder: epath.PathLike) -> list[epath.Path]:
+    """The objects of a folder; prints what lies beside them."""
+    found = objects.find_objects(folder)
+    if beside := objects.files_beside(found[0].parent):
+        print(f"not read in {found[0].parent}: {arrays.listed(beside, ', ')}")
+    return found
 
 
 def resplit(splits: Mapping[str, Sequence[epath.Path]], seed: int) -> dict[str, list[epath.Path]]:
@@ -121,4 +139,5 @@ def _description(data: ml_collections.ConfigDict) -> dict:
         return {"source": "", "procedural": data.procedural.to_dict(), "resplit_seed": data.resplit_seed}
     fields = ["source", "train_split", "resplit_seed"]
     fields += ["val_split", "test_split"] if data.train_split else ["num_test_objects", "split_seed"]
-    return {field: data[field] for field in fields}
+    # Only what differs from the defaults, so that records made before a setting existed are reused.
+    return {field: data[field] for field in fields} | read_settings(data).changed()

@@ -1,72 +1,34 @@
-"""The SRN folder format: writing, finding and reading objects [6].
+"""The SRN folder format [6], and NSVF's variant of it: writing objects, and listing the files of their views.
 
 An object is a folder::
 
-    <object>/rgb/000000.png      square, 8 bits; an alpha channel marks the background as transparent
+    <object>/rgb/000000.png      square; an alpha channel marks the background as transparent
     <object>/pose/000000.txt     16 numbers, a row-major 4x4 camera-to-world matrix, OpenCV axes, world z up
     <object>/intrinsics.txt      "f cx cy 0." / "0. 0. 0." / "1." / "height width"
     <object>/intrinsics/000000.txt   instead of intrinsics.txt if views differ: nine numbers, a row-major K
 
-A split is a folder of objects. Anything else raises `BadObjectError` with the path of the file at fault.
+A last line "1" of intrinsics.txt says that poses are world-to-camera. NSVF's files may have a line for the near plane
+before the "1.", or be a 4x4 matrix. Anything else raises `BadObjectError` with the path of the file at fault.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import zlib
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
+from threedim.data import pictures
 from threedim.data import png as png_lib
-from threedim.errors import MissingError, UserError
+from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, checked_K, scaled_K
+from threedim.errors import UserError
 from threedim.files import new_folder
 
-_IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P")
 # Relative difference up to which two intrinsics of one view count as the same.
 _INTRINSICS_TOLERANCE = 1e-3
-# Levels between a split and its objects: an unpacked release has chairs_train/chairs_2.0_train/<object>.
-_MAX_NESTING = 2
-
-
-class BadObjectError(UserError):
-    """An object folder breaks the format. The message starts with the path of the file at fault."""
-
-    def __init__(self, path: epath.PathLike, problem: str):
-        super().__init__(f"{path}: {problem}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectViews:
-    """All views of one object, still encoded."""
-
-    name: str  # of the folder
-    pngs: list[bytes]  # in numeric order of the views
-    cameras: Camera  # batched (views,), K in pixels of the PNGs
-    size: int  # height and width of every PNG, pixels
-
-    def decode(self, indices=None, size: int | None = None) -> tuple[np.ndarray, Camera]:
-        """Decodes views, composited on white and downsampled to ``size`` pixels (not resized by default).
-
-        Returns:
-          Images (view, size, size, 3) uint8 in the order of ``indices`` (all views by default), and their cameras
-          with K in pixels of these images.
-
-        Raises:
-          IndexError: if a view does not exist.
-          UserError: if ``size`` is larger than the PNGs.
-        """
-        indices = np.arange(len(self.pngs)) if indices is None else np.asarray(indices)
-        size = self.size if size is None else size
-        images = np.stack([png_lib.decode_png(self.pngs[index], size) for index in indices])
-        cameras = self.cameras[indices]
-        return images, cameras if size == self.size else cameras.resized((self.size,) * 2, (size,) * 2)
 
 
 def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) -> None:
@@ -111,167 +73,107 @@ def _numbers(values) -> bytes:
     return (" ".join(f"{float(value):.9g}" for value in np.ravel(values)) + "\n").encode()
 
 
-def find_objects(folder: epath.PathLike) -> list[epath.Path]:
-    """Sorted object folders of a split, also if they are nested as in ``chairs_train/chairs_2.0_train/<object>``.
-
-    Every subfolder counts as an object, even an empty one: reading it then reports what is wrong.
-
-    Raises:
-      MissingError: if the folder does not exist, is itself an object, or contains no objects.
-    """
-    folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise MissingError(f"{folder}: no such folder; expected a folder of objects in SRN format")
-    if _is_object(folder):
-        raise MissingError(f"{folder} is itself an object; use the folder that contains it: {folder.parent}")
-    children = _subfolders(folder)
-    for _ in range(_MAX_NESTING):
-        if len(children) == 1 and not _is_object(children[0]):
-            children = _subfolders(children[0])
-    if not any(_is_object(child) for child in children):
-        raise MissingError(f"{folder} contains no objects in SRN format (subfolders with rgb/, pose/, intrinsics.txt)")
-    return children
-
-
-def _subfolders(folder: epath.Path) -> list[epath.Path]:
-    hidden = (".", "__MACOSX")
-    return sorted(child for child in folder.iterdir() if not child.name.startswith(hidden) and child.is_dir())
-
-
-def _is_object(folder: epath.Path) -> bool:
+def is_object(folder: epath.Path) -> bool:
+    """Whether a folder is laid out so, perhaps incompletely."""
     return any((folder / name).exists() for name in ("rgb", "pose", "intrinsics.txt"))
 
 
-def read_object(folder: epath.PathLike) -> ObjectViews:
-    """Reads and fully checks one object folder: decodes every PNG and validates every pose and K.
-
-    K is returned in pixels of the PNGs, even if intrinsics.txt was written for another size.
+def list_views(folder: epath.Path) -> Listing:
+    """The views of an object folder, in numeric order.
 
     Raises:
-      BadObjectError: with the path of the file that is missing, unexpected, damaged or wrong.
+      BadObjectError: with the path of the file that is missing, unexpected or wrong.
     """
-    folder = epath.Path(folder)
-    if not folder.is_dir():
-        raise BadObjectError(folder, "no such folder; expected an object in SRN format")
-    images = _view_files(folder / "rgb", ".png")
+    images = _view_files(folder / "rgb", pictures.SUFFIXES)
     poses = _files_of_views(folder / "pose", images)
-    pngs = [path.read_bytes() for path in images.values()]
-    sizes = [_check_png(path, png) for path, png in zip(images.values(), pngs, strict=True)]
-    for path, size in zip(images.values(), sizes, strict=True):
-        if size != sizes[0]:
-            other = next(iter(images.values())).name
-            raise BadObjectError(path, f"{size}x{size} pixels, but rgb/{other} is {sizes[0]}x{sizes[0]}")
     expected = "16 numbers, a row-major 4x4 camera-to-world matrix"
-    matrices = np.asarray([_read_numbers(path, (16,), expected) for path in poses], np.float32).reshape(-1, 4, 4)
-    for path, matrix in zip(poses, matrices, strict=True):
-        with _blame(path):
-            Camera.from_matrix(matrix, np.eye(3))
-    K = _read_intrinsics(folder, images, sizes[0])
-    return ObjectViews(folder.name, pngs, Camera.from_matrix(matrices, K), sizes[0])
+    matrices = [np.reshape(_read_numbers(path, (16,), expected), (4, 4)) for path in poses]
+    intrinsics, world_to_camera = _read_intrinsics(folder, images)
+    views = [ViewFiles(*files) for files in zip(images.values(), poses, matrices, intrinsics, strict=True)]
+    return Listing(views, {"rgb", "pose", "intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
 
 
-def _view_files(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
+def _view_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:
     """Files by stem, in numeric order if all stems are numbers."""
     if not folder.is_dir():
         raise BadObjectError(folder, "folder is missing")
-    files = {path.stem: path for path in folder.iterdir() if not path.name.startswith(".")}
-    for path in files.values():
-        if path.suffix != suffix:
-            raise BadObjectError(path, f"unexpected file; expected only *{suffix} here")
+    files: dict[str, epath.Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
+            continue
+        if path.suffix.lower() not in suffixes:
+            raise BadObjectError(path, f"unexpected file; expected only *{', *'.join(suffixes)} here")
+        if path.stem in files:
+            raise BadObjectError(path, f"is of the same view as {files[path.stem].name}; delete one of them")
+        files[path.stem] = path
     if not files:
-        raise BadObjectError(folder, f"folder is empty; expected one *{suffix} per view")
+        raise BadObjectError(folder, f"folder is empty; expected one *{suffixes[0]} per view")
     numeric = all(stem.isdecimal() for stem in files)
     return dict(sorted(files.items(), key=lambda item: (int(item[0]), item[0]) if numeric else item[0]))
 
 
 def _files_of_views(folder: epath.Path, images: dict[str, epath.Path]) -> list[epath.Path]:
     """The text file of each image, in the order of the images."""
-    files = _view_files(folder, ".txt")
-    for stem in images:
+    files = _view_files(folder, (".txt",))
+    for stem, image in images.items():
         if stem not in files:
-            raise BadObjectError(folder / f"{stem}.txt", f"file is missing, but there is rgb/{stem}.png")
+            raise BadObjectError(folder / f"{stem}.txt", f"file is missing, but there is rgb/{image.name}")
     for stem, path in files.items():
         if stem not in images:
             raise BadObjectError(path, f"there is no image rgb/{stem}.png")
     return [files[stem] for stem in images]
 
 
-def _check_png(path: epath.Path, data: bytes) -> int:
-    """Height and width of a square 8-bit PNG."""
-    try:
-        # verify() checks the checksums but leaves the image unusable; load() decodes every row.
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.verify()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, zlib.error) as error:
-        raise BadObjectError(path, f"not a complete PNG ({error})") from error
-    if image.mode not in _IMAGE_MODES:
-        raise BadObjectError(path, f"PNG has mode {image.mode}; expected 8 bits per channel, RGB or RGBA")
-    if image.width != image.height:
-        raise BadObjectError(path, f"{image.width}x{image.height} pixels; expected a square image")
-    return image.width
-
-
-@contextlib.contextmanager
-def _blame(path: epath.Path) -> Iterator[None]:
-    """Turns a ValueError into a `BadObjectError` at ``path``."""
-    try:
-        yield
-    except ValueError as error:
-        raise BadObjectError(path, str(error)) from error
-
-
 def _read_numbers(path: epath.Path, counts: tuple[int, ...], expected: str) -> list[float]:
-    with _blame(path):
+    with blame(path):
         numbers = [float(word) for word in path.read_text().split()]
     if len(numbers) not in counts:
         raise BadObjectError(path, f"expected {expected}, got {len(numbers)} numbers")
     return numbers
 
 
-def _read_intrinsics(folder: epath.Path, images: dict[str, epath.Path], size: int) -> np.ndarray:
-    """K (views, 3, 3) in pixels of the PNGs, which are ``size`` pixels high and wide."""
+def _read_intrinsics(folder: epath.Path, images: dict[str, epath.Path]) -> tuple[list[functools.partial], bool]:
+    """What gives the K of each view for the size of its picture, and whether poses are world-to-camera."""
     common, per_view = folder / "intrinsics.txt", folder / "intrinsics"
     if not per_view.is_dir():
         if not common.exists():
             raise BadObjectError(common, "file is missing, and there is no folder intrinsics/ either")
-        return np.tile(_read_common_intrinsics(common, size), (len(images), 1, 1))
+        found = _read_common_intrinsics(common)
+        return [functools.partial(scaled_K, common, found.K, found.size)] * len(images), found.world_to_camera
     # Only intrinsics.txt says which size it is for, and copies of the release have per-view files for larger images.
-    limit = np.inf if common.exists() else size
     paths = _files_of_views(per_view, images)
     numbers = [_read_numbers(path, (9,), "9 numbers, a row-major K") for path in paths]
-    K = np.stack([_checked_K(path, np.reshape(row, (3, 3)), limit) for path, row in zip(paths, numbers, strict=True)])
+    K = [np.reshape(row, (3, 3)) for row in numbers]
     if not common.exists():
-        return K
+        return [functools.partial(scaled_K, path, one, None) for path, one in zip(paths, K, strict=True)], False
     # So only the shape of the frustum can be compared: K divided by the focal length.
-    K_common = _read_common_intrinsics(common, size)
-    for path, K_view in zip(paths, K, strict=True):
-        difference = np.abs(K_common[:2] / K_common[0, 0] - K_view[:2] / K_view[0, 0]).max()
+    found = _read_common_intrinsics(common)
+    for path, one in zip(paths, K, strict=True):
+        one = checked_K(path, one)
+        difference = np.abs(found.K[:2] / found.K[0, 0] - one[:2] / one[0, 0]).max()
         if difference > _INTRINSICS_TOLERANCE:
             raise BadObjectError(path, "not the camera of intrinsics.txt; delete whichever is wrong")
-    return np.tile(K_common, (len(images), 1, 1))
+    return [functools.partial(scaled_K, common, found.K, found.size)] * len(images), found.world_to_camera
 
 
-def _read_common_intrinsics(path: epath.Path, size: int) -> np.ndarray:
-    numbers = _read_numbers(path, (10, 11), "'f cx cy 0.', '0. 0. 0.', '1.' and 'height width', 10 numbers")
-    if len(numbers) == 11 and numbers[10] != 0:
-        raise BadObjectError(path, "poses are world-to-camera (last line); expected camera-to-world, 0")
+class _Common(NamedTuple):
+    """The content of intrinsics.txt."""
+
+    K: np.ndarray  # (3, 3)
+    size: tuple[float, float] | None  # width and height that K is for; None for those of the pictures
+    world_to_camera: bool = False
+
+
+def _read_common_intrinsics(path: epath.Path) -> _Common:
+    expected = "'f cx cy 0.', '0. 0. 0.', '1.' and 'height width', 10 numbers"
+    numbers = _read_numbers(path, (10, 11, 16), expected)
+    if len(numbers) == 16:
+        return _Common(checked_K(path, np.reshape(numbers, (4, 4))[:3, :3]), None)
     focal, cx, cy = numbers[:3]
-    height, width = numbers[8:10]
-    if not height == width > 0 or not np.isfinite(height):
-        raise BadObjectError(path, f"expected a positive square 'height width', got {height:g} {width:g}")
-    K = _checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]], width)
-    return (K * np.asarray([[size / width], [size / height], [1]])).astype(np.float32)
-
-
-def _checked_K(path: epath.Path, K, size: float) -> np.ndarray:
-    """K as float32, if it is that of an image of at most ``size`` pixels."""
-    K = np.asarray(K, np.float32)
-    with _blame(path):
-        cameras_lib.check_intrinsics(K)
-    cx, cy = K[:2, 2]
-    if not (0 <= cx <= size and 0 <= cy <= size):
-        where = f"principal point ({cx:g}, {cy:g}) is outside the {size:g}x{size:g} image"
-        raise BadObjectError(path, f"{where}; is K for another size?")
-    return K
+    # Otherwise the line too many is NSVF's near plane.
+    has_flag = len(numbers) == 11 and len(path.read_text().strip().splitlines()[-1].split()) != 2
+    height, width = numbers[8:10] if has_flag else numbers[-2:]
+    if has_flag and numbers[10] not in (0, 1):
+        raise BadObjectError(path, f"expected 0 or 1 (world-to-camera) in the last line, got {numbers[10]:g}")
+    K = checked_K(path, [[focal, 0, cx], [0, focal, cy], [0, 0, 1]], (width, height))
+    return _Common(K, (width, height), has_flag and numbers[10] == 1)

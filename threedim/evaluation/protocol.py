@@ -173,12 +173,10 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
     path = out / "results.json"
     if not path.exists():
         return
-    try:
-        old = files.read_json(path)
+    old = files.read_json(path)
+    with files.interpreting(path):
         lost = old["objects"].keys() - {task.name for task in tasks}
         before = {name: old["protocol"].get(name) for name in protocol}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); move it away") from error
     settings_lib.refuse(
         f"{path} holds results of another protocol",
         settings_lib.differences(before, protocol),

@@ -11,9 +11,9 @@ from etils import epath
 
 from threedim import arrays
 from threedim.cameras import Camera
-from threedim.data import png
+from threedim.data import pictures
 from threedim.errors import MissingError, UserError
-from threedim.files import read_json
+from threedim.files import interpreting, read_json
 from threedim.tasks import Task
 
 # Files are small and may be remote: most of the time is spent waiting.
@@ -32,11 +32,12 @@ def read_samples(folder: epath.PathLike) -> tuple[dict[str, Any] | None, dict[st
     if not path.exists():
         return None, {}
     content = read_json(path)
-    try:
-        objects = {name: (one["input_views"], one["target_views"]) for name, one in content["objects"].items()}
-        return content["settings"], objects
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged (no {error}); it records which view each file is") from error
+    with interpreting(path, "it records which view each file is"):
+        objects = {
+            name: tuple([int(view) for view in one[kind]] for kind in ("input_views", "target_views"))
+            for name, one in content["objects"].items()
+        }
+        return dict(content["settings"]), objects
 
 
 class SampledViews:
@@ -105,17 +106,15 @@ def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.nd
     """Reads views of an object, transparency over white, (view, size, size, 3) uint8; they are never resized.
 
     If poses lie beside them (``pose/`` beside ``rgb/``), they are compared with the true views' cameras, axes (view,).
-    Raises `UserError`, naming a file that is no PNG, has another size, or whose pose is that of another camera.
+    Raises `UserError`, naming a file that is no picture, has another size, or whose pose is that of another camera.
     """
     has_poses = paths[0].parent.name == "rgb" and (paths[0].parent.parent / "pose").is_dir()
 
     def read_one(path: epath.Path, matrix: np.ndarray) -> np.ndarray:
-        try:
-            image = png.decode_png(path.read_bytes())
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path} is not a readable square PNG: {error}") from error
-        if len(image) != size:
-            said = f"{path} is {len(image)} px wide, but views are compared at {size} px and never resized"
+        image = pictures.load_rgb(path)
+        if image.shape[:2] != (size, size):
+            height, width = image.shape[:2]
+            said = f"{path} has {width}x{height} pixels, but views are compared at {size} px and never resized"
             raise UserError(f"{said}; set --config.model.image_size")
         if has_poses:
             _check_pose(path.parent.parent / "pose" / f"{path.stem}.txt", matrix)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import math
 import zlib
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
 from threedim.training import preservation
+from threedim.training.orbax_log import quiet_orbax
 
 PyTree = Any
 Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
@@ -70,7 +70,7 @@ class Checkpoints:
         for name, value, low in (("keep_last", keep_last, 1), ("keep_every", keep_every, 0)):
             if value < low:
                 raise UserError(f"{name} must be at least {low}, got {value}")
-        _quiet_orbax()
+        quiet_orbax()
         self._saving = None
         self._folder = _checkpoint_folder(workdir)
         self._losses = preservation.read_losses(self._folder, _finished_steps(self._folder))
@@ -198,7 +198,7 @@ def restore_params(workdir: epath.PathLike, abstract_params: PyTree, step: int |
 
     Arguments and errors are those of `Checkpoints.restore`.
     """
-    _quiet_orbax()
+    quiet_orbax()
     return _restore(_checkpoint_folder(workdir), step, {"ema_params": abstract_params}, only="ema_params/")[
         "ema_params"
     ]
@@ -392,22 +392,3 @@ def _read_arrays(step_folder: epath.Path, wanted: Leaves, options=None) -> dict[
     with ocp.Checkpointer(handler, multiprocessing_options=options or ocp.options.MultiprocessingOptions()) as reader:
         tree = reader.restore(step_folder / "state", args=args)
     return {path: functools.reduce(lambda node, key: node[key], path.split("/"), tree) for path in wanted}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Orbax
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    raised = record.exc_info is not None  # it is raised here as well
-    return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not raised)
-
-
-def _not_unretrieved(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()  # one for each array, after a failed save
-
-
-def _quiet_orbax() -> None:
-    """Drops Orbax's progress messages, several per save, and copies of exceptions that are raised here as well."""
-    logging.getLogger("absl").addFilter(_not_orbax)  # adding it twice changes nothing
-    logging.getLogger("asyncio").addFilter(_not_unretrieved)

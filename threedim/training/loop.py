@@ -84,18 +84,23 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         stack.enter_context(checkpoints)
 
         # --- Restore the newest checkpoint, or begin ---
-        state, start = _restore_or_begin(run, checkpoints, allow_change)
+        state, start, changes = _restore_or_begin(run, checkpoints, allow_change)
         if start >= t.num_steps:
             _say(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
             return state
 
-        return _train_from(run, checkpoints, state, start, stack)
+        return _train_from(run, checkpoints, state, start, changes, stack)
 
 
 def _train_from(
-    run: _Run, checkpoints: Checkpoints, state: TrainState, start: int, stack: contextlib.ExitStack
+    run: _Run,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    start: int,
+    changes: list[str],
+    stack: contextlib.ExitStack,
 ) -> TrainState:
-    """Trains from a state and its step; what is opened is left to ``stack``."""
+    """Trains from a state and its step with changed settings; what is opened is left to ``stack``."""
     config, workdir, t = run.config, run.workdir, run.config.train
 
     # --- Open what the loop uses, and compile the step ---
@@ -116,6 +121,8 @@ def _train_from(
         trace.before_step(step)
         state, window.metrics = step_fn(state, window.metrics, batch)
         step += 1
+        if step == start + 1 and lead:  # not before: a command that fails must not change the record
+            run_info.write_run_info(workdir, config, run.dataset.fingerprint, start, changes)
         trace.after_step(step, state.step)
         stopped_by = stop.reached(step)
         last = step == t.num_steps or stopped_by is not None
@@ -185,8 +192,8 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
     return _Run(config, workdir, mesh, network, recipe, dataset, _held_out(config, records))
 
 
-def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -> tuple[TrainState, int]:
-    """The state to train from, on the mesh, and its step."""
+def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -> tuple[TrainState, int, list[str]]:
+    """The state to train from, on the mesh, its step, and the settings that have changed since."""
     # One function for shapes and values: JAX traces it once.
     init = functools.partial(init_state, run.network, run.recipe)
     shapes = jax.eval_shape(init)
@@ -200,10 +207,8 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
         )
         state = checkpoints.restore(abstract, latest)
-        if changes and distributed.is_lead():
-            run_info.write_run_info(run.workdir, run.config, run.dataset.fingerprint)
         _say(f"resuming from step {latest} in {run.workdir}")
-        return state, latest
+        return state, latest, changes
     params = ()
     if source := run.config.train.init_from:
         trained = open_trained(source)
@@ -212,10 +217,8 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
         size = trained.config.model.image_size
         around = f", with {fresh_levels} fresh level(s) around it" if fresh_levels else ""
         _say(f"starting from {source}, trained for {trained.step:,} steps at {size} px{around}")
-    if distributed.is_lead():
-        run_info.write_run_info(run.workdir, run.config, run.dataset.fingerprint)
     options = cpu.compiler_options()
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0, []
 
 
 def _open_data(run: _Run, start: int, stack: contextlib.ExitStack) -> Callable[[], dict[str, jax.Array]]:

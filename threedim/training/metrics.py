@@ -122,11 +122,12 @@ def _lines_until(path: epath.Path, last_step: int) -> list[str]:
     if last_step == 0 or not path.exists():
         return []
     kept = []
-    lines = path.read_text().splitlines(keepends=True)
+    with files.interpreting(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # the process was killed while it wrote this line
             raise UserError(f"{path}, line {number} is not a line of metrics; repair or move the file away") from error

@@ -10,14 +10,21 @@ from collections.abc import Iterable, Mapping
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from threedim import files
+
 # In the folder of a checkpoint, so that the two are deleted or moved away together.
 _FILE = "eval.json"
 
 
 def read_losses(folder: epath.Path, steps: Iterable[int]) -> dict[int, float]:
     """Held-out losses by step, of those checkpoints in ``folder`` that have one."""
-    files = {step: folder / str(step) / _FILE for step in steps}
-    return {step: float(json.loads(file.read_text())["loss"]) for step, file in files.items() if file.exists()}
+    losses = {}
+    for step in steps:
+        path = folder / str(step) / _FILE
+        if path.exists():
+            with files.interpreting(path, "delete it: the held-out loss of this checkpoint then counts as unknown"):
+                losses[step] = float(files.read_json(path)["loss"])
+    return losses
 
 
 def write_loss(folder: epath.Path, loss: float) -> None:

@@ -1,8 +1,9 @@
-"""A run's config.json: the settings it was started with and the fingerprint of its data."""
+"""A run's config.json: the settings of its last step, how they changed, and the fingerprint of its data."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -11,16 +12,26 @@ from etils import epath
 from threedim import config as config_lib
 from threedim import files
 from threedim import settings as settings_lib
-from threedim.errors import MissingError, UserError
+from threedim.errors import MissingError
 
 _FILE = "config.json"
 
 
-def write_run_info(workdir: epath.PathLike, config: ml_collections.ConfigDict, data_fingerprint: str) -> None:
-    """Writes config.json. Call it on process 0."""
-    content = {"config": settings_lib.plain(config), "data_fingerprint": data_fingerprint}
+def write_run_info(
+    workdir: epath.PathLike,
+    config: ml_collections.ConfigDict,
+    data_fingerprint: str,
+    step: int = 0,
+    changes: Sequence[str] = (),
+) -> None:
+    """Writes config.json, with the changes that were made at this step and at earlier ones. Call it on process 0."""
+    path, content = epath.Path(workdir) / _FILE, {"config": settings_lib.plain(config)}
+    history = files.read_json(path).get("history", []) if path.exists() else []
+    content |= {"data_fingerprint": data_fingerprint, "history": history}
+    if changes:
+        content["history"] = [*history, {"step": step, "changes": list(changes)}]
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    files.write_atomically(epath.Path(workdir) / _FILE, text + "\n")
+    files.write_atomically(path, text + "\n")
 
 
 def read_run_info(workdir: epath.PathLike) -> tuple[dict[str, Any], str]:
@@ -33,11 +44,12 @@ def read_run_info(workdir: epath.PathLike) -> tuple[dict[str, Any], str]:
     path = epath.Path(workdir) / _FILE
     if not path.exists():
         raise MissingError(f"{path} is missing: is {workdir} the workdir of a training run?")
-    try:
-        content = json.loads(path.read_text())
-        return content["config"], content["data_fingerprint"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); it holds the settings of the run") from error
+    content = files.read_json(path)
+    with files.interpreting(path, "it holds the settings of the run"):
+        config, fingerprint = content["config"], content["data_fingerprint"]
+        if not isinstance(config, dict) or not isinstance(fingerprint, str):
+            raise TypeError("config must be an object and data_fingerprint a text")
+        return config, fingerprint
 
 
 def check_run_info(

@@ -1,0 +1,141 @@
+"""Folders with ``transforms*.json``: NeRF's synthetic scenes, nerfstudio, instant-ngp.
+
+``transforms_train.json``, ``transforms_val.json`` and ``transforms_test.json`` are joined in this order; without them
+``transforms.json`` is read, or the only ``transforms*.json`` that there is. Each has ``frames``, with ``file_path``
+(".png" if it has no suffix), ``transform_matrix`` (camera-to-world, OpenGL axes) and maybe ``mask_path``. Intrinsics
+are ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w`` and ``h``, or ``camera_angle_x`` and ``camera_angle_y`` (radians), of the
+file or of each frame. Conventions: https://docs.nerf.studio/quickstart/data_conventions.html
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from threedim.data import pictures
+from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, scaled_K
+
+_SPLITS = ("train", "val", "test")
+_DISTORTIONS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "PERSPECTIVE")
+
+
+def is_object(folder: epath.Path) -> bool:
+    """Whether a folder has such files."""
+    return any(folder.glob("transforms*.json"))
+
+
+def list_views(folder: epath.Path) -> Listing:
+    """The views of all frames.
+
+    Raises:
+      BadObjectError: if a file is damaged, a picture missing, or a camera not that of a pinhole.
+    """
+    found = {path.name: path for path in folder.glob("transforms*.json")}
+    files = [found[name] for split in _SPLITS if (name := f"transforms_{split}.json") in found]
+    files = files or [found.get("transforms.json", min(found.values()))]
+    if len(found) > 1 and len(files) == 1 and files[0].name not in ("transforms.json", "transforms_train.json"):
+        raise BadObjectError(folder, f"which of {', '.join(sorted(found))}? Call one of them transforms.json")
+    views = [view for path in files for view in _read_frames(folder, path)]
+    if missing := [view.picture for view in views if not view.picture.exists()]:
+        more = f" (and {len(missing) - 1} more of its pictures)" if len(missing) > 1 else ""
+        raise BadObjectError(missing[0], f"picture of a frame is missing{more}")
+    used = {path.name for path in files}
+    for view in views:
+        inside = (path for path in (view.picture, view.mask) if path and path.is_relative_to(folder))
+        used |= {path.relative_to(folder).parts[0] for path in inside}
+    return Listing(views, used, axes="opengl")
+
+
+def _read_frames(folder: epath.Path, path: epath.Path) -> list[ViewFiles]:
+    with blame(path, "not valid JSON: "):
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise BadObjectError(path, "has no list of 'frames'")
+    common = {name: value for name, value in content.items() if name != "frames"}
+    return [_read_frame(folder, path, number, common | frame) for number, frame in enumerate(frames)]
+
+
+def _read_frame(folder: epath.Path, path: epath.Path, number: int, frame: Mapping[str, Any]) -> ViewFiles:
+    name = frame.get("file_path")
+    if not isinstance(name, str) or not name:
+        raise BadObjectError(path, f"frame {number} has no 'file_path'")
+    where = f"frame {name}: "
+    with blame(path, where):
+        try:
+            matrix = np.asarray(frame["transform_matrix"], np.float64)
+        except (KeyError, TypeError) as error:
+            raise ValueError("has no 'transform_matrix' of numbers") from error
+        if matrix.shape == (3, 4):
+            matrix = np.concatenate([matrix, [[0, 0, 0, 1]]])
+        if matrix.shape != (4, 4):
+            raise ValueError(f"'transform_matrix' must be 4x4, got shape {matrix.shape}")
+        _check_pinhole(frame)
+        numbers, mask = _numbers(frame), frame.get("mask_path")
+        if mask is not None and not isinstance(mask, str):
+            raise ValueError(f"'mask_path' must be a path, got {mask!r}")
+    size = (numbers["w"], numbers["h"]) if "w" in numbers and "h" in numbers else None
+    return ViewFiles(
+        _picture(folder, name),
+        path,
+        matrix,
+        functools.partial(_intrinsics, path, where, numbers, size),
+        tuple(map(round, size)) if size else None,
+        folder / mask.replace("\\", "/") if mask else None,
+    )
+
+
+def _picture(folder: epath.Path, name: str) -> epath.Path:
+    path = folder / name.replace("\\", "/").removeprefix("./")
+    if path.suffix.lower() in pictures.SUFFIXES or path.is_file():
+        return path
+    candidates = [path.parent / (path.name + suffix) for suffix in pictures.SUFFIXES]
+    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+
+
+def _check_pinhole(frame: Mapping[str, Any]) -> None:
+    model = "fisheye" if frame.get("is_fisheye") else frame.get("camera_model", "PINHOLE")
+    if model not in _PINHOLES:
+        raise ValueError(f"camera model {model}; only pinhole cameras are read")
+    bent = {name: frame[name] for name in _DISTORTIONS if frame.get(name)}
+    if bent:
+        said = ", ".join(f"{name} {value}" for name, value in bent.items())
+        raise ValueError(f"lens distortion ({said}) is not read; undistort the pictures (colmap image_undistorter)")
+
+
+def _numbers(frame: Mapping[str, Any]) -> dict[str, float]:
+    names = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
+    found = {name: frame[name] for name in names if frame.get(name) is not None}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name!r} must be a number, got {value!r}")
+    if not ("fl_x" in found or "camera_angle_x" in found):
+        raise ValueError("has neither 'fl_x' nor 'camera_angle_x', so the focal length is unknown")
+    for name in ("camera_angle_x", "camera_angle_y"):
+        if not 0 < found.get(name, 1) < math.pi:
+            raise ValueError(f"{name!r} must be an angle in radians between 0 and pi, got {found[name]}")
+    return found
+
+
+def _intrinsics(
+    path: epath.Path,
+    where: str,
+    numbers: Mapping[str, float],
+    size: tuple[float, float] | None,
+    width: int,
+    height: int,
+) -> np.ndarray:
+    w, h = size or (width, height)
+    fx = numbers["fl_x"] if "fl_x" in numbers else w / 2 / math.tan(numbers["camera_angle_x"] / 2)
+    fy = numbers.get("fl_y", fx)
+    if "fl_y" not in numbers and "fl_x" not in numbers and "camera_angle_y" in numbers:
+        fy = h / 2 / math.tan(numbers["camera_angle_y"] / 2)
+    K = [[fx, 0, numbers.get("cx", w / 2)], [0, fy, numbers.get("cy", h / 2)], [0, 0, 1]]
+    return scaled_K(f"{path}: {where.removesuffix(': ')}", K, size, width, height)
