@@ -68,7 +68,14 @@ def test_paths_are_expanded(monkeypatch):
     config = base.get_config()
     # Strings that are free, but for names of splits.
     empty = [f"{s}.{f}" for s in config if hasattr(config[s], "items") for f, value in config[s].items() if value == ""]
-    free = {*empty, "data.dir"} - {"data.train_split", "data.val_split", "data.test_split", "mesh.preset"}
+    free = {*empty, "data.dir"} - {
+        "data.train_split",
+        "data.val_split",
+        "data.test_split",
+        "mesh.preset",
+        "data.axes",
+        "data.up",
+    }
     assert free == set(config_lib.PATHS)
     with config.unlocked():
         for name in free:

@@ -133,7 +133,7 @@ def test_warnings_are_listed_and_strict_makes_them_errors(folder, tmp_path, caps
     out, err = capsys.readouterr()
     assert f"{tmp_path / 'strict'}: 1 objects rendered, 0 already there, 0 warnings\n" in out
     assert "could not be rendered:" in err
-    assert [path.name for path in srn.find_objects(tmp_path / "strict")] == ["cube"]
+    assert [path.name for path in find_objects(tmp_path / "strict")] == ["cube"]
 
 
 def test_a_target_that_cannot_be_written_is_one_line(folder, tmp_path, capsys, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_target_that_cannot_be_written_is_one_line(folder, tmp_path, capsys, m
     ):
         with monkeypatch.context() as patch:
             if function:
-                patch.setattr(srn, "write_object", function)
+                patch.setattr(render.srn, "write_object", function)
             with pytest.raises(SystemExit) as caught:
                 render.main([*flags, str(tmp_path / out)])
         assert caught.value.code == message
