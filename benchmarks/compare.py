@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import record
-from threedim import errors
+from threedim import errors, files
 from threedim.errors import UserError
 
 
@@ -60,8 +60,8 @@ def table(a: dict[str, Any], b: dict[str, Any], only: str = "") -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", help="JSON file of a benchmark")
-    parser.add_argument("b", help="another one of the same benchmark")
+    parser.add_argument("a", type=files.path, help="JSON file of a benchmark")
+    parser.add_argument("b", type=files.path, help="another one of the same benchmark")
     parser.add_argument("--only", default="", help="regular expression that selects numbers by name")
     given = parser.parse_args(arguments)
     with errors.one_line():

@@ -47,7 +47,7 @@ def run(
             before["machine"]["device"] = provenance.device() | memory
         print(report(figures), flush=True)
         if flags.FLAGS.json:
-            write(flags.FLAGS.json, benchmark, before, figures)
+            write(files.path(flags.FLAGS.json), benchmark, before, figures)
 
     def stop(before: dict[str, Any]) -> None:
         try:

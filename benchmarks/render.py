@@ -15,6 +15,7 @@ import tqdm
 from absl import flags
 
 from benchmarks import record
+from threedim import files
 from threedim.procedural import shapes
 from threedim.rendering import raycast
 from threedim.rendering.meshes import from_trimesh, load_mesh
@@ -37,7 +38,7 @@ def measure(given: flags.FlagValues) -> dict:
         for kind in shapes.KINDS
     }
     if given.meshes:
-        found = list(find_meshes(given.meshes).values())
+        found = list(find_meshes(files.path(given.meshes)).values())
         step = max(1, len(found) // given.objects)
         groups["meshes"] = [load_mesh(path) for path in found[::step][: given.objects]]
     rows = {}

@@ -273,7 +273,8 @@ def _psnr_of_mean(a: np.ndarray, b: np.ndarray) -> float:
 
 def _measure(given: flags.FlagValues) -> dict:
     steps = [int(count) for count in given.steps]
-    out = compare(given.config, epath.Path(given.workdir), given.seeds, steps, given.repeated)
+    config_lib.expand_paths(given.config)
+    out = compare(given.config, epath.Path(files.path(given.workdir)), given.seeds, steps, given.repeated)
     print(out)
     return record.read(out / "samplers.json")["figures"]
 

@@ -24,14 +24,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from etils import epath
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
 from benchmarks import record
 from benchmarks.programs import Sampling, compile_timed, example_batch, lower_training_step, matmul_rate, timed
 from threedim import config as config_lib
-from threedim import cpu
+from threedim import cpu, files
 from threedim.errors import UserError
 from threedim.training import hardware
 from threedim.training.step import Metrics, abstract_params, init_params, init_state
@@ -260,7 +259,7 @@ def define_common_flags() -> None:
 def set_up(given: flags.FlagValues) -> None:
     """Sets the compilation cache and the number of CPU devices, before JAX is used."""
     if given.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", files.path(given.compilation_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cpu.split(given.config.mesh.cpu_devices)
 

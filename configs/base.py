@@ -1,7 +1,7 @@
 """All configuration fields, with their defaults, units and the paper's sections (arXiv 2210.04628; see docs/method.md).
 
 Every other file in this folder calls ``get_config`` and changes some of them. On the command line, override any field
-with ``--config.train.batch_size=64``.
+with ``--config.train.batch_size=64``. In paths, ``~`` and environment variables are replaced.
 """
 
 import ml_collections

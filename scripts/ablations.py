@@ -80,7 +80,7 @@ def commands(given: argparse.Namespace, flags: Sequence[str]) -> list[list[str]]
 
 def _workdirs(given: argparse.Namespace) -> dict[str, str]:
     trained = {row.trained_as: str(epath.Path(given.out) / "runs" / row.trained_as) for row in ROWS}
-    return trained | dict(text.split("=", 1) for text in given.workdir)
+    return trained | {row: files.path(folder) for row, folder in (text.split("=", 1) for text in given.workdir)}
 
 
 def _field(flag: str) -> str:
@@ -99,7 +99,7 @@ def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
         row, _, folder = text.partition("=")
         if row not in trained or not folder:
             raise UserError(f"--workdir={text}: expected ROW=DIR with ROW one of {', '.join(sorted(trained))}")
-        open_run(folder)
+        open_run(files.path(folder))
     for name in _WEIGHTS:
         if (file := getattr(given, name)) and not epath.Path(file).is_file():
             raise MissingError(f"--{name}={file}: no such file")
@@ -177,14 +177,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser("python -m scripts.ablations", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--config", required=True, help=f"Config of the whole model: configs/{{{','.join(DATA)}}}.py.")
-    add("--out", required=True, help="Output folder.")
+    add("--config", type=files.path, required=True, help=f"Config of the whole model: configs/{{{','.join(DATA)}}}.py.")
+    add("--out", type=files.path, required=True, help="Output folder.")
     add("--seeds", type=int, default=3, help="Number of sampling seeds.")
     add("--workdir", action="append", default=[], metavar="ROW=DIR", help="A trained run to use; repeatable.")
     add("--max_objects", type=int, default=0, help="Number of test objects; 0 for all.")
-    add("--inception", default="", help="Weights of the FID's network; without them the FID is left out.")
-    add("--lpips_backbone", default="", help="Weights of LPIPS's network; without them LPIPS is left out.")
-    add("--lpips_lin", default="", help="Weights of LPIPS's linear layers.")
+    add(
+        "--inception",
+        type=files.path,
+        default="",
+        help="Weights of the FID's network; without them the FID is left out.",
+    )
+    add(
+        "--lpips_backbone",
+        type=files.path,
+        default="",
+        help="Weights of LPIPS's network; without them LPIPS is left out.",
+    )
+    add("--lpips_lin", type=files.path, default="", help="Weights of LPIPS's linear layers.")
     add("--consistency_objects", type=int, default=0, help="Number of objects with neural fields; 0 for all.")
     add("--consistency_seeds", type=int, help="Number of sampling seeds with neural fields; defaults to all.")
     add("--consistency_set", action="append", default=[], metavar="NAME=VALUE", help="Change a setting of the field.")

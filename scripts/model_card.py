@@ -124,7 +124,7 @@ def _stages(trained: Trained, given: argparse.Namespace) -> list[Stage]:
     stages = [_stage(epath.Path(given.workdir), given.config, trained)]
     for text in given.started_from:
         folder, _, config_file = text.partition("=")
-        source, before = stages[0].settings["train"]["init_from"], epath.Path(folder)
+        source, before = stages[0].settings["train"]["init_from"], epath.Path(files.path(folder))
         if epath.Path(source).name != before.name or not config_file:
             said = f"{stages[0].workdir} started from {source or 'none'}"
             raise UserError(f"--started_from={text}: expected RUN=CONFIG, and {said}")
@@ -347,15 +347,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser("python -m scripts.model_card", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--workdir", required=True, help="Folder of the training run.")
-    add("--evaluation", required=True, help="Folder that --mode=evaluate wrote with these weights.")
-    add("--consistency", help="Folder of a 3D consistency score, with a row called like the weights.")
-    add("--weights", required=True, help=f"The weights, ending in {weights_file.SUFFIX}.")
-    add("--config", help="Config file of the run, with its argument; defaults to configs/NAME.py.")
+    add("--workdir", type=files.path, required=True, help="Folder of the training run.")
+    add("--evaluation", type=files.path, required=True, help="Folder that --mode=evaluate wrote with these weights.")
+    add("--consistency", type=files.path, help="Folder of a 3D consistency score, with a row called like the weights.")
+    add("--weights", type=files.path, required=True, help=f"The weights, ending in {weights_file.SUFFIX}.")
+    add("--config", type=files.path, help="Config file of the run, with its argument; defaults to configs/NAME.py.")
     add("--started_from", action="append", default=[], metavar="RUN=CONFIG", help="Folder and config file of the run "
         "in train.init_from; repeat for the run before that.")  # fmt: skip
     add("--note", action="append", default=[], help="A sentence to add to the limits; repeatable.")
-    add("--out", required=True, help="Folder for NAME.md and NAME.png.")
+    add("--out", type=files.path, required=True, help="Folder for NAME.md and NAME.png.")
     add("--overwrite", action="store_true", help="Replace an existing card.")
     given = parser.parse_args(argv)
     given.config = given.config or f"configs/{epath.Path(given.weights).stem}.py"

@@ -302,9 +302,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     place = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser("python -m scripts.train_demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--config", default="configs/gpu64.py", help="Config file, with its argument.")
+    parser.add_argument("--config", type=files.path, default="configs/gpu64.py", help="Config file, with its argument.")
     parser.add_argument("--minutes", type=float, default=10.0, help="Of the whole program, earlier calls included.")
-    parser.add_argument("--out", help="Output folder; defaults to runs/NAME, after the config.")
+    parser.add_argument("--out", type=files.path, help="Output folder; defaults to runs/NAME, after the config.")
     parser.add_argument("--dry_run", action="store_true", help="Print the commands without running them.")
     given, flags = parser.parse_args(arguments[:place]), arguments[place + 1 :]
     given.out = given.out or f"runs/{epath.Path(given.config.partition(':')[0]).stem}"

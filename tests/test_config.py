@@ -63,6 +63,29 @@ def test_own_objects_on_one_gpu(stage):
         own_objects.get_config("48gb")
 
 
+def test_paths_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = base.get_config()
+    # Strings that are free, but for names of splits.
+    empty = [f"{s}.{f}" for s in config if hasattr(config[s], "items") for f, value in config[s].items() if value == ""]
+    free = {*empty, "data.dir"} - {
+        "data.train_split",
+        "data.val_split",
+        "data.test_split",
+        "mesh.preset",
+        "data.axes",
+        "data.up",
+    }
+    assert free == set(config_lib.PATHS)
+    with config.unlocked():
+        for name in free:
+            config.update_from_flattened_dict({name: f"~/{name}"})
+    config.lock()
+    config_lib.expand_paths(config)
+    for section, field in (name.split(".") for name in free):
+        assert config[section][field] == f"/home/me/{section}.{field}"
+
+
 def test_presets():
     config = base.get_config()
     config.sample.preset = "fast"

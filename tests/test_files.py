@@ -1,5 +1,7 @@
 """Folders appear whole, whoever writes them."""
 
+import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import threading
 import pytest
 from etils import epath
 
+from threedim import files
 from threedim.errors import ExistsError, UserError
 from threedim.files import check_name, interpreting, new_folder, read_json
 
@@ -88,3 +91,30 @@ def test_names():
     for name in ("", ".a", "..", "a/b", "a\\b", "a\0", "ü" * 101):
         with pytest.raises(UserError, match=r"file: .* cannot be the name of an object"):
             check_name(name, "file")
+
+
+def test_paths_as_a_shell_reads_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    read = {
+        "~/x": "/home/me/x",
+        "~": "/home/me",
+        "$DATA/x": "/data/x",
+        "${DATA}set": "/dataset",
+        "a/~": "a/~",
+        "a": "a",
+    }
+    assert {text: files.path(text) for text in read} == read
+    for same in (None, "", "gs://$DATA/~", "$UNSET/x"):
+        assert files.path(same) == same
+
+
+def test_flags_with_paths_are_read_alike():
+    """Flags of argparse; repeatable ones of the kind NAME=DIR are split first."""
+    root = pathlib.Path(__file__).parents[1]
+    sources = [source for folder in ("threedim", "scripts", "benchmarks") for source in (root / folder).rglob("*.py")]
+    declared = [re.findall(r'add(?:_argument)?\("-*[a-z_]+", [^\n]*', source.read_text()) for source in sources]
+    about = [flag for flags in declared for flag in flags if re.search(r"(?i)\b(folder|file|weights)\b", flag)]
+    assert len(about) > 15
+    unread = [flag for flag in about if "files.path" not in flag and 'action="' not in flag]
+    assert unread == []

@@ -134,12 +134,14 @@ def test_help_is_readable():
 
 def test_prepare_prints_what_it_found(objects, tmp_path):
     command = ["-m", "threedim.main", DEMO, "--mode=prepare", "--config.data.holdout_views=0"]
-    command += [f"--config.data.source={objects}", f"--config.data.dir={tmp_path}"]
-    done = run_python(*command)
+    command += ["--config.data.source=$OBJECTS", "--config.data.dir=~/data"]
+    home = {"HOME": str(tmp_path), "OBJECTS": str(objects)}
+    done = run_python(*command, **home)
     assert done.returncode == 0, done.stderr
     assert "train: 4 objects, 20 views of 8 px" in done.stdout
     assert "dataset_builder" not in done.stderr
-    assert "reusing" in run_python(*command).stdout
+    assert "reusing" in run_python(*command, **home).stdout
+    assert (tmp_path / "data/records").is_dir()
 
 
 @pytest.mark.parametrize(

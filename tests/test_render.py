@@ -1,5 +1,6 @@
 """Data sets from meshes and from procedural shapes: resuming, determinism, errors, the command line."""
 
+import errno
 import json
 import shutil
 import socket
@@ -61,8 +62,13 @@ def test_find_meshes(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent: no such folder"):
         find_meshes(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty contains no mesh"):
+    (tmp_path / "empty/a.fbx").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"empty contains no mesh.*it contains 1 \.fbx"):
         find_meshes(tmp_path / "empty")
+    (tmp_path / "meshes/sub_bar.glb").unlink()
+    for suffix in ("stl", "glb", "ply"):
+        (tmp_path / f"meshes/sub/bar.{suffix}").write_text("")
+    assert find_meshes(tmp_path / "meshes")["sub_bar"].name == "bar.glb"
 
 
 def test_objects_are_in_srn_format_with_the_cameras_they_say(folder, rendered):
@@ -92,6 +98,82 @@ def test_resumes_to_the_same_bytes_and_keeps_what_is_done(folder, rendered, tmp_
     assert (report.rendered, report.kept) == (["sub_bar"], ["cube", "sub_slab"])
     assert contents(out) == contents(rendered)
     assert times == {path: path.stat().st_mtime_ns for path in (out / "cube").rglob("*")}
+
+
+def test_warnings_are_listed_and_strict_makes_them_errors(folder, tmp_path, capsys):
+    """A missing material, an object too small to be seen, and one of which some views show nothing."""
+    meshes = tmp_path / "meshes"
+    meshes.mkdir()
+    shutil.copy(folder / "cube.glb", meshes)
+    (meshes / "gray.obj").write_text(
+        "mtllib gone.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nusemtl m\nf 1 2 3\nf 1 2 4\n"
+    )
+    corners = "v 9 9 9\nv 9 9 9.001\nv 9 9.001 9\nv 1e-3 0 0\nv 0 1e-3 0\nv 0 0 1e-3\n"
+    (meshes / "tiny.obj").write_text(corners + "f 1 2 3\nf 4 5 6\n")
+    (meshes / "flat.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nf 1 2 3\n")
+    for name in ("a.fbx", "b.FBX", "c.blend", "cube.stl"):
+        (meshes / name).write_text("")
+    flags = ["--meshes", str(meshes), "--views", "3", "--size", "16", "--samples", "4", "--seed", "7", "--workers", "1"]
+    camera = ["--cameras", "spiral", "--test_views", "2"]
+    render.main([*flags, *camera, "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'out'}: 4 objects rendered, 0 already there, 3 warnings\n" in out
+    warnings = err[err.index("left out") :].replace(f"{meshes}/", "").splitlines()
+    assert warnings == [
+        "left out, in formats that are not read or there in another one: 1 .blend, 2 .fbx, 1 .stl",
+        "",
+        "warnings:",
+        "  flat.obj: 1 of 3 views show nothing (0)",
+        "  gray.obj: material 'm' shown gray: material library gone.mtl is missing",
+        "  tiny.obj: no view shows more than a pixel; is there a stray vertex far away from the object?",
+        "  flat.obj: 1 of 2 views show nothing (0)",
+    ]
+    with pytest.raises(SystemExit):
+        render.main([*flags, *camera, "--out", str(tmp_path / "strict"), "--strict"])
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'strict'}: 1 objects rendered, 0 already there, 0 warnings\n" in out
+    assert "could not be rendered:" in err
+    assert [path.name for path in find_objects(tmp_path / "strict")] == ["cube"]
+
+
+def test_a_target_that_cannot_be_written_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    flags = ["--meshes", str(folder), "--views", "1", "--size", "16", "--samples", "1", "--workers", "1", "--out"]
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    for out, function, message in (
+        ("file", None, f"error: {tmp_path / 'file'} is a file; the objects need a folder (--out)"),
+        ("file/below", None, f"error: {tmp_path / 'file/below'}: Not a directory"),
+        ("full", full, f"error: {tmp_path / 'full'}: No space left on device"),
+        ("stopped", interrupt, "interrupted; the same command goes on with the objects that are missing"),
+    ):
+        with monkeypatch.context() as patch:
+            if function:
+                patch.setattr(render.srn, "write_object", function)
+            with pytest.raises(SystemExit) as caught:
+                render.main([*flags, str(tmp_path / out)])
+        assert caught.value.code == message
+
+
+def test_what_goes_wrong_with_one_mesh_does_not_stop_the_others(folder, tmp_path, monkeypatch):
+    def load(path, up):
+        if path.stem in problems:
+            raise problems[path.stem]
+        return load_mesh(path, up)
+
+    problems = {"bar": MemoryError(), "slab": PermissionError(errno.EACCES, "Permission denied", "slab.PLY")}
+    monkeypatch.setattr(render, "load_mesh", load)
+    report = render_meshes(folder, tmp_path / "out", SMALL, num_workers=1)
+    assert report.rendered == ["cube"]
+    assert report.bad == [
+        f"{folder / 'sub/bar.obj'}: needs more memory than there is",
+        f"{folder / 'sub/slab.PLY'}: cannot be read ([Errno 13] Permission denied: 'slab.PLY')",
+    ]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from threedim import files
 from threedim.augmentation import Augmentation
 from threedim.diffusion import Process
 from threedim.errors import UserError
@@ -34,12 +35,22 @@ PRESETS = {
     "fast": {"num_steps": 32, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
 }
 
+# Fields that hold a path.
+PATHS = ("data.dir", "data.source", "train.init_from", "sample.object", "sample.weights", "sample.out")
+PATHS += ("evaluate.views", "evaluate.inception", "evaluate.lpips_backbone", "evaluate.lpips_lin", "evaluate.out")
+
 # How a network is computed, not what: what is compared leaves it out.
 EXECUTION = ("model.dtype", "model.attention")
 
 # Settings that must not change while a run trains: they decide what is learned, from what, and from which stream of
 # examples.
 FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size", "train.init_from")
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> None:
+    """Replaces ``~`` and environment variables in all paths of a config; see `files.path`."""
+    for section, field in (name.split(".") for name in PATHS):
+        config[section][field] = files.path(config[section][field])
 
 
 def network(config: ml_collections.ConfigDict) -> UNet:

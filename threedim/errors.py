@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class UserError(ValueError):
@@ -38,12 +38,15 @@ def one_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turns the system's refusals to write (a full or read-only disk, no permission) into a `UserError`."""
+def disk_errors(folder: str = "") -> Iterator[None]:
+    """Turns the system's refusals to write (a full or read-only disk, no permission) into a `UserError`.
+
+    It names the file, or ``folder`` if the system does not say which.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{os.strerror(error.errno)}") from error
+        where = error.filename or folder
+        raise UserError(f"{where}{': ' if where else ''}{os.strerror(error.errno)}") from error

@@ -28,6 +28,14 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def path(text: str | None) -> str | None:
+    """A path as a user gives it to a program, with ``~`` and environment variables as a shell would replace them.
+
+    Paths of object stores ("gs://...") and None stay as they are.
+    """
+    return text if not text or is_remote(text) else os.path.expandvars(pathlib.Path(text).expanduser())
+
+
 def check_name(name: str, where: epath.PathLike) -> None:
     """Raises `UserError` unless a name of an object is a file name: it may come from a file, and becomes a path."""
     if not name or name[0] == "." or {"/", "\\", "\0"} & set(name) or len(name.encode("utf-8", "replace")) > 200:

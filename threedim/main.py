@@ -17,6 +17,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -26,10 +27,11 @@ from typing import Any, TextIO
 import jax
 import ml_collections
 from absl import app, flags, logging
-from etils import epath, epy
+from etils import epy
 from ml_collections import config_flags
 
-from threedim import cpu, distributed, provenance
+from threedim import config as config_lib
+from threedim import cpu, distributed, files, provenance
 from threedim.errors import MissingError, UserError, disk_errors
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
@@ -74,10 +76,12 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
+    config_lib.expand_paths(config)
+    flags.FLAGS.workdir = files.path(_WORKDIR.value)
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
     if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path(_CACHE.value).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
     try:
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
@@ -152,6 +156,7 @@ def _join_processes() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in those of the config, or in its file, is reported in one line."""
+    argv = [re.sub(r"^(--?config=)(.*)", lambda match: match[1] + files.path(match[2]), each) for each in argv]
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.

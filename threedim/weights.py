@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from threedim import errors
+from threedim import errors, files
 from threedim.errors import MissingError, UserError
 from threedim.trained import open_run, read
 from threedim.weights_file import DTYPES, SUFFIX, check_new_file, save_weights
@@ -23,11 +23,13 @@ from threedim.weights_file import DTYPES, SUFFIX, check_new_file, save_weights
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m threedim.weights", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, help="folder of the run, local or gs://")
-    parser.add_argument("--out", required=True, help=f"file to write, ending in {SUFFIX}")
+    parser.add_argument("--workdir", type=files.path, required=True, help="folder of the run, local or gs://")
+    parser.add_argument("--out", type=files.path, required=True, help=f"file to write, ending in {SUFFIX}")
     parser.add_argument("--step", type=int, help="checkpoint to export; -1 for the best; defaults to the newest")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="bfloat16 (default) is half the size")
-    parser.add_argument("--card", help="JSON file with an object to store in the file: data, scores, license")
+    parser.add_argument(
+        "--card", type=files.path, help="JSON file with an object to store in the file: data, scores, license"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     given = parser.parse_args(argv)
     with errors.one_line():

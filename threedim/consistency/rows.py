@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from threedim import files
 from threedim.cameras import Camera
 from threedim.consistency.field import Bounds, scene_bounds
 from threedim.data import objects as objects_lib
@@ -77,7 +78,7 @@ def named_folders(views: Sequence[str]) -> list[tuple[str, epath.Path]]:
     named: dict[str, epath.Path] = {}
     for text in views:
         name, equals, folder = text.partition("=")
-        folder = epath.Path(folder if equals else name)
+        folder = epath.Path(files.path(folder if equals else name))
         name = name if equals else folder.name
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"{text}: {name!r} cannot be the name of a row; use --views NAME=DIR")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from threedim import errors, pixels, provenance
+from threedim import errors, files, pixels, provenance
 from threedim.cameras import Camera
 from threedim.consistency import fit
 from threedim.consistency import results as results_lib
@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m threedim.evaluation.consistency", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--views", action="append", required=True, metavar="[NAME=]DIR", help="Folder of objects; repeatable.")
-    add("--out", required=True, help="Output folder: new, or with results of the same settings.")
+    add("--out", type=files.path, required=True, help="Output folder: new, or with results of the same settings.")
     add("--input_view", type=int, action="append", help="Number of a view that the others were sampled from; "
         "repeatable. Defaults to samples.json beside the views, then 64, then 0.")  # fmt: skip
     add("--size", type=int, default=0, help="Average views down to this many pixels.")
@@ -277,11 +277,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--objects_at_once", type=int, default=1, help="Objects fitted side by side on an accelerator.")
     add("--rays_per_step", type=int, help=f"Random rays per step; 0 for all pixels of all views. Defaults to "
         f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Only rows with equal numbers compare.")  # fmt: skip
-    add("--inception", help="File with the weights of the FID's network; without it the FID is left out.")
+    fid = "File with the weights of the FID's network; without it the FID is left out."
+    add("--inception", type=files.path, help=fid)
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="Change a frozen field setting; repeatable.")
     add("--data", action="append", default=[], metavar="NAME=VALUE", help="How folders are read, as --config.data.NAME "
         "of threedim.main, such as axes=opengl or fit=pad; repeatable.")  # fmt: skip
-    add("--compilation_cache", default="~/.cache/threedim/xla", help="Folder of compiled programs; empty for none.")
+    cache = "Folder of compiled programs; empty for none."
+    add("--compilation_cache", type=files.path, default="~/.cache/threedim/xla", help=cache)
     return parser
 
 
@@ -289,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     given = _parser().parse_args(argv)
     if given.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(epath.Path(given.compilation_cache).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
     with errors.one_line():
         field = _field_settings(given.rays_per_step, given.set)
         read = ReadSettings(**_changes("--data", given.data, dataclasses.asdict(ReadSettings())))

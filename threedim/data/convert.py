@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import writer as tfds_writer
 
@@ -53,6 +52,7 @@ def prepare(
     """
     if on_bad not in ("raise", "skip"):
         raise UserError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
+    records.check_supported()
     out_dir, settings = epath.Path(out_dir), settings or ReadSettings()
     if "://" in str(out_dir):
         raise UserError(f"{out_dir}: ArrayRecord needs a local or mounted disk; choose another config.data.dir")
@@ -178,6 +178,8 @@ class _UncompressedWriter(tfds_writer.ExampleWriter):
     """Writes ArrayRecord without zstd, which does not shrink PNGs and takes a third of the time of a read."""
 
     def write(self, path, examples) -> None:
+        from array_record.python import array_record_module  # not on Windows; see records.check_supported
+
         writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         with contextlib.closing(writer):
             for _, record in examples:

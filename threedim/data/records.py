@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source
 from etils import epath
 from google.protobuf.message import DecodeError
 
@@ -23,6 +22,11 @@ from threedim.cameras import Camera
 from threedim.data.views import ObjectViews
 from threedim.errors import MissingError, UserError
 from threedim.files import check_name, interpreting, read_json
+
+try:
+    from array_record.python import array_record_data_source
+except ImportError:  # there is no wheel for Windows, where the rest of the package works
+    array_record_data_source = None
 
 METADATA = "dataset.json"
 BUILDER_NAME = "threedim_objects"
@@ -194,6 +198,7 @@ class ObjectDataset:
 
     def _open(self) -> array_record_data_source.ArrayRecordDataSource:
         if self._source is None:
+            check_supported()
             folder, stem = self._out_dir / BUILDER_NAME / VERSION, f"{BUILDER_NAME}-{self._split}.array_record"
             files = sorted(map(os.fspath, folder.glob(f"{stem}-*")))
             if files != [os.fspath(folder / f"{stem}-{i:05d}-of-{len(files):05d}") for i in range(len(files) or 1)]:
@@ -209,6 +214,13 @@ class ObjectDataset:
             yield
         except (RuntimeError, DecodeError) as error:  # of array_record and protobuf, which check sums
             raise UserError(f"{self._out_dir}: split {self._split!r} is damaged ({error}); {_AGAIN}") from error
+
+
+def check_supported() -> None:
+    """Raises `UserError` where records can be neither written nor read."""
+    if array_record_data_source is None:
+        where = "which has no wheel for Windows: use Linux, macOS or WSL. Sampling an object folder works without"
+        raise UserError(f"prepared data needs the package array_record, {where}")
 
 
 def digest_lines(lines: Iterable[str]) -> str:

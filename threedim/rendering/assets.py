@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import urllib.parse
 import warnings
 
 import numpy as np
@@ -35,6 +36,30 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
     if not found:
         raise MissingError(f"{shown} is missing")
     return path
+
+
+def search(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """As `find`, for names that may be quoted or percent-encoded.
+
+    Of a path that does not exist here, such as an absolute one of another computer, the last part is looked up in
+    ``folder``.
+    """
+    name = name.strip().strip("\"'").strip()
+    names = [name, urllib.parse.unquote(name)]
+    for candidate in dict.fromkeys(names + [each.replace("\\", "/").rsplit("/", 1)[-1] for each in names]):
+        try:
+            return find(folder, candidate)
+        except (MissingError, OSError, ValueError):  # ValueError: a null character
+            continue
+    raise MissingError(f"{name} is missing")
+
+
+def decode(name: bytes) -> str:
+    """A name in the file: UTF-8, or else Latin-1."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
 
 
 def read(path: pathlib.Path) -> bytes:

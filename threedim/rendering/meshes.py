@@ -1,11 +1,11 @@
-"""Triangle meshes for the renderer, from GLB, glTF, OBJ and PLY files or trimesh objects.
+"""Triangle meshes for the renderer, from files of several formats or trimesh objects.
 
 Each becomes a `Geometry`: a soup of triangles with normals, linear colors and textures, z up, normalized so that **the
 center of its bounding box is the origin and its farthest vertex is at distance 1**.
 
-Colors follow the formats. glTF base color factors and vertex colors are linear and multiply the sRGB texture. OBJ
-diffuse colors, PLY colors and colors of trimesh objects are sRGB, and an OBJ texture replaces the diffuse color.
-Textures repeat. Without normals in the file, faces are flat, as the glTF standard asks.
+Colors follow the formats. glTF base color factors and vertex colors are linear and multiply the sRGB texture. Colors of
+the other formats and of trimesh objects are sRGB, and an OBJ or DAE texture replaces the diffuse color. Without
+normals in the file, faces are flat, as the glTF standard asks.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ import numpy as np
 import trimesh
 
 from threedim.errors import MissingError, UserError
-from threedim.rendering import gltf
+from threedim.rendering import dae, gltf, obj, off, other_meshes, ply
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
 
-SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+# Where a mesh is there in several formats, the first counts.
+SUFFIXES = (".glb", ".gltf", ".obj", ".dae", ".ply", ".3mf", ".off", ".stl")
 UP_AXES = ("auto", "y", "z")
 
-_READERS = {".glb": gltf.read, ".gltf": gltf.read}
-# +y is up in glTF and for most OBJ exporters; scanners write PLY with z up.
-_UP_BY_SUFFIX = {".glb": "y", ".gltf": "y", ".obj": "y", ".ply": "z"}
+# +y is up in glTF and for most OBJ exporters. Scanners and CAD programs write the others, with z up.
+_Y_UP = (".dae", ".glb", ".gltf", ".obj")  # a DAE says what is up, and has been turned to y
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+_READERS = {
+    ".dae": dae.read,
+    ".glb": gltf.read,
+    ".gltf": gltf.read,
+    ".obj": obj.read,
+    ".off": off.read,
+    ".ply": ply.read,
+}
 _DEFAULT_GRAY = np.array([178, 178, 178, 255])  # sRGB, for surfaces without any color
 
 
@@ -54,12 +62,12 @@ class Geometry:
 
 
 def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
-    """Reads a local GLB, glTF, OBJ or PLY file with its textures.
+    """Reads a local file of one of the `SUFFIXES` with its materials and textures.
 
     Args:
       path: the file.
-      up: the file's up axis: "y", "z", or "auto": y for GLB, glTF and OBJ, z for PLY. y-up files are rotated by
-        (x, y, z) -> (x, -z, y), so that glTF's front (+z) becomes -y.
+      up: the file's up axis: "y", "z", or "auto": y for GLB, glTF and OBJ, what the file says for DAE, and z for PLY,
+        STL, OFF and 3MF. y-up files are rotated by (x, y, z) -> (x, -z, y), so that glTF's front (+z) becomes -y.
 
     Raises:
       MissingError: if the file does not exist.
@@ -74,18 +82,20 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise BadMeshError(f"{path}: unsupported mesh format {suffix!r}; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise MissingError(f"{path}: no such file")
-    axis = _UP_BY_SUFFIX[suffix] if up == "auto" else up
-    with np.errstate(all="ignore"):
-        if (reader := _READERS.get(suffix)) is not None:
-            surfaces, warnings = reader(path)
-            return from_surfaces(surfaces, axis, str(path), warnings)
+    axis = ("y" if suffix in _Y_UP else "z") if up == "auto" else up
     try:
         with np.errstate(all="ignore"):
-            scene = trimesh.load_scene(path, process=False)
+            if suffix in _READERS:
+                surfaces, warnings = _READERS[suffix](path)
+            else:
+                scene, warnings = other_meshes.load(path)
+                surfaces = _surfaces_of(scene, linear_colors=False, name=str(path))
+    except UserError:
+        raise
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
         problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
         raise BadMeshError(f"{path}: {problem}") from error
-    return from_trimesh(scene, up=axis, name=str(path))
+    return from_surfaces(surfaces, axis, str(path), warnings)
 
 
 def from_trimesh(
@@ -102,16 +112,19 @@ def from_trimesh(
     Raises:
       BadMeshError: as for `load_mesh`.
     """
+    return from_surfaces(_surfaces_of(mesh, linear_colors, name), up, name)
+
+
+def _surfaces_of(mesh: trimesh.Trimesh | trimesh.Scene, linear_colors: bool, name: str) -> list[Surface]:
     instances = [(np.eye(4), mesh)]
     if isinstance(mesh, trimesh.Scene):
         instances = [mesh.graph[node] for node in mesh.graph.nodes_geometry]
         instances = [(np.asarray(matrix), mesh.geometry[geometry]) for matrix, geometry in instances]
-    surfaces = [
+    return [
         _surface(part, matrix, linear_colors, name)
         for matrix, part in instances
         if isinstance(part, trimesh.Trimesh) and len(part.faces)
     ]
-    return from_surfaces(surfaces, up, name)
 
 
 def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", warnings: Sequence[str] = ()) -> Geometry:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 import trimesh
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
 
 from threedim.cameras import Camera
+from threedim.errors import UserError
 from threedim.rendering import meshes, surfaces
 from threedim.rendering.meshes import Geometry
+
+try:
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+except ImportError:  # there is no wheel for Linux and Windows on ARM, where the rest of the package works
+    TriangleMesh = EmbreeScene = None
 
 # (direction towards the light, linear intensity). Objects face +x or, from glTF, -y.
 _KEY_LIGHT = (np.array([0.45, -0.55, 0.70]), 0.62)
@@ -73,6 +78,13 @@ def render_views(
     return images
 
 
+def check_supported() -> None:
+    """Raises `UserError` where nothing can be rendered."""
+    if EmbreeScene is None:
+        where = "which has no wheel for Linux and Windows on ARM; render elsewhere, and copy the folder of views"
+        raise UserError(f"rendering needs the package embreex, {where}")
+
+
 def sample_pattern(samples: int) -> np.ndarray:
     """(sample, 2) positions (x, y) in a pixel, in [0, 1): Hammersley points around its center, the same in every pixel.
 
@@ -116,6 +128,7 @@ class _Caster:
     """A geometry prepared for ray casting. It is lit once, since the light does not move with the camera."""
 
     def __init__(self, geometry: Geometry):
+        check_supported()
         self.geometry = geometry
         self.scene = EmbreeScene()
         self.triangles = TriangleMesh(self.scene, np.ascontiguousarray(geometry.triangles, np.float32))

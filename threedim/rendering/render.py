@@ -1,21 +1,24 @@
-"""Renders a folder of meshes (GLB, glTF, OBJ, PLY; searched recursively) into a data set in SRN format.
+"""Renders a folder of meshes (GLB, glTF, OBJ, DAE, PLY, 3MF, OFF, STL) into a data set in SRN format.
 
     python -m threedim.data.render --meshes DIR --out DIR --views 50 --size 128
 
-writes one folder of views per mesh, named after its path inside DIR, with "/" replaced by "_". Each mesh is scaled into
-the unit sphere and rendered from cameras on a sphere (SRN's training views) or on SRN's test spiral. The same flags
-give the same images. Run again to resume, or after adding meshes: finished objects are kept.
+searches the folder recursively and writes one folder of views per mesh, named after its path inside DIR, with "/"
+replaced by "_". Each mesh is scaled into the unit sphere and rendered from cameras on a sphere (SRN's training views)
+or on SRN's test spiral. The same flags give the same images. Run again to resume, or after adding meshes: finished
+objects are kept.
+
+What a file names and does not arrive, such as a missing texture, is listed at the end. With --strict such an object is
+not written.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -25,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from threedim import errors
+from threedim import errors, files
 from threedim.cameras import Camera
 from threedim.data import srn
 from threedim.errors import MissingError, UserError
@@ -33,8 +36,9 @@ from threedim.files import read_json, write_atomically
 from threedim.procedural import shapes
 from threedim.progress import Progress
 from threedim.rendering import meshes as meshes_lib
+from threedim.rendering import pool
 from threedim.rendering.meshes import BadMeshError, load_mesh
-from threedim.rendering.raycast import render_views
+from threedim.rendering.raycast import check_supported, render_views
 from threedim.rendering.viewpoints import RADIUS, default_intrinsics, sphere_cameras, spiral_cameras
 from threedim.settings import check_claim
 
@@ -46,6 +50,11 @@ _MANIFEST = "render.json"
 _SPLIT_STRIDE = 10**9
 # Of procedural training views, degrees. Not SRN's -90: test views never show undersides.
 _MIN_ELEVATION = -15.0
+# 3-D formats and archives that are not read, to say so.
+_UNREAD = (
+    *(".3ds", ".abc", ".blend", ".c4d", ".drc", ".fbx", ".iges", ".igs", ".lwo", ".ma", ".max", ".mb", ".skp", ".step"),
+    *(".stp", ".usd", ".usda", ".usdc", ".usdz", ".vrml", ".wrl", ".x", ".x3d", ".zip", ".rar", ".7z", ".gz", ".tar"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,44 +90,76 @@ class ViewSettings:
 
 
 class Report(NamedTuple):
-    """Names of the objects rendered by a run and of those kept from earlier ones, and an error message per bad mesh."""
+    """What a run has done."""
 
-    rendered: list[str]
-    kept: list[str]
-    bad: list[str]
+    rendered: list[str]  # names of its objects
+    kept: list[str]  # and of those from earlier runs
+    bad: list[str]  # an error message for each bad mesh
+    warnings: list[str]  # a line for each thing that a mesh names and that is not rendered, or that looks wrong
 
 
 def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     """Mesh files below a local folder by object name, sorted. Hidden files and folders are ignored.
+
+    Of files that differ in their suffix only, the first format of `meshes.SUFFIXES` counts.
 
     Raises:
       MissingError: if the folder does not exist or contains no mesh.
       UserError: if two files would become objects of the same name.
     """
     folder, found = pathlib.Path(folder), {}
-    if not folder.is_dir():
-        raise MissingError(f"{folder}: no such folder; expected one with meshes ({', '.join(meshes_lib.SUFFIXES)})")
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in inside.parts)
-        if hidden or path.suffix.lower() not in meshes_lib.SUFFIXES or not path.is_file():
+    paths = _files(folder)
+    for path in paths:
+        if path.suffix.lower() not in meshes_lib.SUFFIXES:
             continue
-        name = "_".join(inside.with_suffix("").parts)
-        if name in found:
-            raise UserError(f"{found[name]} and {path} would both become object {name!r}; rename one of them")
-        found[name] = path
+        name = "_".join(path.relative_to(folder).with_suffix("").parts)
+        known = found.setdefault(name, path)
+        if known.with_suffix("") != path.with_suffix(""):
+            raise UserError(f"{known} and {path} would both become object {name!r}; rename one of them")
+        found[name] = min(known, path, key=lambda each: meshes_lib.SUFFIXES.index(each.suffix.lower()))
     if not found:
-        raise MissingError(f"{folder} contains no mesh; supported formats are {', '.join(meshes_lib.SUFFIXES)}")
+        left = left_out(folder, found)
+        raise MissingError(
+            f"{folder} contains no mesh; supported formats are {', '.join(meshes_lib.SUFFIXES)}"
+            + (f", and it contains {left}" if left else "")
+        )
     return found
 
 
+def left_out(folder: str | os.PathLike, found: dict[str, pathlib.Path]) -> str:
+    """The files of `find_meshes`' folder that hold meshes but are not used, by kind: "2 .fbx, 1 .stl"."""
+    used = set(found.values())
+    suffixes = (path.suffix.lower() for path in _files(pathlib.Path(folder)) if path not in used)
+    counts = collections.Counter(suffix for suffix in suffixes if suffix in (*_UNREAD, *meshes_lib.SUFFIXES))
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder; expected one with meshes ({', '.join(meshes_lib.SUFFIXES)})")
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        paths += [pathlib.Path(parent, name) for name in names if not name.startswith((".", "__MACOSX"))]
+    return sorted(path for path in paths if path.is_file())
+
+
 def render_meshes(
-    folder: str | os.PathLike, out: epath.PathLike, settings: ViewSettings, up="auto", num_workers: int | None = None
+    folder: str | os.PathLike,
+    out: epath.PathLike,
+    settings: ViewSettings,
+    up="auto",
+    num_workers: int | None = None,
+    strict: bool = False,
 ) -> Report:
     """Renders every mesh below ``folder`` into an object folder of ``out`` in SRN format, with a progress bar.
 
     Objects are written atomically and existing ones are kept, so an interrupted run resumes. A bad mesh does not stop
-    the others.
+    the others, nor does one of which a process is killed, as the system does if memory runs out.
 
     Args:
       folder: local folder, searched recursively.
@@ -127,13 +168,17 @@ def render_meshes(
       up: as in `meshes.load_mesh`.
       num_workers: processes; defaults to the number of cores. With more than one, the calling script needs the usual
         ``if __name__ == "__main__":``.
+      strict: a mesh with warnings is bad.
 
     Raises:
-      MissingError, UserError: as `find_meshes`; or if ``out`` holds objects rendered with other settings.
+      MissingError, UserError: as `find_meshes`; or if ``out`` holds objects rendered with other settings, or cannot be
+        written.
     """
     _one_of("up", up, meshes_lib.UP_AXES)
-    makers = {name: functools.partial(load_mesh, path, up) for name, path in find_meshes(folder).items()}
-    return _render_all(epath.Path(out), makers, settings, {"source": "meshes", "up": up}, num_workers)
+    todo = [
+        _Todo(name, str(path), functools.partial(load_mesh, path, up)) for name, path in find_meshes(folder).items()
+    ]
+    return _render_all(epath.Path(out), todo, settings, {"source": "meshes", "up": up}, num_workers, strict)
 
 
 def render_procedural(
@@ -172,12 +217,11 @@ def render_procedural(
     settings = ViewSettings(views, size, samples, seed, path, min_elevation=_MIN_ELEVATION)
     first = (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE
     by_index = [kinds[i % len(kinds)] for i in range(num_objects)]
-    makers = {
-        f"{kind}_{split}_{i:06d}": functools.partial(shapes.make_shape, kind, first + i)
-        for i, kind in enumerate(by_index)
-    }
+    names = [f"{kind}_{split}_{i:06d}" for i, kind in enumerate(by_index)]
+    makers = [functools.partial(shapes.make_shape, kind, first + i) for i, kind in enumerate(by_index)]
+    todo = [_Todo(name, name, make) for name, make in zip(names, makers, strict=True)]
     source = {"source": "procedural", "split": split, "kinds": list(kinds)}
-    return _render_all(epath.Path(out), makers, settings, source, num_workers)
+    return _render_all(epath.Path(out), todo, settings, source, num_workers)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
@@ -185,45 +229,79 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
         raise UserError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
+class _Todo(NamedTuple):
+    """An object to render."""
+
+    name: str
+    label: str  # for messages: the file of a mesh
+    make: Callable
+
+
+class _Outcome(NamedTuple):
+    """What became of an object: written, unless there is a problem."""
+
+    problem: str | None
+    warnings: tuple[str, ...] = ()
+
+
 def _render_all(
-    out: epath.Path, makers: dict[str, Callable], settings: ViewSettings, source: dict, num_workers: int | None
+    out: epath.Path, objects: list[_Todo], settings: ViewSettings, source: dict, num_workers: int | None, strict=False
 ) -> Report:
-    """Renders objects, made by one function each, unless they are in ``out``, which has or gets the same settings."""
+    """Renders objects unless they are in ``out``, which has or gets the same settings."""
+    check_supported()
     manifest, made_by = out / _MANIFEST, dataclasses.asdict(settings) | source
-    before = read_json(manifest) if manifest.exists() else None
-    check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
-    write_atomically(manifest, json.dumps(made_by, indent=2) + "\n")
-    done = {child.name for child in out.iterdir()}
-    kept, todo = [name for name in makers if name in done], [name for name in makers if name not in done]
-    problems = {}
-    with Progress(len(makers), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
-        if (workers := min(num_workers or os.cpu_count() or 1, len(todo))) <= 1:
-            for name in todo:
-                problems[name] = _render_object(name, makers[name], out, settings)
+    with errors.disk_errors(str(out)):
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out} is a file; the objects need a folder (--out)")
+        before = read_json(manifest) if manifest.exists() else None
+        check_claim(manifest, before, made_by, "views rendered with", "--out (config.data.dir)")
+        write_atomically(manifest, json.dumps(made_by, indent=2) + "\n")
+        done = {child.name for child in out.iterdir()}
+        kept, todo = [each.name for each in objects if each.name in done], [o for o in objects if o.name not in done]
+        render = functools.partial(_render_object, out=out, settings=settings, strict=strict)
+        outcomes: dict[str, _Outcome] = {}
+        with Progress(len(objects), initial=len(kept), desc=f"rendering objects, {out.name}") as bar:
+            workers = min(num_workers or os.cpu_count() or 1, len(todo))
+            results = pool.run(render, todo, workers) if workers > 1 else ((each, render(each)) for each in todo)
+            for each, outcome in results:
+                if outcome is None:
+                    killed = "its process was killed, as the system does if memory runs out; try fewer workers"
+                    outcome = _Outcome(f"{each.label}: {killed}")
+                outcomes[each.name] = outcome
                 bar.advance()
-        else:
-            # Spawned, not forked: JAX, which the cameras import, has threads.
-            pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-            try:
-                running = {pool.submit(_render_object, name, makers[name], out, settings): name for name in todo}
-                for future in concurrent.futures.as_completed(running):
-                    problems[running[future]] = future.result()
-                    bar.advance()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    rendered = [name for name in todo if problems[name] is None]
-    return Report(rendered, kept, [problems[name] for name in todo if problems[name] is not None])
+    in_order = [outcomes[each.name] for each in todo]
+    return Report(
+        rendered=[each.name for each in todo if outcomes[each.name].problem is None],
+        kept=kept,
+        bad=[outcome.problem for outcome in in_order if outcome.problem is not None],
+        warnings=[warning for outcome in in_order for warning in outcome.warnings],
+    )
 
 
-def _render_object(name: str, make: Callable, out: epath.Path, settings: ViewSettings) -> str | None:
-    """Writes one object. Returns the error message of a bad mesh."""
+def _render_object(each: _Todo, out: epath.Path, settings: ViewSettings, strict: bool) -> _Outcome:
+    """Writes one object unless its mesh is bad."""
     try:
-        mesh = make()
-    except (BadMeshError, OSError) as error:
-        return str(error)
-    cameras = settings.cameras(name)
-    srn.write_object(out / name, render_views(mesh, cameras, settings.size, settings.samples), cameras)
-    return None
+        mesh = each.make()
+        cameras = settings.cameras(each.name)
+        images = render_views(mesh, cameras, settings.size, settings.samples)
+    except BadMeshError as error:
+        return _Outcome(str(error))
+    except OSError as error:
+        return _Outcome(f"{each.label}: cannot be read ({error})")
+    except MemoryError:
+        return _Outcome(f"{each.label}: needs more memory than there is")
+    warnings = getattr(mesh, "warnings", ())
+    empty = images[..., 3].sum(axis=(1, 2), dtype=np.int64) < 255  # less than a pixel
+    if empty.all():
+        far = "is there a stray vertex far away from the object?"
+        warnings += (f"{each.label}: no view shows more than a pixel; {far}",)
+    elif empty.any():
+        numbers = ", ".join(map(str, np.flatnonzero(empty)[:5])) + (", ..." if empty.sum() > 5 else "")
+        warnings += (f"{each.label}: {empty.sum()} of {len(empty)} views show nothing ({numbers})",)
+    if strict and warnings:
+        return _Outcome("\n  ".join(warnings))
+    srn.write_object(out / each.name, images, cameras)
+    return _Outcome(None, warnings)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -232,8 +310,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m threedim.data.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--meshes", required=True, help="Folder of GLB, glTF, OBJ or PLY files, searched recursively.")
-    add("--out", required=True, help="Output folder: one folder per object, in SRN format.")
+    add("--meshes", type=files.path, required=True, help="Folder of mesh files, searched recursively.")
+    add("--out", type=files.path, required=True, help="Output folder: one folder per object, in SRN format.")
     add("--views", type=int, default=50, help="Views per object.")
     add("--size", type=int, default=128, help="Height and width of the images, pixels.")
     cameras = "Sampled uniformly on a sphere (for training), or on SRN's test spiral."
@@ -244,20 +322,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--radius", type=float, default=RADIUS, help="Distance of the cameras, in radii of the object.")
     add("--samples", type=int, default=16, help="Rays per pixel.")
     add("--seed", type=int, default=0, help="Seed of the sphere cameras.")
-    axis = "Up axis of the files. auto: y for GLB, glTF and OBJ, z for PLY."
+    axis = "Up axis of the files. auto: y for GLB, glTF and OBJ, what the file says for DAE, z for the others."
     add("--up", default="auto", choices=meshes_lib.UP_AXES, help=axis)
     add("--workers", type=int, help="Processes. Defaults to the number of cores.")
+    add("--strict", action="store_true", help="A mesh of which something is missing is bad, and is not written.")
     given = parser.parse_args(argv)
-    out = epath.Path(given.out)
     common = {"size": given.size, "samples": given.samples, "seed": given.seed, "radius": given.radius}
     with errors.one_line():
+        out = epath.Path(given.out)
         runs = [(out, ViewSettings(given.views, path=given.cameras, min_elevation=given.min_elevation, **common))]
         if given.test_views:
             runs.append((out.parent / f"{out.name}_test", ViewSettings(given.test_views, path="spiral", **common)))
-        reports = [(to, render_meshes(given.meshes, to, use, given.up, given.workers)) for to, use in runs]
-    bad = sorted({problem for _, report in reports for problem in report.bad})
+        left = left_out(given.meshes, find_meshes(given.meshes))
+        options = {"up": given.up, "num_workers": given.workers, "strict": given.strict}
+        try:
+            reports = [(to, render_meshes(given.meshes, to, use, **options)) for to, use in runs]
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on with the objects that are missing")
     for to, report in reports:
-        print(f"{to}: {len(report.rendered)} objects rendered, {len(report.kept)} already there")
+        counts = f"{len(report.rendered)} objects rendered, {len(report.kept)} already there"
+        print(f"{to}: {counts}, {len(report.warnings)} warnings")
+    if left:
+        print(f"\nleft out, in formats that are not read or there in another one: {left}", file=sys.stderr)
+    # Each once, though test views are another run.
+    warnings = list(dict.fromkeys(warning for _, report in reports for warning in report.warnings))
+    bad = list(dict.fromkeys(problem for _, report in reports for problem in report.bad))
+    if warnings:
+        print("\nwarnings:", *warnings, sep="\n  ", file=sys.stderr)
     if bad:
         print(f"\n{len(bad)} meshes could not be rendered:", *bad, sep="\n  ", file=sys.stderr)
         sys.exit(1)

@@ -8,6 +8,8 @@ import numpy as np
 
 from threedim.errors import UserError
 
+DEFAULT_GRAY = (178 / 255,) * 3  # sRGB, for surfaces without any color
+
 
 class BadMeshError(UserError):
     """A mesh cannot be rendered. The message starts with the file's path."""
