@@ -5,11 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +14,7 @@ import numpy as np
 from absl import flags
 from grain._src.python.dataset.transformations import process_prefetch
 
+from threedim import workers
 from threedim.data.records import ObjectDataset
 from threedim.errors import UserError
 
@@ -121,7 +118,7 @@ def train_batches(
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         stream = grain.experimental.WithOptionsIterDataset(stream, pipes).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=workers.start,
         )
     return Batches(iter(stream))
 
@@ -157,17 +154,3 @@ class _Rows:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step, place = divmod(index, len(self.rows))
         return self.stream[step * self.batch_size + self.rows[place]]
-
-
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    # Ctrl-C, and on Slurm SIGTERM, reach the whole process group. The main process decides when to stop and closes the
-    # workers: it would wait forever for a worker that dies while writing. If it is killed, they have to notice.
-    del worker_index, worker_count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from threedim import workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,7 +52,5 @@ class _Worker:
 
     def __init__(self):
         context = multiprocessing.get_context("spawn")
-        # Ctrl-C goes to all processes of a terminal; this one is ended by the one that started it.
-        ignore = (signal.SIGINT, signal.SIG_IGN)
-        self.pool = concurrent.futures.ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignore)
+        self.pool = concurrent.futures.ProcessPoolExecutor(1, context, initializer=workers.start)
         self.started = self.pool.submit(os.getpid)
