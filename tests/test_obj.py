@@ -151,6 +151,8 @@ def test_vertex_colors_multiply_the_material(folder):
         assert warnings == []
     (surface,), _ = read(folder, colored.replace("1\n", "255\n") + "v 0 0 9\nf 1 3 4\n")
     np.testing.assert_allclose(surface.colors[0, :, :3], [[1 / 255 / 12.92, 0, 0], [0, 0, 1], [1, 1, 1]], atol=1e-6)
+    (surface,), _ = read(folder, "v 0 0 0 1.0\nv 1 0 0 1.0\nv 1 1 0 1.0\nf 1 2 3\n")
+    np.testing.assert_allclose(color(surface), [*GRAY, 1])
     painted = "v 0 0 0\nv 1 0 0\nv 1 1 0\n#MRGB ffff0000ff00ff00\n#MRGB ff0000ff\nf 1 2 3\n"
     np.testing.assert_array_equal(read(folder, painted)[0][0].colors[0, :, :3], np.eye(3))
 
@@ -167,6 +169,13 @@ def test_all_transparent_is_shown_with_a_warning(folder):
     (surface,), warnings = read(folder, f"mtllib m.mtl\n{SQUARE}usemtl m\n{FACE}", "newmtl m\nKd 1 0 0\nTr 1\n")
     assert color(surface) == [1, 0, 0, 1]
     assert warnings == ["mesh.obj: every material is fully transparent (d or Tr); all are shown opaque"]
+
+
+def test_one_invisible_material_is_named(folder):
+    text = f"mtllib m.mtl\n{SQUARE}usemtl m\n{FACE}usemtl n\n{FACE}"
+    surfaces, warnings = read(folder, text, "newmtl m\nKd 1 0 0\nnewmtl n\nd 0\n")
+    assert [surface.colors[0, 0, 3] for surface in surfaces] == [1, 0]
+    assert warnings == ["mesh.obj: material 'n' is fully transparent (d or Tr)"]
 
 
 def test_opacity_maps(folder):

@@ -174,6 +174,10 @@ def test_what_goes_wrong_with_one_mesh_does_not_stop_the_others(folder, tmp_path
         f"{folder / 'sub/bar.obj'}: needs more memory than there is",
         f"{folder / 'sub/slab.PLY'}: cannot be read ([Errno 13] Permission denied: 'slab.PLY')",
     ]
+    monkeypatch.setattr(render.pool, "run", lambda work, items, workers: ((each, None) for each in items))
+    report = render_meshes(folder, tmp_path / "out", SMALL, num_workers=2)
+    assert (report.rendered, report.kept) == ([], ["cube"])
+    assert report.bad[0].startswith(f"{folder / 'sub/bar.obj'}: its process was killed")
 
 
 @pytest.mark.slow

@@ -47,17 +47,20 @@ def read(path: pathlib.Path) -> tuple[list[Surface], list[str]]:
 
     used = np.zeros(len(statements.face), int)  # number of a material by face
     uses, libraries = _other_statements(statements, warnings)
-    names = [None, *dict.fromkeys(name for _, name in uses)]
+    names = dict.fromkeys([None, *(name for _, name in uses)])
     if uses:
-        numbers = np.array([0] + [names.index(name) for _, name in uses])
+        number_of = {name: number for number, name in enumerate(names)}
+        numbers = np.array([0] + [number_of[name] for _, name in uses])
         used = numbers[np.searchsorted([line for line, _ in uses], statements.face, side="right")]
     used = used[faces]
-    present = np.unique(used)
-    materials = _find_materials(path, [names[number] for number in present], libraries, warnings)
+    present, counts = np.unique(used, return_counts=True)
+    present_names = [list(names)[number] for number in present]
+    materials = _find_materials(path, present_names, libraries, warnings)
     textures = _Textures(warnings)
     surfaces = []
-    for number, material in zip(present, materials, strict=True):
-        vertex, uv, normal = (index[triangles[used == number]] for index in indices)
+    groups = np.split(np.argsort(used, kind="stable"), np.cumsum(counts)[:-1]) if len(used) else []
+    for chosen, material in zip(groups, materials, strict=True):
+        vertex, uv, normal = (index[triangles[chosen]] for index in indices)
         rgba = np.ones((*vertex.shape, 4), np.float32)
         if colors is not None:
             rgba[..., :3] = srgb_to_linear(colors[vertex])
@@ -67,6 +70,9 @@ def read(path: pathlib.Path) -> tuple[list[Surface], list[str]]:
         warnings.append(f"{path}: every material is fully transparent (d or Tr); all are shown opaque")
         for surface in surfaces:
             surface.colors[..., 3] = 1
+    else:
+        clear = [name for name, material in zip(present_names, materials, strict=True) if material.opacity == 0]
+        warnings += [f"{path}: material {name!r} is fully transparent (d or Tr)" for name in clear]
     return surfaces, warnings
 
 
@@ -147,11 +153,12 @@ def _words(text: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _vertices(statements: _Statements) -> tuple[np.ndarray, np.ndarray | None]:
     """(vertex, 3) positions, and sRGB colors in [0, 1] if there are any."""
     table = statements.table(statements.vertex, 1, 6)
-    if np.isnan(table[:, 3:]).all():
-        colors = _polypaint(statements, len(table))
+    colored = ~np.isnan(table[:, 5])  # a fourth number alone is a weight
+    if colored.any():
+        colors = table[:, 3:] / (255 if table[colored, 3:].max() > 1 else 1)
+        colors[~colored] = 1
     else:
-        colors = table[:, 3:] / (255 if np.nanmax(table[:, 3:]) > 1 else 1)
-        colors = np.where(np.isnan(colors).any(axis=1, keepdims=True), 1, colors)
+        colors = _polypaint(statements, len(table))
     return table[:, :3], None if colors is None else np.clip(colors, 0, 1)
 
 
