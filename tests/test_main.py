@@ -2,11 +2,14 @@
 
 import json
 import re
+from unittest import mock
 
+import jax
 import pytest
 from commands import run_python
 
 from threedim import main
+from threedim.errors import UserError
 
 DEMO = "--config=configs/demo.py"
 
@@ -169,3 +172,13 @@ def test_mistakes_in_a_config_file(tmp_path, body, said):
     argument = ":a" if "takes 'a'" in said else ""
     problem = main._config_problem(["threedim", f"--config={file}{argument}", "--mode=train"])
     assert re.match(rf"--config={re.escape(str(file))}{said}", problem), problem
+
+
+def test_settings_of_jax_that_cannot_work(monkeypatch):
+    main._check_jax()
+    with jax.disable_jit(), pytest.raises(UserError, match="JAX_DISABLE_JIT is set"):
+        main._check_jax()
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=r"no device of the platform cuda \(JAX_PLATFORMS\): is there one, and"):
+        main._check_jax()

@@ -21,6 +21,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -85,6 +86,7 @@ def main(argv: list[str]) -> None:
     try:
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
+        _check_jax()
         # Tracing makes many objects that stay: looking for garbage less often saves time.
         gc.set_threshold(50_000, 20, 20)
         with disk_errors(), _out_of_memory(mode):
@@ -126,6 +128,19 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
         sample.sample(config, _WORKDIR.value)
     else:
         protocol.evaluate(config, _WORKDIR.value)
+
+
+def _check_jax() -> None:
+    if jax.config.jax_disable_jit:
+        raise UserError("JAX_DISABLE_JIT is set, without compiling a step takes minutes: unset it")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError if none of JAX_PLATFORMS has a device
+        wanted = os.environ.get("JAX_PLATFORMS", "any")
+        hint = 'is there one, and is JAX installed for it? See "Install" in README.md'
+        raise UserError(
+            f"JAX finds no device of the platform {wanted} (JAX_PLATFORMS): {str(error) or hint}"
+        ) from error
 
 
 def _last_checkpoint() -> str:
@@ -260,6 +275,8 @@ def _show_exception(kind: type[BaseException], error: BaseException, traceback: 
 
 def run() -> None:
     """Entry point."""
+    # Of ml_collections, which loads config files so; it would be an error under python -W error.
+    warnings.filterwarnings("ignore", r"the load_module\(\)", DeprecationWarning)
     sys.excepthook = _show_exception
     sys.stdout, sys.stderr = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
     app.run(main, flags_parser=parse_flags)

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from threedim import config as config_lib
-from threedim import pixels, provenance, weights_file
+from threedim import files, pixels, provenance, weights_file
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
 from threedim.errors import MissingError, UserError
@@ -162,5 +162,5 @@ class Model:
 
 def load(source: epath.PathLike, step: int | None = None) -> Model:
     """Loads a trained model; arguments and errors as for `open_trained`."""
-    found, params = read(functools.partial(open_trained, source, step))
+    found, params = read(functools.partial(open_trained, files.path(os.fspath(source)), step))
     return Model(config_lib.sampler(found.config), params, found.config, found.step)
