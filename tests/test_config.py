@@ -112,6 +112,7 @@ def test_presets():
         ("diffusion.regression", True, "config.diffusion: regression needs"),
         ("data.augment.hue", 0.6, "config.data.augment: hue must be"),
         ("train.uncond_prob", 1.0, "config.train: uncond_prob must be in [0, 1), got 1.0"),
+        ("train.adam_b1", 1.5, "config.train: adam_b1 must be in [0, 1), got 1.5"),
         ("train.microbatches", 3, "config.train: batch_size 128 does not divide into 3 microbatches"),
         ("sample.preset", "best", "config.sample.preset must be one of paper, fast, got 'best'"),
         ("sample.num_steps", 0, "config.sample: num_steps must be at least 1"),
@@ -192,3 +193,16 @@ def test_old_configs_without_newer_fields_can_be_read():
     config = ml_collections.ConfigDict(settings_lib.plain(base.get_config()))
     del config.train.color_weight
     assert config_lib.recipe(config).color_weight == 1.0
+
+
+def test_seeds_are_of_32_bits():
+    """JAX takes others modulo 2**32."""
+    config = base.get_config()
+    for seed in (0, 2**32 - 1):
+        config.sample.seed = config.data.procedural.seed = seed
+        config_lib.check_seeds(config)
+    for name, seed in (("sample.seed", 2**32), ("seed", -1), ("data.procedural.seed", 10**20)):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({name: seed})
+        with pytest.raises(UserError, match=rf"config\.{name} must be in"):
+            config_lib.check_seeds(changed)

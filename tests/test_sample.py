@@ -52,7 +52,11 @@ def test_writes_srn_folders_and_pictures(tiny_config, run):
 
 def test_as_many_objects_at_once_as_fit(tiny_config, run, monkeypatch, capsys):
     tiny_config.sample.out = str(run / "two")
+    tiny_config.sample.num_views = tiny_config.sample.num_objects = 100
     expected = views_of(sample_lib.sample(tiny_config, run))
+    said = capsys.readouterr().out
+    assert "sample.num_objects is 100, but the split 'test' has 2 objects" in said
+    assert "sample.num_views is 100, but 2 of 2 objects have fewer" in said
     tiny_config.sample.batch_size, needs = 0, []
     program_bytes = hardware.program_bytes
     monkeypatch.setattr(hardware, "program_bytes", lambda program: needs.append(program_bytes(program)) or needs[-1])
@@ -141,6 +145,7 @@ def test_orbit_and_several_inputs(tiny_config, run):
         ("sample.split", "validation", "sample.split must be one of"),
         ("sample.input_views", (0, 9), "sample.input_views (0, 9) must be distinct views"),
         ("sample.cameras", "circle", "sample.cameras must be"),
+        ("sample.num_views", -1, "sample.num_views must be 0 (all) or more"),
         ("sample.batch_size", -1, "sample.batch_size must be 0, for as many as fit, or a multiple"),
         ("sample.checkpoint_step", 7, "no checkpoint of step 7"),
         ("model.ch", 64, "model.ch: 32 → 64"),

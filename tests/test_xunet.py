@@ -162,6 +162,8 @@ def test_fresh_network_puts_out_zero(network, params):
         ({"image_size": 10, "ch_mult": (1, 1, 1)}, "image_size 10 is not divisible by 4"),
         ({"attn_resolutions": (16, 2)}, r"never meet.*\(16, 2\).*\(8, 4\)"),
         ({"dropout": 1.0}, "dropout must be in"),
+        ({"emb_ch": 0}, "emb_ch must be at least 1, got 0"),
+        ({"ch_mult": ()}, "ch_mult must be one positive number per level"),
         ({"remat": "some"}, "remat must be one of none, blocks, all, got 'some'"),
         ({"attention": "fast"}, "attention must be one of auto, plain, cudnn, got 'fast'"),
         ({"attn_heads": 3}, "64 channels do not divide into attn_heads 3"),

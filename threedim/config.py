@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ PRESETS = {
 PATHS = ("data.dir", "data.source", "train.init_from", "sample.object", "sample.weights", "sample.out")
 PATHS += ("evaluate.views", "evaluate.inception", "evaluate.lpips_backbone", "evaluate.lpips_lin", "evaluate.out")
 
+SEEDS = ("seed", "data.split_seed", "data.procedural.seed", "sample.seed", "sample.objects_seed", "evaluate.seed")
+
 # How a network is computed, not what: what is compared leaves it out.
 EXECUTION = ("model.dtype", "model.attention")
 
@@ -51,6 +54,15 @@ def expand_paths(config: ml_collections.ConfigDict) -> None:
     """Replaces ``~`` and environment variables in all paths of a config; see `files.path`."""
     for section, field in (name.split(".") for name in PATHS):
         config[section][field] = files.path(config[section][field])
+
+
+def check_seeds(config: ml_collections.ConfigDict) -> None:
+    """Raises `UserError` if a seed is out of range: JAX takes them modulo 2**32, so that others would be the same."""
+    for name in SEEDS:
+        *sections, field = name.split(".")
+        seed = functools.reduce(lambda node, section: node[section], sections, config)[field]
+        if seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"config.{name} must be in [0, 2**32), got {seed}")
 
 
 def network(config: ml_collections.ConfigDict) -> UNet:

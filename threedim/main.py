@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
     try:
+        config_lib.check_seeds(config)
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
         _check_jax()

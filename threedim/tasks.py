@@ -59,6 +59,9 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     s, size = config.sample, config.model.image_size
     if s.cameras not in ("object", "orbit"):
         raise UserError(f'sample.cameras must be "object" or "orbit", got {s.cameras!r}')
+    for field in ("num_views", "num_objects"):
+        if s[field] < 0:
+            raise UserError(f"sample.{field} must be 0 (all) or more, got {s[field]}")
     if s.object:
         views = objects.read_object(s.object, sources.read_settings(config.data))
         views.print_warnings(s.object)
@@ -89,6 +92,10 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         targets = list(range(count))[: s.num_views or None]
         read_inputs = functools.partial(known.views, number, size=size)
         tasks.append(Task(name, inputs, targets, functools.partial(_load, read_inputs, inputs, read, targets)))
+    if s.num_objects > len(tasks):
+        print(f"sample.num_objects is {s.num_objects}, but the split {s.split!r} has {len(tasks)} objects")
+    if fewer := sum(len(task.target_views) < s.num_views for task in tasks):
+        print(f"sample.num_views is {s.num_views}, but {fewer} of {len(tasks)} objects have fewer views to sample")
     return tasks
 
 

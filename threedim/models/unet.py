@@ -76,6 +76,12 @@ class UNet(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         levels = len(self.ch_mult)
+        lowest = {"image_size": 1, "ch": 1, "emb_ch": 1, "num_res_blocks": 0, "attn_heads": 1, "norm_groups": 1}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not levels or min(self.ch_mult) < 1:
+            raise ValueError(f"ch_mult must be one positive number per level, got {tuple(self.ch_mult)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for name, known in (("attention", get_args(Attention)), ("remat", ("none", "blocks", "all"))):

@@ -75,8 +75,9 @@ class Recipe:
         for name, low in lowest.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not 0 <= self.uncond_prob < 1:
-            raise ValueError(f"uncond_prob must be in [0, 1), got {self.uncond_prob}")
+        for name in ("uncond_prob", "adam_b1", "adam_b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not self.ema_rampup > 0:
             raise ValueError(f"ema_rampup must be positive, got {self.ema_rampup}")
         if self.schedule not in ("constant", "cosine", "linear"):
