@@ -13,7 +13,7 @@ from threedim import sample as sample_lib
 from threedim.data import sources
 from threedim.data.objects import read_object
 from threedim.errors import ExistsError, UserError
-from threedim.training import hardware
+from threedim.training import checkpoints, hardware
 from threedim.weights_file import save_weights
 
 
@@ -171,6 +171,19 @@ def test_an_output_folder_keeps_its_settings(tiny_config, run):
         sample_lib.sample(tiny_config, run)
     s.out = str(run / "checkpoints")
     with pytest.raises(UserError, match="is not empty"):
+        sample_lib.sample(tiny_config, run)
+
+
+def test_views_of_other_weights_or_data_are_not_reused(tiny_config, run, monkeypatch):
+    s = tiny_config.sample
+    s.num_objects, s.num_views, s.out = 1, 1, str(run / "out")
+    sample_lib.sample(tiny_config, run)
+    with monkeypatch.context() as patch:  # trained anew to the same step
+        patch.setattr(checkpoints, "identity", lambda workdir, step: "other")
+        with pytest.raises(UserError, match=r"weights: .* → \"other\""):
+            sample_lib.sample(tiny_config, run)
+    s.split, tiny_config.data.holdout_views = "train", 1
+    with pytest.raises(UserError, match=r"\n  data: .*\n  split: \"test\" → \"train\""):
         sample_lib.sample(tiny_config, run)
 
 

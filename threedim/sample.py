@@ -179,7 +179,7 @@ def _claim(
     settings = settings_lib.plain(config.sample) | settings_lib.plain(dataclasses.asdict(sampler.settings))
     if config.sample.object:
         settings |= {f"data.{name}": value for name, value in sources.read_settings(config.data).changed().items()}
-    settings |= {"checkpoint_step": trained.step, "weights": trained.identity}
+    settings |= {"checkpoint_step": trained.step, "weights": trained.identity, "data": sorted({t.data for t in tasks})}
     settings = {name: value for name, value in settings.items() if name not in _FREE}
     objects = {task.name: {"input_views": task.input_views, "target_views": task.target_views} for task in tasks}
     path = out / "samples.json"

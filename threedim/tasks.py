@@ -13,7 +13,7 @@ from etils import epath
 
 from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
-from threedim.data import camera_checks, objects, records, sources
+from threedim.data import camera_checks, convert, objects, records, sources
 from threedim.data.views import ObjectViews
 from threedim.errors import UserError
 from threedim.files import check_name
@@ -44,6 +44,7 @@ class Task:
     input_views: list[int]  # numbers in the object's folder
     target_views: list[int]  # the same; for an orbit, the numbers along it
     load: Callable[[], Views]
+    data: str  # fingerprint of what the pictures and cameras come from
 
     def __post_init__(self):
         check_name(self.name, "config.sample")  # what is sampled is written, and removed, under this name
@@ -66,7 +67,8 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         views = objects.read_object(s.object, sources.read_settings(config.data))
         views.print_warnings(s.object)
         print(*(f"warning: {s.object}: {doubt}\n" for doubt in _doubts(config, views)), sep="", end="")
-        return [_make_task(s, views.name, len(views.pngs), functools.partial(views.decode, size=size))]
+        read = functools.partial(views.decode, size=size)
+        return [_make_task(s, views.name, len(views.pngs), read, convert.object_digest(views))]
     if s.split not in SPLITS:
         raise UserError(f"sample.split must be one of {', '.join(SPLITS)}, got {s.split!r}")
     sources.prepare_from_config(config.data)
@@ -84,14 +86,15 @@ def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
         name, count = dataset.names[index], dataset.num_views(index)
         read = functools.partial(dataset.views, index, size=size)
         if known is None:
-            tasks.append(_make_task(s, name, count, read))
+            tasks.append(_make_task(s, name, count, read, dataset.fingerprint))
             continue
         # Held-out cameras of a training object; the inputs are training views.
         number = known.names.index(name)
         inputs = _chosen_views(s.input_views, known.num_views(number), name)
         targets = list(range(count))[: s.num_views or None]
         read_inputs = functools.partial(known.views, number, size=size)
-        tasks.append(Task(name, inputs, targets, functools.partial(_load, read_inputs, inputs, read, targets)))
+        load = functools.partial(_load, read_inputs, inputs, read, targets)
+        tasks.append(Task(name, inputs, targets, load, dataset.fingerprint))
     if s.num_objects > len(tasks):
         print(f"sample.num_objects is {s.num_objects}, but the split {s.split!r} has {len(tasks)} objects")
     if fewer := sum(len(task.target_views) < s.num_views for task in tasks):
@@ -127,7 +130,7 @@ def _load(read_inputs: Read, inputs: list[int], read_targets: Read, targets: lis
     return Views(*read_inputs(inputs), cameras, truth)
 
 
-def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) -> Task:
+def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read, data: str) -> Task:
     inputs = _chosen_views(s.input_views, count, name)
     if s.cameras == "orbit":
         if s.num_views < 1:
@@ -139,12 +142,12 @@ def _make_task(s: ml_collections.ConfigDict, name: str, count: int, read: Read) 
             azimuths = np.arange(s.num_views) * (360.0 / s.num_views)
             return Views(pictures, cameras, cameras_lib.orbit(azimuths, s.orbit_elevation, radius, cameras.K[0]), None)
 
-        return Task(name, inputs, list(range(s.num_views)), load_orbit)
+        return Task(name, inputs, list(range(s.num_views)), load_orbit, data)
 
     rest = [view for view in range(count) if view not in inputs][: s.num_views or None]
     if not rest:
         raise UserError(f"object {name} has no views besides the input views; set sample.cameras to 'orbit'")
-    return Task(name, inputs, rest, functools.partial(_load, read, inputs, read, rest))
+    return Task(name, inputs, rest, functools.partial(_load, read, inputs, read, rest), data)
 
 
 def _chosen_views(wanted: Sequence[int], count: int, name: str) -> list[int]:

@@ -34,7 +34,7 @@ class Trained:
     name: str  # of the run or file, for messages
     config: ml_collections.ConfigDict  # what they were trained with
     step: int  # training steps
-    identity: str  # sha256 of a file; "" for a run
+    identity: str  # sha256 of a file, or of the checksums of a run's averaged parameters
     params: Callable[..., PyTree]  # reads the averaged ones, float32, onto a sharding (the first local device if None)
 
     def check_config(self, config: ml_collections.ConfigDict) -> None:
@@ -99,7 +99,7 @@ def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
         return checkpoints.restore_params(workdir, placed, step)
 
-    return Trained(f"the run in {workdir}", config, step, "", params)
+    return Trained(f"the run in {workdir}", config, step, checkpoints.identity(workdir, step), params)
 
 
 def packaged_names() -> list[str]:

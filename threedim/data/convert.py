@@ -161,7 +161,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
                 continue
             self._warnings += [f"{folder}: {warning}" for warning in views.warnings]
             self.unread.update(views.unread)
-            self._written[split].append((views.name, len(views.pngs), views.size, _object_digest(views)))
+            self._written[split].append((views.name, len(views.pngs), views.size, object_digest(views)))
             example = {"name": views.name.encode(), "png": views.pngs, "size": views.size}
             yield views.name, example | {name: getattr(views.cameras, name) for name in ("R", "t", "K")}
 
@@ -194,7 +194,8 @@ def _shards(folders: list[epath.Path]) -> list[list[epath.Path]]:
     return [folders[start : start + per_shard] for start in range(0, len(folders), per_shard)]
 
 
-def _object_digest(views: ObjectViews) -> str:
+def object_digest(views: ObjectViews) -> str:
+    """Name and sha256 of an object's pictures and cameras."""
     digest = hashlib.sha256()
     for png in views.pngs:
         digest.update(len(png).to_bytes(8, "little"))

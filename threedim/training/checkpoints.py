@@ -15,6 +15,7 @@ here dtypes, shapes, paths and checksums are compared, and a difference is an er
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import zlib
@@ -213,6 +214,13 @@ def find_step(workdir: epath.PathLike, step: int | None = None) -> int:
     return _find_step(_checkpoint_folder(workdir), step)
 
 
+def identity(workdir: epath.PathLike, step: int) -> str:
+    """The sha256 of the checksums of a checkpoint's averaged parameters, which are not read; "" if it is damaged."""
+    table, problem = _read_checked_table(_checkpoint_folder(workdir) / str(step))
+    sums = [] if problem else sorted(item for item in table[1].items() if item[0].startswith("ema_params/"))
+    return hashlib.sha256(repr(sums).encode()).hexdigest() if sums else ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
@@ -320,10 +328,7 @@ def _read_checked_table(step_folder: epath.Path, options=None) -> tuple[Any, str
 
 
 def _files_below(folder: epath.Path) -> list[epath.Path]:
-    found = []
-    for path in sorted(folder.iterdir()):
-        found += _files_below(path) if path.is_dir() else [path]
-    return found
+    return [found for path in sorted(folder.iterdir()) for found in (_files_below(path) if path.is_dir() else [path])]
 
 
 def _check_files(step_folder: epath.Path) -> str | None:
