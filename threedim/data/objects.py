@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from etils import epath
 
+from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import camera_checks, colmap, nerf, pictures, srn, zero123
 from threedim.data.views import UP_ROTATIONS, BadObjectError, Listing, ObjectViews, ReadSettings, blame
@@ -53,8 +54,12 @@ def files_beside(folder: epath.PathLike) -> list[str]:
 
 def picture_bytes(folder: epath.PathLike) -> int:
     """Size of the picture files in a folder and its subfolders."""
-    files = [path for pattern in ("*", "*/*") for path in epath.Path(folder).glob(pattern)]
-    return sum(path.stat().length for path in files if path.suffix.lower() in pictures.SUFFIXES)
+    return sum(path.stat().length for path in _picture_files(epath.Path(folder)))
+
+
+def _picture_files(folder: epath.Path) -> list[epath.Path]:
+    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)]
+    return [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
 
 
 def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> ObjectViews:
@@ -100,12 +105,12 @@ def _hint(folder: epath.Path) -> str:
     """What to do with what is there instead of objects."""
     if folder.suffix.lower() == ".zip":
         return "; unpack the zip, or set data.source to its folder and data.train_split to its name without .zip"
-    files = [path.suffix.lower() for path in folder.glob("*")] if folder.is_dir() else []
-    if any(suffix in _MESHES for suffix in files):
+    if not folder.is_dir():
+        return ""
+    if any(path.suffix.lower() in _MESHES for path in folder.glob("*")):
         return "; render meshes first, with python -m threedim.data.render"
-    if any(suffix in pictures.SUFFIXES for suffix in files):
-        return "; pictures need cameras, which COLMAP can find"
-    return ""
+    held = f"; it holds {arrays.listed(_names(folder, set()) or ['nothing'], ', ')}"
+    return held + ("; pictures need cameras, which COLMAP can find" if _picture_files(folder) else "")
 
 
 def _checked_matrices(listing: Listing) -> np.ndarray:
