@@ -110,6 +110,9 @@ def doubts(poses: np.ndarray, K: np.ndarray, size: int) -> list[str]:
     found, warnings = focus(poses), []
     if found.is_known and not found.miss < _MISS:
         warnings.append("cameras do not look at a common point")
+    elif not found.fits and (outside := _without_origin(poses, K, size)) > len(poses) / 2:
+        hint = "are --config.data.axes and --config.data.world_to_camera right?"
+        warnings.append(f"the origin is outside of {outside} of {len(poses)} pictures; {hint}")
     away = _distance(poses, found)
     if not _DISTANCES[0] <= away <= _DISTANCES[1]:
         hint = f"a --config.data.scale of {2 / away:.2g} would make it 2" if away > 0 else "are positions missing?"
@@ -133,6 +136,12 @@ def distance(poses: np.ndarray) -> float:
 
 def _distance(poses: np.ndarray, found: Focus) -> float:
     return found.distance if found.is_known and found.miss < _MISS else _rms(poses[:, :3, 3])
+
+
+def _without_origin(poses: np.ndarray, K: np.ndarray, size: int) -> int:
+    """How many pictures do not show the origin."""
+    x, y, z = np.einsum("nij,nkj,nk->in", K, poses[:, :3, :3], -poses[:, :3, 3])
+    return int(np.sum((z <= 0) | (np.minimum(x, y) < 0) | (np.maximum(x, y) > size * z)))
 
 
 def _is_up(poses: np.ndarray, axis: str) -> bool:
