@@ -115,10 +115,14 @@ def _hint(folder: epath.Path) -> str:
 
 def _checked_matrices(listing: Listing) -> np.ndarray:
     """(views, 4, 4) float64, as in the files; each is a rotation and a position."""
-    for view in listing.views:
-        with blame(view.pose, "" if view.pose.stem == view.picture.stem else f"{view.picture.name}: "):
-            Camera.from_matrix(view.matrix, np.eye(3))
-    return np.stack([view.matrix for view in listing.views])
+    matrices = np.stack([view.matrix for view in listing.views])
+    try:
+        Camera.from_matrix(matrices, np.eye(3))
+    except ValueError:  # which one?
+        for view in listing.views:
+            with blame(view.pose, "" if view.pose.stem == view.picture.stem else f"{view.picture.name}: "):
+                Camera.from_matrix(view.matrix, np.eye(3))
+    return matrices
 
 
 def _moved(folder: epath.Path, poses: np.ndarray, settings: ReadSettings) -> np.ndarray:

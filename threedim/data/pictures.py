@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import pathlib
 import struct
@@ -265,7 +266,9 @@ def square_pngs(
     sizes = [one.size for one in seen]
     if fit == "refuse":
         _check_sizes(views, sizes)
-    K = np.stack([np.asarray(v.intrinsics(*size), np.float64) for v, size in zip(views, sizes, strict=True)])
+    # Views of one camera share the function.
+    K_of = functools.cache(lambda intrinsics, size: np.asarray(intrinsics(*size), np.float64))
+    K = np.stack([K_of(view.intrinsics, size) for view, size in zip(views, sizes, strict=True)])
     warnings = _contents(views, seen)
     side = max(max(size) for size in sizes)
     if all(one.png is not None and one.size == (side, side) for one in seen):
