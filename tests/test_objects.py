@@ -155,6 +155,10 @@ NERF_DEFECTS = {
         frame(file_path="images/gone"),
         r"images/gone: picture is missing, but transforms\.json",
     ),
+    "picture in another folder": (
+        frame(file_path="test/frame_00000.png"),
+        r"test/frame_00000\.png: picture is missing",
+    ),
     "no matrix": (frame(transform_matrix="x"), r"transforms\.json: frame images/frame_00001\.png: .*"),
     "matrix of 9": (frame(transform_matrix=np.eye(3).tolist()), r"frame_00001\.png: 'transform_matrix' must be 4x4"),
     "scaled": (
@@ -269,6 +273,7 @@ def rename_frames(change):
         rename_frames(lambda name: name.replace("/", "\\")),
         rename_frames(lambda name: f"/home/someone/capture/{name}"),
         rename_frames(lambda name: f"C:\\capture\\{name}"),
+        rename_frames(lambda name: f"../../capture/{name}"),
         rename_frames(lambda name: name.removeprefix("images/")),
         edit_json(lambda content: content["frames"].append(content["frames"][0])),
         lambda folder: (folder / "transforms.json").write_text((folder / "transforms.json").read_text(), "utf-16"),
@@ -281,6 +286,18 @@ def test_names_of_pictures_need_not_be_exact(tmp_path, edit):
     views = read_object(tmp_path / "one")
     assert (len(views.pngs), views.unread) == (3, ())
     assert_dots_are_where_cameras_see_them(views)
+
+
+@pytest.mark.parametrize("layout", ["nerfstudio", "colmap"])
+def test_pictures_outside_of_the_folder(tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "one", *make_scene(views=2))
+    (tmp_path / "one/images").rename(tmp_path / "images")
+    path = tmp_path / "one" / ("transforms.json" if layout == "nerfstudio" else "sparse/0/images.txt")
+    content = path.read_text().replace("images/frame", "frame")
+    for name in ("frame_", "picture "):
+        content = content.replace(name, f"{tmp_path}/images/{name}")
+    path.write_text(content.replace(f"masks/{tmp_path}/images/", "masks/"))
+    assert_dots_are_where_cameras_see_them(read_object(tmp_path / "one"))
 
 
 def test_splits_without_pictures_are_left_out(tmp_path):

@@ -60,9 +60,9 @@ def list_views(folder: epath.Path) -> Listing:
             raise BadObjectError(path, f"{row}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
     found = pictures.find(roots, [row[9] for row in rows], path)
     views = [_read_image(path, row, cameras, picture) for row, picture in zip(rows, found, strict=True)]
-    used = {"sparse", "images", "cameras.txt", "images.txt", "points3D.txt"}
-    used |= {name.replace(".txt", ".bin") for name in used}
-    used |= {view.picture.relative_to(folder).parts[0] for view in views}
+    used = {"sparse", "images"} | {
+        f"{name}.{kind}" for name in ("cameras", "images", "points3D") for kind in ("txt", "bin")
+    }
     return Listing(sorted(views, key=lambda view: str(view.picture)), used, world_to_camera=True)
 
 

@@ -46,11 +46,7 @@ def list_views(folder: epath.Path) -> Listing:
     # BlenderNeRF writes the test cameras, but does not render them.
     views = [view for path in files for view in _read_frames(folder, path, may_lack_pictures=len(files) > 1)]
     views = views or _read_frames(folder, files[0], may_lack_pictures=False)
-    used = {view.pose.name for view in views}
-    for view in views:
-        inside = (path for path in (view.picture, view.mask) if path and path.is_relative_to(folder))
-        used |= {path.relative_to(folder).parts[0] for path in inside}
-    return Listing(_distinct(views), used, axes="opengl")
+    return Listing(_distinct(views), {view.pose.name for view in views}, axes="opengl")
 
 
 def _distinct(views: list[ViewFiles]) -> list[ViewFiles]:

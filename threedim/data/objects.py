@@ -88,7 +88,7 @@ def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> Ob
         raise BadObjectError(folder, f"{warnings[0]} (data.strict)")
     with blame(folder):
         cameras = Camera.from_matrix(poses, K)
-    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, listing.used)))
+    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
 
 
 def _layout(folder: epath.Path):
@@ -137,6 +137,13 @@ def _moved(folder: epath.Path, poses: np.ndarray, settings: ReadSettings) -> np.
         poses[:, :3] = np.asarray(UP_ROTATIONS[settings.up], np.float64) @ poses[:, :3]
     poses[:, :3, 3] *= settings.scale
     return poses
+
+
+def _used(folder: epath.Path, listing: Listing) -> set[str]:
+    """Names in the object's folder that are read, or lead to files that are."""
+    files = (path for view in listing.views for path in (view.picture, view.pose, view.mask) if path)
+    depth, start = len(folder.parts), folder.parts
+    return listing.used | {parts[depth] for path in files if (parts := path.parts)[:depth] == start}
 
 
 def _names(folder: epath.Path, used: set[str]) -> list[str]:

@@ -54,8 +54,8 @@ def find(
 ) -> list[epath.Path]:
     """Picture files by the names that ``listed_in`` has for them, relative to one of the folders ``roots``.
 
-    Names may lack a suffix, or have another one or other case than the file, and may be paths of another machine, if
-    their last parts are right.
+    Names may lack a suffix, or have another one or other case than the file. Of paths that lead out of the folder, as
+    those of another machine do, the last parts must be right.
 
     Raises:
       BadObjectError: if pictures do not exist; not if all are missing and ``may_lack_all``, for which it returns [].
@@ -73,7 +73,8 @@ def find(
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
         if parts and (path := roots[0].joinpath(*parts)).is_file():
             return path
-        for start in range(len(parts)):
+        is_elsewhere = parts and (parts[0] in ("/", "..") or parts[0].endswith(":"))
+        for start in range(len(parts) if is_elsewhere else 1):
             *folders, last = parts[start:]
             stem = last.rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last
             for root in roots:

@@ -90,7 +90,7 @@ def list_views(folder: epath.Path) -> Listing:
     matrices = [np.reshape(_read_numbers(path, (16,), expected), (4, 4)) for path in poses]
     intrinsics, world_to_camera = _read_intrinsics(folder, images)
     views = [ViewFiles(*files) for files in zip(images.values(), poses, matrices, intrinsics, strict=True)]
-    return Listing(views, {"rgb", "pose", "intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
+    return Listing(views, {"intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
 
 
 def _view_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:

@@ -86,7 +86,7 @@ class Listing:
     """The views of an object as a layout lists them, and the conventions of its matrices."""
 
     views: list[ViewFiles]
-    used: set[str]  # names in the object's folder that the layout accounts for
+    used: set[str] = frozenset()  # names in the object's folder that the layout accounts for, besides those of views
     axes: str = "opencv"
     world_to_camera: bool = False
 
