@@ -323,7 +323,8 @@ def test_variants_of_text_files(tmp_path):
     """Models of COLMAP without lines of points, byte order marks, and line ends of Windows."""
     write_colmap(tmp_path / "one", *make_scene())
     path = tmp_path / "one/sparse/0/images.txt"
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.endswith(" 17") and line))
+    lines = [line for line in path.read_text().splitlines() if line and not line.endswith(" 17")]
+    path.write_text(" \n".join(lines))
     srn.write_object(tmp_path / "two", *make_scene())
     for name in ("one/sparse/0/images.txt", "two/intrinsics.txt", "two/pose/000001.txt"):
         path = tmp_path / name

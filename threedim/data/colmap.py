@@ -83,22 +83,15 @@ def _rows(path: epath.Path) -> Iterator[list[Any]]:
             except struct.error as error:
                 raise ValueError(str(error)) from error
         return
-    # The line after an image lists points, all numbers, and may be empty; some programs leave it out.
+    # The line after an image lists points, ends with the number of one, and may be empty; some programs leave it out.
     is_after_image = False
     for line in read_text(path).splitlines():
         words = line.split()
-        if is_after_image and (not words or _is_number(words[-1])):
+        if is_after_image and (not words or words[-1].lstrip("-").isdecimal()):
             is_after_image = False
         elif words and not line.startswith("#"):
             is_after_image = path.stem == "images"
-            yield line.split(maxsplit=9) if is_after_image else words
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return bool(float(word)) or True
-    except ValueError:
-        return False
+            yield line.strip().split(maxsplit=9) if is_after_image else words
 
 
 def _binary_cameras(data: bytes) -> Iterator[list[Any]]:

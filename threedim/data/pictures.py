@@ -60,14 +60,12 @@ def find(
     Raises:
       BadObjectError: if pictures do not exist; not if all are missing and ``may_lack_all``, for which it returns [].
     """
-    listings: dict[epath.Path, dict[str, epath.Path]] = {}
 
+    @functools.cache
     def listing(folder: epath.Path) -> dict[str, epath.Path]:
-        if folder not in listings:
-            files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
-            files.sort(key=lambda path: path.suffix.lower() in SUFFIXES[:1])  # of the same name, a PNG counts
-            listings[folder] = {path.stem.lower(): path for path in files if path.suffix.lower() in SUFFIXES}
-        return listings[folder]
+        files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+        files.sort(key=lambda path: path.suffix.lower() == ".png")  # of the same name, a PNG counts
+        return {path.stem.lower(): path for path in files if path.suffix.lower() in SUFFIXES}
 
     def find_one(name: str) -> epath.Path | None:
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
