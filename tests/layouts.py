@@ -1,6 +1,7 @@
 """Objects of a few colored points, written in every layout that is read."""
 
 import json
+import struct
 
 import numpy as np
 from PIL import Image
@@ -20,14 +21,21 @@ def project(camera, points=POINTS):
     return local[:, :2] / local[:, 2:]
 
 
-def make_scene(width=64, height=64, views=5, radius=2.0, focal=None, dot=1):
-    """RGBA pictures with a square of 2 dot + 1 pixels at each point, else transparent; cameras around the origin."""
+def make_scene(width=64, height=64, views=5, radius=2.0, focal=None, dot=1, lens=None):
+    """RGBA pictures with a square of 2 dot + 1 pixels at each point, else transparent; cameras around the origin.
+
+    ``lens`` maps (point, 2) coordinates in a plane at distance 1 to where the lens shows them.
+    """
     rng = np.random.default_rng(0)
     K = cameras.intrinsics(focal or 1.2 * min(width, height), (height, width))
     poses = cameras.orbit(np.arange(views) * 360 / views + 10, rng.uniform(5, 50, views), radius, K)
     pictures = np.zeros((views, height, width, 4), np.uint8)
     for picture, camera in zip(pictures, poses, strict=True):
-        for (x, y), color in zip(project(camera), COLORS, strict=True):
+        places = project(camera)
+        if lens:
+            focal, center = K[[0, 1], [0, 1]], K[:2, 2]
+            places = lens((places - center) / focal) * focal + center
+        for (x, y), color in zip(places, COLORS, strict=True):
             picture[int(y) - dot : int(y) + dot + 1, int(x) - dot : int(x) + dot + 1] = [*color, 255]
     return pictures, poses
 
@@ -84,7 +92,7 @@ def write_colmap(folder, pictures, poses, model="PINHOLE", extra="", place="spar
     (folder / place).mkdir(parents=True, exist_ok=True)
     height, width = pictures.shape[1:3]
     (fx, _, cx), (_, fy, cy), _ = poses.K[0].tolist()
-    focal = f"{fx} {fy}" if model in ("PINHOLE", "OPENCV") else f"{fx}"
+    focal = f"{fx} {fy}" if model in ("PINHOLE", "OPENCV", "FULL_OPENCV") else f"{fx}"
     camera = f"# cameras\n7 {model} {width} {height} {focal} {cx} {cy} {extra}\n"
     (folder / place / "cameras.txt").write_text(camera)
     lines = ["# images"]
@@ -95,6 +103,25 @@ def write_colmap(folder, pictures, poses, model="PINHOLE", extra="", place="spar
         t = " ".join(map(str, matrix[:3, 3]))
         lines += [f"{i + 1} {w} {x} {y} {z} {t} 7 {name}", "" if i % 2 else "1.5 2.5 -1 3 4 17"]
     (folder / place / "images.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_colmap_binary(folder, pictures, poses):
+    """The same model in COLMAP's binary format."""
+    write_colmap(folder, pictures, poses)
+    model, names = folder / "sparse/0", ("cameras", "images")
+    _, camera = (model / "cameras.txt").read_text().splitlines()
+    number, _, *values = camera.split()
+    data = struct.pack("<QIiQQ4d", 1, int(number), 1, *map(int, values[:2]), *map(float, values[2:]))
+    (model / "cameras.bin").write_bytes(data)
+    lines = (model / "images.txt").read_text().splitlines()[1::2]
+    data = struct.pack("<Q", len(lines))
+    for points, line in enumerate(lines):
+        number, *pose, camera, name = line.split(maxsplit=9)
+        data += struct.pack("<I7dI", int(number), *map(float, pose), int(camera)) + name.encode() + b"\0"
+        data += struct.pack("<Q", points) + struct.pack("<ddq", 1.5, 2.5, -1) * points
+    (model / "images.bin").write_bytes(data)
+    for name in names:
+        (model / f"{name}.txt").unlink()
 
 
 def write_zero123(folder, pictures, poses):

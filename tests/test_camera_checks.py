@@ -97,6 +97,22 @@ def test_cameras_without_a_common_point():
     assert "cameras do not look at a common point" in camera_checks.doubts(room, K[None], 1)
 
 
+@pytest.mark.parametrize("name", ["one view", "a few degrees", "forward-facing", "turntable", "turntable from above"])
+@pytest.mark.parametrize("damage", ["inverse", "transposed", "same rotation"])
+def test_cameras_that_do_not_see_the_origin_are_doubted(name, damage):
+    matrices = (AROUND | OTHERS)[name].to_matrix().astype(np.float64)
+    if damage == "inverse":
+        matrices = np.linalg.inv(matrices)
+    elif damage == "transposed":
+        matrices[:, :3, :3] = matrices[:, :3, :3].swapaxes(1, 2)
+    else:
+        matrices[:, :3, :3] = Rotation.from_euler("x", 20, degrees=True).as_matrix()
+    doubts = camera_checks.doubts(matrices, np.tile(K, (len(matrices), 1, 1)), 1)
+    count = len(matrices)
+    said = [doubt for doubt in doubts if f" of {count} pictures; are --config.data.axes and" in doubt]
+    assert said or "do not look at a common point" in doubts[0], doubts
+
+
 @pytest.mark.parametrize("up", ["x", "-x", "y", "-y", "-z"])
 @pytest.mark.parametrize("name", ["turntable", "SRN training", "NeRF synthetic", "zero123"])
 def test_the_up_axis_is_recognized(name, up):

@@ -9,6 +9,7 @@ from layouts import (
     make_scene,
     rearranged,
     write_colmap,
+    write_colmap_binary,
     write_nerf,
     write_nerfstudio,
     write_zero123,
@@ -38,6 +39,7 @@ LAYOUTS = {
     "nerf": write_nerf,
     "nerfstudio": write_nerfstudio,
     "colmap": write_colmap,
+    "colmap_binary": write_colmap_binary,
     "zero123": write_zero123,
 }
 
@@ -149,7 +151,14 @@ NERF_DEFECTS = {
     "nested": (lambda f: (f / "transforms.json").write_text("[" * 10**5), r"transforms\.json: not valid JSON"),
     "no frames": (edit_json(lambda c: c.pop("frames")), r"transforms\.json: has no list of 'frames'"),
     "no path": (frame(file_path=None), "frame 1 has no 'file_path'"),
-    "missing picture": (frame(file_path="images/gone"), r"images/gone\.png: picture of a frame is missing$"),
+    "missing picture": (
+        frame(file_path="images/gone"),
+        r"images/gone: picture is missing, but transforms\.json",
+    ),
+    "picture in another folder": (
+        frame(file_path="test/frame_00000.png"),
+        r"test/frame_00000\.png: picture is missing",
+    ),
     "no matrix": (frame(transform_matrix="x"), r"transforms\.json: frame images/frame_00001\.png: .*"),
     "matrix of 9": (frame(transform_matrix=np.eye(3).tolist()), r"frame_00001\.png: 'transform_matrix' must be 4x4"),
     "scaled": (
@@ -158,10 +167,18 @@ NERF_DEFECTS = {
     ),
     "no focal length": (edit_json(lambda c: c.pop("fl_x")), "neither 'fl_x' nor 'camera_angle_x'"),
     "degrees": (edit_json(lambda c: c.update(camera_angle_x=45.0, fl_x=None)), "radians"),
-    "distortion": (edit_json(lambda c: c.update(k1=0.1)), r"lens distortion \(k1 0\.1\)"),
+    "extreme distortion": (edit_json(lambda c: c.update(k1=-5)), r"frame_00000\.png: lens distortion -5, .*undistort"),
+    "k4": (edit_json(lambda c: c.update(k4=0.1)), r"k4 is not read; undistort"),
+    "two cameras": (
+        edit_json(lambda c: c["frames"][1].update(file_path="images/frame_00000.png")),
+        r"frame_00000\.png has two cameras",
+    ),
     "fisheye": (frame(camera_model="OPENCV_FISHEYE"), "camera model OPENCV_FISHEYE"),
     "other shape": (frame(w=128), r"frame images/frame_00001\.png: intrinsics are for 128x64 pixels.* 64x64"),
-    "no mask": (lambda f: (f / "masks/frame_00002.png").unlink(), r"masks/frame_00002\.png: file is missing"),
+    "no mask": (
+        lambda f: (f / "masks/frame_00002.png").unlink(),
+        r"masks/frame_00002\.png: picture is missing",
+    ),
     "small mask": (
         lambda f: Image.new("L", (8, 8)).save(f / "masks/frame_00002.png"),
         r"masks/frame_00002\.png: 8x8 pixels, but frame_00002\.png has 64x64",
@@ -196,13 +213,136 @@ def test_intrinsics_of_frames_and_for_other_sizes(tmp_path):
     np.testing.assert_allclose(K[:, :2, 2], [[35, 32]] * 3, rtol=1e-6)
 
 
+def brown(k1, k2, p1, p2, k3=0.0):
+    """OpenCV's formula."""
+
+    def lens(points):
+        x, y = points.T
+        r2 = x**2 + y**2
+        radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+        bent_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2)
+        return np.stack([bent_x, y * radial + p1 * (r2 + 2 * y**2) + 2 * p2 * x * y], axis=-1)
+
+    return lens
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients"),
+    [
+        ("SIMPLE_RADIAL", (-0.5, 0, 0, 0)),
+        ("RADIAL", (-0.7, 0.6, 0, 0)),
+        ("OPENCV", (0.3, 0.5, -0.03, 0.03)),
+        ("FULL_OPENCV", (0.3, 0.5, 0.03, -0.03, 2.0)),
+    ],
+)
+@pytest.mark.parametrize("size", [(160, 160), (240, 190)])
+def test_lens_distortion_is_undone(tmp_path, model, coefficients, size):
+    pictures, poses = make_scene(*size, views=3, dot=2, lens=brown(*coefficients))
+    used = [value for value in coefficients if value]
+    extra = " ".join(map(str, (*used, 0, 0, 0) if model == "FULL_OPENCV" else used))
+    write_colmap(tmp_path / "one", pictures, poses, model=model, extra=extra)
+    names = dict(zip(("k1", "k2", "p1", "p2", "k3"), coefficients, strict=False))
+    write_nerfstudio(tmp_path / "two", pictures, poses, **names)
+    for name in ("one", "two"):
+        views = read_object(tmp_path / name, ReadSettings(fit="pad"))
+        assert_dots_are_where_cameras_see_them(views)
+        assert views.warnings == ()
+    write_nerfstudio(tmp_path / "three", pictures, poses)
+    with pytest.raises(AssertionError):  # the scene shows the difference
+        assert_dots_are_where_cameras_see_them(read_object(tmp_path / "three", ReadSettings(fit="pad")))
+
+
+def rename_pictures(change):
+    def edit(folder):
+        for path in (folder / "images").iterdir():
+            path.rename(path.with_name(change(path.name)))
+
+    return edit
+
+
+def rename_frames(change):
+    return edit_json(lambda content: [one.update(file_path=change(one["file_path"])) for one in content["frames"]])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        rename_pictures(str.upper),
+        rename_pictures(lambda name: name.replace(".png", ".jpg")),
+        rename_frames(lambda name: name.removesuffix(".png")),
+        rename_frames(lambda name: name.replace("/", "\\")),
+        rename_frames(lambda name: f"/home/someone/capture/{name}"),
+        rename_frames(lambda name: f"C:\\capture\\{name}"),
+        rename_frames(lambda name: f"../../capture/{name}"),
+        rename_frames(lambda name: name.removeprefix("images/")),
+        edit_json(lambda content: content["frames"].append(content["frames"][0])),
+        lambda folder: (folder / "transforms.json").write_text((folder / "transforms.json").read_text(), "utf-16"),
+    ],
+)
+def test_names_of_pictures_need_not_be_exact(tmp_path, edit):
+    pictures, poses = make_scene(views=3)
+    write_nerfstudio(tmp_path / "one", pictures, poses)
+    edit(tmp_path / "one")
+    views = read_object(tmp_path / "one")
+    assert (len(views.pngs), views.unread) == (3, ())
+    assert_dots_are_where_cameras_see_them(views)
+
+
+@pytest.mark.parametrize("layout", ["nerfstudio", "colmap"])
+def test_pictures_outside_of_the_folder(tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "one", *make_scene(views=2))
+    (tmp_path / "one/images").rename(tmp_path / "images")
+    path = tmp_path / "one" / ("transforms.json" if layout == "nerfstudio" else "sparse/0/images.txt")
+    content = path.read_text().replace("images/frame", "frame")
+    for name in ("frame_", "picture "):
+        content = content.replace(name, f"{tmp_path}/images/{name}")
+    path.write_text(content.replace(f"masks/{tmp_path}/images/", "masks/"))
+    assert_dots_are_where_cameras_see_them(read_object(tmp_path / "one"))
+
+
+def test_splits_without_pictures_are_left_out(tmp_path):
+    """As BlenderNeRF writes them."""
+    write_nerf(tmp_path / "one", *make_scene())
+    for path in (tmp_path / "one/test").iterdir():
+        path.unlink()
+    views = read_object(tmp_path / "one")
+    assert (len(views.pngs), views.unread) == (4, ("test/", "transforms_test.json"))
+    (tmp_path / "one/val/r_1.png").unlink()
+    with pytest.raises(BadObjectError, match=r"val/r_1: picture is missing, but transforms_val\.json lists it"):
+        read_object(tmp_path / "one")
+
+
+def test_masks_of_zeros_and_ones(tmp_path):
+    write_nerfstudio(tmp_path / "one", *make_scene())
+    for path in (tmp_path / "one/masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    assert_dots_are_where_cameras_see_them(read_object(tmp_path / "one"))
+
+
+def test_variants_of_text_files(tmp_path):
+    """Models of COLMAP without lines of points, byte order marks, and line ends of Windows."""
+    write_colmap(tmp_path / "one", *make_scene())
+    path = tmp_path / "one/sparse/0/images.txt"
+    lines = [line for line in path.read_text().splitlines() if line and not line.endswith(" 17")]
+    path.write_text(" \n".join(lines))
+    srn.write_object(tmp_path / "two", *make_scene())
+    for name in ("one/sparse/0/images.txt", "two/intrinsics.txt", "two/pose/000001.txt"):
+        path = tmp_path / name
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode("utf-16"))
+    path = tmp_path / "two/pose/000002.txt"
+    path.write_text(path.read_text(), "utf-8-sig")
+    for name in ("one", "two"):
+        views = read_object(tmp_path / name)
+        assert len(views.pngs) == 5
+        assert_dots_are_where_cameras_see_them(views)
+
+
 @pytest.mark.parametrize(
     ("model", "extra", "message"),
     [
         ("SIMPLE_PINHOLE", "", None),
         ("SIMPLE_RADIAL", "0", None),
         ("OPENCV", "0 0 0 0", None),
-        ("SIMPLE_RADIAL", "0.1", "model SIMPLE_RADIAL has distortion.*image_undistorter"),
         ("OPENCV_FISHEYE", "0 0 0 0 0", "model OPENCV_FISHEYE is not read"),
         ("PINHOLE", "3", "PINHOLE needs width, height and 4 parameters"),
     ],
@@ -218,16 +358,19 @@ def test_camera_models_of_colmap(tmp_path, model, extra, message):
 
 def test_defects_of_colmap_and_zero123_are_named(tmp_path):
     write_colmap(tmp_path / "one", *make_scene(views=3))
-    (tmp_path / "one/images/picture 001.png").unlink()
-    with pytest.raises(BadObjectError, match=r"picture 001\.png: picture is missing, but images\.txt lists it"):
-        read_object(tmp_path / "one")
     images = tmp_path / "one/sparse/0/images.txt"
     images.write_text(images.read_text().replace(" 7 picture 000", " 8 picture 000"))
     with pytest.raises(BadObjectError, match=r"images\.txt: .*there is no camera 8"):
         read_object(tmp_path / "one")
-    (tmp_path / "one/sparse/0/cameras.txt").rename(tmp_path / "one/sparse/0/cameras.bin")
-    with pytest.raises(BadObjectError, match=r"cameras\.bin: binary models are not read.*colmap model_converter"):
+    (tmp_path / "one/images/picture 001.png").unlink()
+    with pytest.raises(BadObjectError, match=r"picture 001\.png: picture is missing, but images\.txt lists it"):
         read_object(tmp_path / "one")
+    write_colmap_binary(tmp_path / "three", *make_scene(views=3))
+    for name in ("images.bin", "cameras.bin"):
+        path = tmp_path / "three/sparse/0" / name
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(BadObjectError, match=rf"{name}: not a whole COLMAP model: "):
+            read_object(tmp_path / "three")
     write_zero123(tmp_path / "two", *make_scene(focal=ZERO123_FOCAL))
     np.save(tmp_path / "two/001.npy", np.zeros(3))
     with pytest.raises(BadObjectError, match=r"two/001\.npy: expected a 3x4 world-to-camera matrix"):
@@ -242,6 +385,10 @@ def test_folders_that_are_no_objects_say_what_to_do(tmp_path):
     (tmp_path / "meshes/chair.glb").write_bytes(b"")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"")
+    (tmp_path / "dtu/image").mkdir(parents=True)
+    (tmp_path / "dtu/cameras.npz").write_bytes(b"")
+    with pytest.raises(BadObjectError, match=r"is no object.*it holds cameras\.npz, image/"):
+        read_object(tmp_path / "dtu")
     for name, hint in (("meshes", r"threedim\.data\.render"), ("photos", "COLMAP"), ("objects.zip", "unpack the zip")):
         with pytest.raises(FileNotFoundError, match=hint):
             find_objects(tmp_path / name)

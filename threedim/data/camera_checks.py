@@ -110,7 +110,10 @@ def doubts(poses: np.ndarray, K: np.ndarray, size: int) -> list[str]:
     found, warnings = focus(poses), []
     if found.is_known and not found.miss < _MISS:
         warnings.append("cameras do not look at a common point")
-    away = _distance(poses, found)
+    elif not found.fits and (outside := _without_origin(poses, K, size)) > len(poses) / 2:
+        hint = "are --config.data.axes and --config.data.world_to_camera right?"
+        warnings.append(f"the origin is outside of {outside} of {len(poses)} pictures; {hint}")
+    away = distance(poses)
     if not _DISTANCES[0] <= away <= _DISTANCES[1]:
         hint = f"a --config.data.scale of {2 / away:.2g} would make it 2" if away > 0 else "are positions missing?"
         warnings.append(f"cameras are at a distance of {away:.3g}; {hint}")
@@ -128,11 +131,14 @@ def doubts(poses: np.ndarray, K: np.ndarray, size: int) -> list[str]:
 
 def distance(poses: np.ndarray) -> float:
     """Distance of cameras, (views, 4, 4) poses, from what they look at, or from the origin if that is unclear."""
-    return _distance(poses, focus(poses))
-
-
-def _distance(poses: np.ndarray, found: Focus) -> float:
+    found = focus(poses)
     return found.distance if found.is_known and found.miss < _MISS else _rms(poses[:, :3, 3])
+
+
+def _without_origin(poses: np.ndarray, K: np.ndarray, size: int) -> int:
+    """How many pictures do not show the origin."""
+    x, y, z = np.einsum("nij,nkj,nk->in", K, poses[:, :3, :3], -poses[:, :3, 3])
+    return int(np.sum((z <= 0) | (np.minimum(x, y) < 0) | (np.maximum(x, y) > size * z)))
 
 
 def _is_up(poses: np.ndarray, axis: str) -> bool:

@@ -4,7 +4,7 @@
 ``transforms.json`` is read, or the only ``transforms*.json`` that there is. Each has ``frames``, with ``file_path``
 (".png" if it has no suffix), ``transform_matrix`` (camera-to-world, OpenGL axes) and maybe ``mask_path``. Intrinsics
 are ``fl_x``, ``fl_y``, ``cx``, ``cy``, ``w`` and ``h``, or ``camera_angle_x`` and ``camera_angle_y`` (radians), of the
-file or of each frame. Conventions: https://docs.nerf.studio/quickstart/data_conventions.html
+file or of each frame; lens distortion is ``k1``, ``k2``, ``k3``, ``p1`` and ``p2``. Conventions: https://docs.nerf.studio/quickstart/data_conventions.html
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from threedim.data import pictures
 from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, scaled_K
 
 _SPLITS = ("train", "val", "test")
-_DISTORTIONS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+_DISTORTION = ("k1", "k2", "p1", "p2", "k3")  # in the order of `distortion.distort`
+_INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
 _PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "PERSPECTIVE")
 
 
@@ -35,39 +36,48 @@ def list_views(folder: epath.Path) -> Listing:
     """The views of all frames.
 
     Raises:
-      BadObjectError: if a file is damaged, a picture missing, or a camera not that of a pinhole.
+      BadObjectError: if a file is damaged, a picture missing, or a camera a fisheye.
     """
     found = {path.name: path for path in folder.glob("transforms*.json")}
     files = [found[name] for split in _SPLITS if (name := f"transforms_{split}.json") in found]
     files = files or [found.get("transforms.json", min(found.values()))]
     if len(found) > 1 and len(files) == 1 and files[0].name not in ("transforms.json", "transforms_train.json"):
         raise BadObjectError(folder, f"which of {', '.join(sorted(found))}? Call one of them transforms.json")
-    views = [view for path in files for view in _read_frames(folder, path)]
-    if missing := [view.picture for view in views if not view.picture.exists()]:
-        more = f" (and {len(missing) - 1} more of its pictures)" if len(missing) > 1 else ""
-        raise BadObjectError(missing[0], f"picture of a frame is missing{more}")
-    used = {path.name for path in files}
+    # BlenderNeRF writes the test cameras, but does not render them.
+    views = [view for path in files for view in _read_frames(folder, path, may_lack_pictures=len(files) > 1)]
+    views = views or _read_frames(folder, files[0], may_lack_pictures=False)
+    return Listing(_distinct(views), {view.pose.name for view in views}, axes="opengl")
+
+
+def _distinct(views: list[ViewFiles]) -> list[ViewFiles]:
+    """Without repeated frames: files of splits are often copies of each other."""
+    first: dict[epath.Path, ViewFiles] = {}
     for view in views:
-        inside = (path for path in (view.picture, view.mask) if path and path.is_relative_to(folder))
-        used |= {path.relative_to(folder).parts[0] for path in inside}
-    return Listing(views, used, axes="opengl")
+        if not np.array_equal(first.setdefault(view.picture, view).matrix, view.matrix):
+            raise BadObjectError(view.pose, f"{view.picture.name} has two cameras; remove one of its frames")
+    return list(first.values())
 
 
-def _read_frames(folder: epath.Path, path: epath.Path) -> list[ViewFiles]:
+def _read_frames(folder: epath.Path, path: epath.Path, *, may_lack_pictures: bool) -> list[ViewFiles]:
+    """The views of a file; none if it may, and does, lack all pictures."""
     with blame(path, "not valid JSON: "):
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(path.read_bytes())
     frames = content.get("frames") if isinstance(content, dict) else None
+    if frames == [] and may_lack_pictures:
+        return []
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise BadObjectError(path, "has no list of 'frames'")
+    names = [frame.get("file_path") for frame in frames]
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise BadObjectError(path, f"frame {number} has no 'file_path'")
+    found = pictures.find([folder, folder / "images"], names, path, may_lack_all=may_lack_pictures)
     common = {name: value for name, value in content.items() if name != "frames"}
-    return [_read_frame(folder, path, number, common | frame) for number, frame in enumerate(frames)]
+    return [_read_frame(folder, path, one, common | frame) for one, frame in zip(found, frames, strict=False)]
 
 
-def _read_frame(folder: epath.Path, path: epath.Path, number: int, frame: Mapping[str, Any]) -> ViewFiles:
-    name = frame.get("file_path")
-    if not isinstance(name, str) or not name:
-        raise BadObjectError(path, f"frame {number} has no 'file_path'")
-    where = f"frame {name}: "
+def _read_frame(folder: epath.Path, path: epath.Path, picture: epath.Path, frame: Mapping[str, Any]) -> ViewFiles:
+    where = f"frame {frame['file_path']}: "
     with blame(path, where):
         try:
             matrix = np.asarray(frame["transform_matrix"], np.float64)
@@ -77,42 +87,29 @@ def _read_frame(folder: epath.Path, path: epath.Path, number: int, frame: Mappin
             matrix = np.concatenate([matrix, [[0, 0, 0, 1]]])
         if matrix.shape != (4, 4):
             raise ValueError(f"'transform_matrix' must be 4x4, got shape {matrix.shape}")
-        _check_pinhole(frame)
         numbers, mask = _numbers(frame), frame.get("mask_path")
         if mask is not None and not isinstance(mask, str):
             raise ValueError(f"'mask_path' must be a path, got {mask!r}")
     size = (numbers["w"], numbers["h"]) if "w" in numbers and "h" in numbers else None
     return ViewFiles(
-        _picture(folder, name),
+        picture,
         path,
         matrix,
         functools.partial(_intrinsics, path, where, numbers, size),
         tuple(map(round, size)) if size else None,
-        folder / mask.replace("\\", "/") if mask else None,
+        pictures.find([folder], [mask], path)[0] if mask else None,
+        tuple(numbers.get(name, 0.0) for name in _DISTORTION),
     )
 
 
-def _picture(folder: epath.Path, name: str) -> epath.Path:
-    path = folder / name.replace("\\", "/").removeprefix("./")
-    if path.suffix.lower() in pictures.SUFFIXES or path.is_file():
-        return path
-    candidates = [path.parent / (path.name + suffix) for suffix in pictures.SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-
-
-def _check_pinhole(frame: Mapping[str, Any]) -> None:
+def _numbers(frame: Mapping[str, Any]) -> dict[str, float]:
     model = "fisheye" if frame.get("is_fisheye") else frame.get("camera_model", "PINHOLE")
     if model not in _PINHOLES:
-        raise ValueError(f"camera model {model}; only pinhole cameras are read")
-    bent = {name: frame[name] for name in _DISTORTIONS if frame.get(name)}
-    if bent:
-        said = ", ".join(f"{name} {value}" for name, value in bent.items())
-        raise ValueError(f"lens distortion ({said}) is not read; undistort the pictures (colmap image_undistorter)")
-
-
-def _numbers(frame: Mapping[str, Any]) -> dict[str, float]:
-    names = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
-    found = {name: frame[name] for name in names if frame.get(name) is not None}
+        raise ValueError(f"camera model {model} is not read; undistort the pictures (colmap image_undistorter)")
+    # Programs disagree about what these mean.
+    if unknown := [name for name in ("k4", "k5", "k6") if frame.get(name)]:
+        raise ValueError(f"{unknown[0]} is not read; undistort the pictures (colmap image_undistorter)")
+    found = {name: frame[name] for name in _INTRINSICS + _DISTORTION if frame.get(name) is not None}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name!r} must be a number, got {value!r}")

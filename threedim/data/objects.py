@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from etils import epath
 
+from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import camera_checks, colmap, nerf, pictures, srn, zero123
 from threedim.data.views import UP_ROTATIONS, BadObjectError, Listing, ObjectViews, ReadSettings, blame
@@ -53,8 +54,12 @@ def files_beside(folder: epath.PathLike) -> list[str]:
 
 def picture_bytes(folder: epath.PathLike) -> int:
     """Size of the picture files in a folder and its subfolders."""
-    files = [path for pattern in ("*", "*/*") for path in epath.Path(folder).glob(pattern)]
-    return sum(path.stat().length for path in files if path.suffix.lower() in pictures.SUFFIXES)
+    return sum(path.stat().length for path in _picture_files(epath.Path(folder)))
+
+
+def _picture_files(folder: epath.Path) -> list[epath.Path]:
+    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern)]
+    return [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
 
 
 def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> ObjectViews:
@@ -83,7 +88,7 @@ def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> Ob
         raise BadObjectError(folder, f"{warnings[0]} (data.strict)")
     with blame(folder):
         cameras = Camera.from_matrix(poses, K)
-    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, listing.used)))
+    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
 
 
 def _layout(folder: epath.Path):
@@ -100,20 +105,24 @@ def _hint(folder: epath.Path) -> str:
     """What to do with what is there instead of objects."""
     if folder.suffix.lower() == ".zip":
         return "; unpack the zip, or set data.source to its folder and data.train_split to its name without .zip"
-    files = [path.suffix.lower() for path in folder.glob("*")] if folder.is_dir() else []
-    if any(suffix in _MESHES for suffix in files):
+    if not folder.is_dir():
+        return ""
+    if any(path.suffix.lower() in _MESHES for path in folder.glob("*")):
         return "; render meshes first, with python -m threedim.data.render"
-    if any(suffix in pictures.SUFFIXES for suffix in files):
-        return "; pictures need cameras, which COLMAP can find"
-    return ""
+    held = f"; it holds {arrays.listed(_names(folder, set()) or ['nothing'], ', ')}"
+    return held + ("; pictures need cameras, which COLMAP can find" if _picture_files(folder) else "")
 
 
 def _checked_matrices(listing: Listing) -> np.ndarray:
     """(views, 4, 4) float64, as in the files; each is a rotation and a position."""
-    for view in listing.views:
-        with blame(view.pose, "" if view.pose.stem == view.picture.stem else f"{view.picture.name}: "):
-            Camera.from_matrix(view.matrix, np.eye(3))
-    return np.stack([view.matrix for view in listing.views])
+    matrices = np.stack([view.matrix for view in listing.views])
+    try:
+        Camera.from_matrix(matrices, np.eye(3))
+    except ValueError:  # which one?
+        for view in listing.views:
+            with blame(view.pose, "" if view.pose.stem == view.picture.stem else f"{view.picture.name}: "):
+                Camera.from_matrix(view.matrix, np.eye(3))
+    return matrices
 
 
 def _moved(folder: epath.Path, poses: np.ndarray, settings: ReadSettings) -> np.ndarray:
@@ -128,6 +137,13 @@ def _moved(folder: epath.Path, poses: np.ndarray, settings: ReadSettings) -> np.
         poses[:, :3] = np.asarray(UP_ROTATIONS[settings.up], np.float64) @ poses[:, :3]
     poses[:, :3, 3] *= settings.scale
     return poses
+
+
+def _used(folder: epath.Path, listing: Listing) -> set[str]:
+    """Names in the object's folder that are read, or lead to files that are."""
+    files = (path for view in listing.views for path in (view.picture, view.pose, view.mask) if path)
+    depth, start = len(folder.parts), folder.parts
+    return listing.used | {parts[depth] for path in files if (parts := path.parts)[:depth] == start}
 
 
 def _names(folder: epath.Path, used: set[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import pathlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,8 +14,9 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageChops
 
+from threedim.data import distortion
 from threedim.data import png as png_lib
-from threedim.data.views import BadObjectError, ViewFiles
+from threedim.data.views import BadObjectError, ViewFiles, blame
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # content decides, not the suffix
@@ -44,6 +47,47 @@ class Picture:
     data: bytes  # of the file
     is_exact: bool  # the file is an 8-bit PNG of these pixels
     orientation: int = 1  # of the EXIF data, applied unless 1
+
+
+def find(
+    roots: Sequence[epath.Path], names: Sequence[str], listed_in: epath.Path, *, may_lack_all: bool = False
+) -> list[epath.Path]:
+    """Picture files by the names that ``listed_in`` has for them, relative to one of the folders ``roots``.
+
+    Names may lack a suffix, or have another one or other case than the file. Of paths that lead out of the folder, as
+    those of another machine do, the last parts must be right.
+
+    Raises:
+      BadObjectError: if pictures do not exist; not if all are missing and ``may_lack_all``, for which it returns [].
+    """
+
+    @functools.cache
+    def listing(folder: epath.Path) -> dict[str, epath.Path]:
+        files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+        files.sort(key=lambda path: path.suffix.lower() == ".png")  # of the same name, a PNG counts
+        return {path.stem.lower(): path for path in files if path.suffix.lower() in SUFFIXES}
+
+    def find_one(name: str) -> epath.Path | None:
+        parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+        if parts and (path := roots[0].joinpath(*parts)).is_file():
+            return path
+        is_elsewhere = parts and (parts[0] in ("/", "..") or parts[0].endswith(":"))
+        for start in range(len(parts) if is_elsewhere else 1):
+            *folders, last = parts[start:]
+            stem = last.rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last
+            for root in roots:
+                if path := listing(root.joinpath(*folders)).get(stem.lower()):
+                    return path
+        return None
+
+    found = [find_one(name) for name in names]
+    if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
+        if may_lack_all and len(missing) == len(names):
+            return []
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        problem = f"picture is missing{more}, but {listed_in.name} lists it; put it there, or remove it from the list"
+        raise BadObjectError(roots[0] / missing[0], problem)
+    return found
 
 
 def load(path: epath.PathLike, size: tuple[int, int] | None = None, mask: epath.PathLike | None = None) -> Picture:
@@ -151,9 +195,11 @@ def _eight_bits(path: epath.Path, image: Image.Image) -> Image.Image:
 def _masked(image: Image.Image, path: epath.Path, mask_path: epath.Path) -> Image.Image:
     mask = load(mask_path).image.convert("RGB").convert("L")
     if mask.size != image.size:
-        raise BadObjectError(mask_path, f"{_dims(mask.size)} pixels, but {path.name} has {_dims(image.size)}")
+        problem = f"{_dims(mask.size)} pixels, but {path.name} has {_dims(image.size)}; make them equal"
+        raise BadObjectError(mask_path, problem)
     image = image.convert("RGBA")
-    alpha = np.minimum(np.asarray(image.getchannel("A")), np.asarray(mask))
+    values = np.asarray(mask) * np.uint8(255 if mask.getextrema()[1] == 1 else 1)  # some masks are 0 and 1
+    alpha = np.minimum(np.asarray(image.getchannel("A")), values)
     image.putalpha(Image.fromarray(alpha))
     return image
 
@@ -182,8 +228,17 @@ class _Seen:
     orientation: int
 
 
-def _look(view: ViewFiles) -> _Seen:
+def _load_view(view: ViewFiles) -> Picture:
     picture = load(view.picture, view.size, view.mask)
+    if not any(view.distortion):
+        return picture
+    with blame(view.pose, f"{view.picture.name}: "):
+        image = distortion.undistort(picture.image, view.intrinsics(*picture.image.size), view.distortion)
+    return dataclasses.replace(picture, image=image, is_exact=False)
+
+
+def _look(view: ViewFiles) -> _Seen:
+    picture = _load_view(view)
     shown = _over_white(picture.image)
     exact = picture.data if picture.is_exact and shown.width == shown.height else None
     box, checksum = ImageChops.invert(shown).getbbox(), zlib.crc32(shown.tobytes())
@@ -210,7 +265,9 @@ def square_pngs(
     sizes = [one.size for one in seen]
     if fit == "refuse":
         _check_sizes(views, sizes)
-    K = np.stack([np.asarray(v.intrinsics(*size), np.float64) for v, size in zip(views, sizes, strict=True)])
+    # Views of one camera share the function.
+    K_of = functools.cache(lambda intrinsics, size: np.asarray(intrinsics(*size), np.float64))
+    K = np.stack([K_of(view.intrinsics, size) for view, size in zip(views, sizes, strict=True)])
     warnings = _contents(views, seen)
     side = max(max(size) for size in sizes)
     if all(one.png is not None and one.size == (side, side) for one in seen):
@@ -226,7 +283,7 @@ def square_pngs(
         if one.png is not None and one.size == (small, small) and x == y == 0:
             pngs.append(one.png)
         else:
-            pngs.append(_encode(load(view.picture, view.size, view.mask).image, (x, y), side, small))
+            pngs.append(_encode(_load_view(view).image, (x, y), side, small))
     return pngs, K, small, warnings
 
 

@@ -23,7 +23,7 @@ from etils import epath
 from threedim.cameras import Camera
 from threedim.data import pictures
 from threedim.data import png as png_lib
-from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, checked_K, scaled_K
+from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, checked_K, read_text, scaled_K
 from threedim.errors import UserError
 from threedim.files import new_folder
 
@@ -90,7 +90,7 @@ def list_views(folder: epath.Path) -> Listing:
     matrices = [np.reshape(_read_numbers(path, (16,), expected), (4, 4)) for path in poses]
     intrinsics, world_to_camera = _read_intrinsics(folder, images)
     views = [ViewFiles(*files) for files in zip(images.values(), poses, matrices, intrinsics, strict=True)]
-    return Listing(views, {"rgb", "pose", "intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
+    return Listing(views, {"intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
 
 
 def _view_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:
@@ -126,7 +126,7 @@ def _files_of_views(folder: epath.Path, images: dict[str, epath.Path]) -> list[e
 
 def _read_numbers(path: epath.Path, counts: tuple[int, ...], expected: str) -> list[float]:
     with blame(path):
-        numbers = [float(word) for word in path.read_text().split()]
+        numbers = [float(word) for word in read_text(path).split()]
     if len(numbers) not in counts:
         raise BadObjectError(path, f"expected {expected}, got {len(numbers)} numbers")
     return numbers
@@ -171,7 +171,7 @@ def _read_common_intrinsics(path: epath.Path) -> _Common:
         return _Common(checked_K(path, np.reshape(numbers, (4, 4))[:3, :3]), None)
     focal, cx, cy = numbers[:3]
     # Otherwise the line too many is NSVF's near plane.
-    has_flag = len(numbers) == 11 and len(path.read_text().strip().splitlines()[-1].split()) != 2
+    has_flag = len(numbers) == 11 and len(read_text(path).strip().splitlines()[-1].split()) != 2
     height, width = numbers[8:10] if has_flag else numbers[-2:]
     if has_flag and numbers[10] not in (0, 1):
         raise BadObjectError(path, f"expected 0 or 1 (world-to-camera) in the last line, got {numbers[10]:g}")

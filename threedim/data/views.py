@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -77,6 +78,7 @@ class ViewFiles:
     intrinsics: Callable[[int, int], np.ndarray]  # K (3, 3) of the picture by its width and height, pixels
     size: tuple[int, int] | None = None  # width and height that the files claim for the picture, if they do
     mask: epath.Path | None = None  # a grey picture, black where the background is
+    distortion: tuple[float, ...] = ()  # of the lens, as in `distortion.distort`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Listing:
     """The views of an object as a layout lists them, and the conventions of its matrices."""
 
     views: list[ViewFiles]
-    used: set[str]  # names in the object's folder that the layout accounts for
+    used: set[str] = frozenset()  # names in the object's folder that the layout accounts for, besides those of views
     axes: str = "opencv"
     world_to_camera: bool = False
 
@@ -155,6 +157,15 @@ def scaled_K(path: epath.PathLike, K, size: tuple[float, float] | None, width: i
         given = f"intrinsics are for {size[0]:g}x{size[1]:g} pixels"
         raise BadObjectError(path, f"{given}, but a picture has {width}x{height}, which is of another shape")
     return K * np.asarray([[width / size[0]], [height / size[1]], [1]])
+
+
+def read_text(path: epath.Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, as some Windows programs write it."""
+    if not path.exists():
+        raise BadObjectError(path, "file is missing")
+    data = path.read_bytes()
+    with blame(path):
+        return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
 
 
 @contextlib.contextmanager

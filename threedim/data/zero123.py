@@ -45,8 +45,7 @@ def list_views(folder: epath.Path) -> Listing:
                 raise ValueError(f"expected a 3x4 world-to-camera matrix, got {matrix.dtype} {matrix.shape}")
         matrix = np.concatenate([matrix[:3].astype(np.float64), [[0, 0, 0, 1]]])
         views.append(ViewFiles(picture, path, matrix, _intrinsics))
-    used = {path.name for view in views for path in (view.picture, view.pose)}
-    return Listing(views, used, axes="opengl", world_to_camera=True)
+    return Listing(views, axes="opengl", world_to_camera=True)
 
 
 def _picture(matrix: epath.Path) -> epath.Path | None:
