@@ -102,6 +102,17 @@ def test_wrap_modes(file, path, mode, hues):
         assert "".join(hue(line[int(SIZE / 2 + step * k)]) for k in np.arange(-2.5, 3)) == hues
 
 
+def test_nearest_texels_are_not_interpolated(path):
+    black_and_white = np.uint8([[0, 255]]).repeat(3).reshape(1, 2, 3)
+    grays = []
+    for filters in ({}, {"minFilter": 9728}, {"magFilter": 9728}):
+        file = File()
+        file.add(material=base(file.texture(black_and_white, **filters)))
+        row = views(file, path)[0, SIZE // 2]
+        grays.append(np.count_nonzero((row[:, 0] > 0) & (row[:, 0] < 150) & (row[:, 3] == 255)))
+    assert grays[0] == grays[1] > 5 > grays[2]
+
+
 def test_second_texture_coordinates(file, path):
     info, corner = file.texture(PATTERN), np.full_like(UV, 0.1)
     file.add({"POSITION": QUAD, "TEXCOORD_0": corner, "TEXCOORD_1": UV}, material=base(info | {"texCoord": 1}))

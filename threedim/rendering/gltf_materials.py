@@ -15,6 +15,7 @@ from threedim.rendering.gltf_file import Document
 from threedim.rendering.surfaces import Surface, linear_to_srgb, srgb_to_linear
 
 _WRAPS = {33071: "clamp", 33648: "mirror", 10497: "repeat"}
+_NEAREST = 9728
 _DEFAULT_GRAY = srgb_to_linear(178 / 255)  # of surfaces without any color, as for the other formats
 # Share of the light that clear glass lets through here. The rest shows that there is glass.
 _CLEARNESS = 0.85
@@ -102,7 +103,7 @@ def _glass(image: np.ndarray, mask: np.ndarray | None, clear: float, has_alpha: 
 
 def _texture(
     document: Document, info: dict | None, coordinates: Coordinates
-) -> tuple[np.ndarray, np.ndarray, tuple[str, str]] | None:
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]] | None:
     """Image, (face, corner, 2) coordinates with v up, and wrap modes of a texture; None, and a warning, if it fails."""
     if info is None:
         return None
@@ -126,5 +127,6 @@ def _texture(
         uv = uv @ np.array([[x * c, -x * s], [y * s, y * c]]) + np.asarray(transform.get("offset", (0, 0)))
     sampler = document.item("samplers", texture["sampler"]) if "sampler" in texture else {}
     wrap = tuple(_WRAPS.get(sampler.get(key), "repeat") for key in ("wrapS", "wrapT"))
+    wrap += ("nearest",) * (sampler.get("magFilter") == _NEAREST)
     image = document.image(source)
     return None if image is None else (image, uv * [1, -1] + [0, 1], wrap)

@@ -57,7 +57,7 @@ class Geometry:
     emission_uv: np.ndarray | None = None  # as ``uv``, of the emission's texture
     emission_texture: np.ndarray | None = None  # as ``texture``. All three are None if nothing glows.
     textures: tuple[np.ndarray, ...] = ()  # (height, width, 4) uint8 sRGB images with straight alpha
-    wraps: tuple[tuple[str, str], ...] = ()  # by texture, of u and v: "repeat", "mirror" or "clamp"
+    wraps: tuple[tuple[str, ...], ...] = ()  # by texture, as `Surface.wrap`
     warnings: tuple[str, ...] = ()  # a line for each thing in the file that is not rendered as it says
 
 
@@ -170,7 +170,7 @@ def _finite(uv: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.asarray(uv, np.float32), nan=0, posinf=0, neginf=0)
 
 
-def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, str]], dict]:
+def _textures(surfaces: list[Surface]) -> tuple[list[np.ndarray], list[tuple[str, ...]], dict]:
     """Images, their wrap modes, and the position of each (id(image), wrap). Surfaces often share one image."""
     images, wraps, index, by_content = [], [], {}, {}
     used = ([(part.image, part.wrap), (part.emission_image, part.emission_wrap)] for part in surfaces)

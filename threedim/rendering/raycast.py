@@ -155,8 +155,9 @@ class _Caster:
             shapes = np.array([texture.shape[:2] for texture in geometry.textures])
             self.texture_size = shapes[:, ::-1].astype(np.int32)  # (texture, 2): width, height
             self.texture_start = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))[:-1]])
-            wraps = np.array(geometry.wraps)
+            wraps = np.array([wrap[:2] for wrap in geometry.wraps])
             self.repeats, self.mirrors = wraps == "repeat", wraps == "mirror"  # (texture, 2)
+            self.nearest = np.array(["nearest" in wrap for wrap in geometry.wraps])
 
     def bounds(self, R, t, K, size: int) -> tuple[int, int, int, int]:
         """Pixels (top, bottom, left, right; ends excluded) that enclose every hit; all 0 if there is none."""
@@ -263,7 +264,7 @@ class _Caster:
         return rgba
 
     def _sample(self, texture, uv) -> np.ndarray:
-        """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear."""
+        """(hit, 4) linear RGBA at (hit, 2) texture coordinates: bilinear, or of the nearest texel."""
         size, start, repeats = self.texture_size[texture], self.texture_start[texture], self.repeats[texture]
         position = uv - np.floor(uv)
         if not (all_repeat := self.repeats.all()):
@@ -274,6 +275,8 @@ class _Caster:
         position -= 0.5  # texel centers
         corner = np.floor(position)
         weight = (position - corner).astype(np.float32)
+        if self.nearest.any():
+            weight = np.where(self.nearest[texture, None], np.float32(weight >= 0.5), weight)
         low, high = (corner.astype(np.int32) + step for step in (0, 1))
         if not all_repeat:
             low, high = (np.where(repeats, texel, np.clip(texel, 0, size - 1)) for texel in (low, high))

@@ -24,11 +24,12 @@ class Surface:
     colors: np.ndarray  # (face, corner, 4) linear RGBA; multiplies the texture
     uv: np.ndarray  # (face, corner, 2), v up from the lower edge; texture transforms applied
     image: np.ndarray | None = None  # (height, width, 4) uint8 sRGB with straight alpha
-    wrap: tuple[str, str] = ("repeat", "repeat")  # of u and v: "repeat", "mirror" or "clamp"
+    # Of u and v: "repeat", "mirror" or "clamp"; and "nearest" if texels are not interpolated.
+    wrap: tuple[str, ...] = ("repeat", "repeat")
     emission: np.ndarray | None = None  # (face, corner, 3) linear, added to the lit color; multiplies its texture
     emission_image: np.ndarray | None = None
     emission_uv: np.ndarray | None = None
-    emission_wrap: tuple[str, str] = ("repeat", "repeat")
+    emission_wrap: tuple[str, ...] = ("repeat", "repeat")
     alpha_cutoff: float = 0.0  # 0 opaque; in (0, 1] the lowest alpha that is visible; inf to blend
     double_sided: bool = True  # False hides the side where the corners run clockwise
 
