@@ -134,3 +134,14 @@ def write_zero123(folder, pictures, poses):
 
 def rearranged(poses, order):
     return Camera(poses.R[order], poses.t[order], poses.K[order])
+
+
+def edit_json(change, name="transforms.json"):
+    """A function that changes a JSON file of a folder."""
+
+    def edit(folder):
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
