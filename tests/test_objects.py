@@ -1,6 +1,5 @@
 """Every layout is read into the same cameras and pictures; settings change them as they say."""
 
-
 import numpy as np
 import pytest
 from layouts import (
