@@ -32,7 +32,7 @@ def parse(config: ConfigDict, variant: str) -> tuple[ConfigDict, dict[str, Any]]
     for part in variant.split():
         name, equals, value = part.partition("=")
         section, _, field = name.partition(".")
-        known = name.startswith("xla_") or (section in config and field in (config[section] or ()))
+        known = name.startswith("xla_") or (isinstance(config.get(section), ConfigDict) and field in config[section])
         if not equals or not known:
             raise UserError(f"--variant={variant}: expected fields of the configuration or XLA flags, got {part!r}")
         try:

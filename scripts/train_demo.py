@@ -48,7 +48,7 @@ _PATIENCE = 60
 
 
 def reserve(minutes: float) -> float:
-    """Seconds to keep for saving, export, evaluation and card: a quarter, and at most what they take on one GPU."""
+    """Seconds to keep for saving, export, evaluation and card: a quarter of the time, at most 150."""
     return min(150.0, 15.0 * minutes)
 
 

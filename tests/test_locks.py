@@ -74,8 +74,9 @@ def test_signs_of_life(tmp_path, monkeypatch):
     assert not any(thread.name == "lock" for thread in threading.enumerate())
 
 
-def test_an_empty_or_damaged_lock_is_replaced(tmp_path):
-    (tmp_path / locks.NAME).write_text("")
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_an_empty_or_damaged_lock_is_replaced(tmp_path, content):
+    (tmp_path / locks.NAME).write_text(content)
     with locks.hold(tmp_path, "trains in"):
         pass
     assert not list(tmp_path.iterdir())

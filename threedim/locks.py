@@ -22,6 +22,7 @@ from threedim.errors import UserError
 NAME = ".lock"
 # Seconds between signs of life, and without one after which a process on another host counts as gone.
 _BEAT, _EXPIRES = 30.0, 120.0
+_FIELDS = ("token", "what", "since", "host", "pid", "started", "alive")
 
 
 @contextlib.contextmanager
@@ -104,10 +105,11 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
     """The holder; None if there is none, or if the file is damaged."""
     for _ in range(2):
         try:
-            return json.loads(path.read_text())
+            holder = json.loads(path.read_text())
+            return {name: holder[name] for name in _FIELDS}
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             time.sleep(0.5)  # it is being written, or its writer was killed
     return None
 

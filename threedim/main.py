@@ -20,6 +20,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -270,7 +271,8 @@ class _Unbreakable:
 
 def _show_exception(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
     # After a save has failed, TensorStore's threads still report to its event loop.
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    of_tensorstore = threading.current_thread() is not threading.main_thread()
+    if not (of_tensorstore and kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, traceback)
 
 

@@ -122,7 +122,7 @@ def load(path: epath.PathLike, size: tuple[int, int] | None = None, mask: epath.
 
 def load_rgb(path: epath.PathLike) -> np.ndarray:
     """A picture over white, (height, width, 3) uint8; errors as for `load`."""
-    return np.array(_over_white(load(path).image))
+    return np.array(png_lib.over_white(load(path).image))
 
 
 def _decode(path: epath.Path, data: bytes) -> tuple[Image.Image, bool, int]:
@@ -204,14 +204,6 @@ def _masked(image: Image.Image, path: epath.Path, mask_path: epath.Path) -> Imag
     return image
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image)
-    return white
-
-
 def _dims(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
@@ -239,7 +231,7 @@ def _load_view(view: ViewFiles) -> Picture:
 
 def _look(view: ViewFiles) -> _Seen:
     picture = _load_view(view)
-    shown = _over_white(picture.image)
+    shown = png_lib.over_white(picture.image)
     exact = picture.data if picture.is_exact and shown.width == shown.height else None
     box, checksum = ImageChops.invert(shown).getbbox(), zlib.crc32(shown.tobytes())
     return _Seen(exact, shown.size, box, shown.getbbox() is None, checksum, picture.orientation)

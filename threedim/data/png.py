@@ -17,6 +17,15 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def over_white(image: Image.Image) -> Image.Image:
+    """An RGBA image composited on white; an RGB image as it is."""
+    if image.mode != "RGBA":
+        return image
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image)
+    return white
+
+
 def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
     """Decodes a square PNG, composited on white and averaged over the area of each new pixel.
 
@@ -37,12 +46,7 @@ def decode_png(png: bytes, size: int | None = None) -> np.ndarray:
     if image.height != old or not 0 < size <= old:
         raise UserError(f"an image of {image.width}x{image.height} pixels cannot be downsampled to {size}x{size}")
     # Composite first: the resize is linear, so this equals resizing premultiplied colors and leaves no dark fringes.
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image)
-        image = white
-    image = image.convert("RGB")
+    image = over_white(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     if old % size == 0:
         return np.array(image.reduce(old // size))
     # Not Pillow's BOX filter, which takes each source pixel fully or not at all.
