@@ -218,7 +218,11 @@ def _unfinished(out: epath.Path, task: Task) -> epath.Path:
 def _read_finished(out: epath.Path, task: Task, size: int) -> np.ndarray:
     """The views that an interrupted run has finished, up to the first gap, (view, height, width, 3) uint8."""
     paths = [_unfinished(out, task) / f"{index:06d}.png" for index in range(len(task.target_views))]
-    pictures = [pixels.load_png(path) for path in itertools.takewhile(lambda path: path.exists(), paths)]
+    pictures = []
+    for path in itertools.takewhile(lambda path: path.exists(), paths):
+        pictures.append(pixels.load_png(path))
+        if pictures[-1].shape[:2] != (size, size):
+            raise UserError(f"{path} is no unfinished view of {size}x{size} pixels; delete {path.parent}")
     return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
 
 

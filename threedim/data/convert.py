@@ -153,7 +153,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         for folder in folders:
             self._bar.advance()
             try:
-                views = objects.read_object(folder, self._settings)
+                views = objects.read_object(folder, self._settings, inside=folder.parent)
             except BadObjectError as error:
                 if self._on_bad == "raise":
                     raise

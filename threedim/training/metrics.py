@@ -122,6 +122,7 @@ def _lines_until(path: epath.Path, last_step: int) -> list[str]:
     if last_step == 0 or not path.exists():
         return []
     kept = []
+    files.check_regular(path)
     with files.interpreting(path):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
