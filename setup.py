@@ -13,12 +13,16 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["threedim", "threedim.*"]),
-    package_data={"threedim.pretrained": ["*.safetensors", "*.md", "*.png"]},
+    package_data={
+        "threedim.output": ["page.css", "page.js"],
+        "threedim.pretrained": ["*.safetensors", "*.md", "*.png"],
+    },
     # The lower bounds are the oldest versions that the tests pass with (CONTRIBUTING.md).
     install_requires=[
         "absl-py>=2.1",
         # Where there is no wheel, what needs the package says so.
         'array_record>=0.8.1; sys_platform != "win32"',
+        "av>=14.0",
         "dm_pix>=0.4.3",
         'embreex>=4.4.0; platform_machine == "x86_64" or platform_machine == "AMD64" or sys_platform == "darwin"',
         "etils[epath]>=1.13",
