@@ -53,6 +53,7 @@ setuptools.setup(
         "test": [
             "DracoPy>=1.7",
             "matplotlib>=3.9",
+            "playwright>=1.45",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff==0.17.*",

@@ -106,10 +106,14 @@ def render(
         pictures = "".join(picture(each[number], f"{row}, {view['label']}") for row, each in shown.items())
         said = text(view["label"])
         buttons.append(f'<button type=button class="{kind}" aria-label="Show {said}">{pictures}{said}</button>')
-    turning = "".join(f"<figure class=turn><img alt=''><figcaption>{text(row)}</figcaption></figure>" for row in rows)
+    turning = "".join(
+        f"<figure class=turn><img alt='' draggable=false><figcaption>{text(row)}</figcaption></figure>" for row in rows
+    )
     first = "input" if len(inputs) == 1 else f"input, 1 of {len(inputs)}"
     last = len(described) - aside - 1
-    marks = "".join(f"<option value={i - aside}>" for i, view in enumerate(described) if view["input"] and i >= aside)
+    marks = "".join(
+        f"<option value={i - aside}></option>" for i, view in enumerate(described) if view["input"] and i >= aside
+    )
     below = f"<p><small class=soft>From above: {text(', '.join(rows))}</small></p>" if len(rows) > 1 else ""
     parts = [
         f"<h1>{text(name)}</h1><p class=soft>{text(_what(len(inputs), views, size, settings or {}))}</p>",

@@ -117,9 +117,7 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
         the total is right.
       scale: integer factor of enlargement by repeated pixels; 0 as for `make_grid`.
     """
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"{path}: frames must be uint8 (frame, height, width, 3), got {frames.dtype} {frames.shape}")
+    frames = checked_frames(path, frames)
     if not 0 < fps <= _MAX_FPS:
         raise ValueError(f"{path}: fps must be positive and at most {_MAX_FPS:g} frames per second, got {fps}")
     codes = frames.astype(np.uint32) @ np.asarray([65536, 256, 1], np.uint32)
@@ -139,6 +137,14 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
     encoded = io.BytesIO()
     pictures[0].save(encoded, "GIF", save_all=True, append_images=pictures[1:], **options)
     files.write_atomically(path, encoded.getvalue())
+
+
+def checked_frames(path: epath.PathLike, frames) -> np.ndarray:
+    """The frames of an animation, if they are (frame, height, width, 3) uint8; ValueError with the path otherwise."""
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"{path}: frames must be uint8 (frame, height, width, 3), got {frames.dtype} {frames.shape}")
+    return frames
 
 
 def enlarge(images: np.ndarray, scale: int) -> np.ndarray:

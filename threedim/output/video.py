@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from threedim import files
-from threedim.output.sheets import enlarge
+from threedim.output.sheets import checked_frames, enlarge
 
 _SECONDS = 4.0
 _MIN_SIZE = 256  # players blur what is smaller
@@ -22,9 +22,7 @@ def save_mp4(path: epath.PathLike, frames, fps: int) -> None:
       frames: (frame, height, width, 3) uint8; small ones are enlarged by a whole factor to 256 pixels or more.
       fps: frames per second.
     """
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"{path}: frames must be uint8 (frame, height, width, 3), got {frames.dtype} {frames.shape}")
+    frames = checked_frames(path, frames)
     frames = enlarge(frames, -(-_MIN_SIZE // min(frames.shape[1:3])))
     height, width = frames.shape[1:3]
     frames = np.pad(frames, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)], mode="edge")  # 4:2:0 needs even sizes
