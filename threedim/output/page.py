@@ -15,7 +15,7 @@ import os
 import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -24,6 +24,8 @@ from PIL import Image
 from threedim import files
 from threedim.cameras import Camera
 from threedim.data import camera_checks
+
+T = TypeVar("T")
 
 # Up to this size pictures are shown pixel by pixel, exactly; beyond, smoothly, and not each bit of a long rollout.
 SMALL_PICTURE = 64
@@ -48,6 +50,13 @@ def table(rows: Mapping[str, Any], kind: str = "settings") -> str:
     """Names and values in two columns."""
     lines = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>" for name, value in rows.items())
     return f'<table class="{kind}"><tbody>{lines}</tbody></table>'
+
+
+def best_and_worst(ordered: Sequence[T], ends: int = 4) -> dict[str, Sequence[T]]:
+    """The objects to show of a list, best first: all, or those at both ends, under headings."""
+    if len(ordered) <= 2 * ends:
+        return {"Objects, best first": ordered}
+    return {"Best objects": ordered[:ends], "Worst objects": ordered[-ends:][::-1]}
 
 
 def frame(title: str, parts: Sequence[str], *, pixelated: bool = False, script: str = "") -> str:
