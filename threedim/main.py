@@ -50,6 +50,7 @@ _LESS_MEMORY = {
     "python -m benchmarks.step --largest_batch --config=… finds out",
     "sample": "lower sample.batch_size, or set it to 0",
 }
+_FIXED = {"jax_enable_x64": False, "jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
 _LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/demo.py.")
@@ -78,13 +79,13 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
-    config_lib.expand_paths(config)
-    flags.FLAGS.workdir = files.path(_WORKDIR.value)
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
     try:
+        config_lib.expand_paths(config)
+        flags.FLAGS.workdir = files.path(_WORKDIR.value)
+        if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
+            jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
         config_lib.check_seeds(config)
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
@@ -133,6 +134,9 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
 
 
 def _check_jax() -> None:
+    # The environment may set them; they would change the random numbers, or the numbers' precision.
+    for name, value in _FIXED.items():
+        jax.config.update(name, value)
     if jax.config.jax_disable_jit:
         raise UserError("JAX_DISABLE_JIT is set, without compiling a step takes minutes: unset it")
     try:
