@@ -12,8 +12,14 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["threedim", "threedim.*"]),
-    package_data={"threedim.pretrained": ["*.safetensors", "*.md", "*.png"]},
+    # The folder configs becomes threedim.configs, in place of the stand-in of a clone.
+    packages=[
+        *setuptools.find_packages(include=["threedim", "threedim.*"], exclude=["threedim.configs"]),
+        *(f"threedim.{name}" for name in setuptools.find_packages(include=["configs", "configs.*"])),
+    ],
+    package_dir={"threedim.configs": "configs"},
+    package_data={"threedim": ["py.typed"], "threedim.pretrained": ["*.safetensors", "*.md", "*.png"]},
+    entry_points={"console_scripts": ["threedim = threedim.__main__:run"]},
     # The lower bounds are the oldest versions that the tests pass with (CONTRIBUTING.md).
     install_requires=[
         "absl-py>=2.1",

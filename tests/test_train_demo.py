@@ -16,7 +16,7 @@ from threedim.trained import open_run, open_trained
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 MINIATURE = """
-from configs import gpu64
+from threedim.configs import gpu64
 
 def get_config():
     c = gpu64.get_config()

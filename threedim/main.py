@@ -2,6 +2,8 @@
 
     python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 
+or ``threedim --config=demo ...``, which works from any folder: a config is a file, or the name of a packaged one.
+
 Modes:
   prepare  read or render the data and convert it to records (train does this when needed)
   train    train, resuming from the newest checkpoint in --workdir if there is one
@@ -52,7 +54,7 @@ _LESS_MEMORY = {
 }
 _LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/demo.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config: configs/demo.py, or demo.")
 _MODE = flags.DEFINE_enum("mode", None, MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples. Local or gs://.")
 _ALLOW_CHANGE = flags.DEFINE_bool(
@@ -173,7 +175,12 @@ def _join_processes() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in those of the config, or in its file, is reported in one line."""
-    argv = [re.sub(r"^(--?config=)(.*)", lambda match: match[1] + files.path(match[2]), each) for each in argv]
+    argv = [
+        config_lib.find(each)
+        if before in ("--config", "-config")
+        else re.sub(r"^(--?config=)(.*)", lambda match: match[1] + config_lib.find(match[2]), each)
+        for before, each in zip(["", *argv], argv, strict=False)
+    ]
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.
@@ -200,8 +207,7 @@ def _config_problem(argv: list[str]) -> str | None:
     name, _, argument = given.partition(":")
     file = pathlib.Path(name).resolve()
     if not file.is_file():
-        known = [str(path) for path in sorted(pathlib.Path("configs").rglob("*.py")) if path.name[0] != "_"]
-        return f"--config={name}: no such file" + (f"; available: {', '.join(known)}" if known else "")
+        return f"--config={name}: no such file, and no packaged config: {', '.join(config_lib.names())}"
     try:
         flags.FLAGS["config"].parser.parse(given)
         return None
