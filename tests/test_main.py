@@ -37,7 +37,9 @@ print(json.dumps(said))
 """
 
 MISTAKES = [
-    ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate>"),
+    ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate|status>"),
+    (("--mode=train", "--workdir=x"), "--config=FILE is missing"),
+    (("--mode=status", "--workdir=no/such/run"), "error: no/such/run/config.json is missing: is no/such/run the work"),
     ((DEMO, "--mode=train"), "--mode=train needs --workdir=FOLDER"),
     ((DEMO, "--mode=train", "x"), "unexpected arguments: x"),
     (

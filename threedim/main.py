@@ -9,6 +9,7 @@ Modes:
   train    train, resuming from the newest checkpoint in --workdir if there is one
   sample   sample novel views with the averaged weights in --workdir, or those of --config.sample.weights
   evaluate sample the views of the test objects as the paper does, score them, and write results.json and report.html
+  status   print how the run in --workdir stands, also while it trains, and draw its curves; needs no --config
 
 Any field of the config can be set: --config.train.batch_size=64. See configs/base.py for all of them.
 """
@@ -36,16 +37,16 @@ from ml_collections import config_flags
 
 from threedim import config as config_lib
 from threedim import cpu, distributed, files, provenance
-from threedim.errors import MissingError, UserError, disk_errors
+from threedim.errors import MissingError, UserError, disk_errors, one_line
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
 with epy.lazy_imports():
     from threedim import sample
     from threedim.data import sources
     from threedim.evaluation import protocol
-    from threedim.training import checkpoints, loop
+    from threedim.training import checkpoints, loop, status
 
-MODES = ("prepare", "train", "sample", "evaluate")
+MODES = ("prepare", "train", "sample", "evaluate", "status")
 # What helps when the devices' memory does not suffice.
 _LESS_MEMORY = {
     "train": "raise train.microbatches, set train.remat to blocks or all, or lower train.batch_size: what fits, "
@@ -70,7 +71,10 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; detected automatically as above.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process; detected automatically as above.")
 _TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
-flags.mark_flags_as_required(["config", "mode"])
+flags.mark_flag_as_required("mode")
+flags.register_multi_flags_validator(
+    ["config", "mode"], lambda given: given["config"] or given["mode"] == "status", "--config=FILE is missing"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -80,10 +84,14 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
-    config_lib.expand_paths(config)
     flags.FLAGS.workdir = files.path(_WORKDIR.value)
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
+    if mode == "status":  # first: the devices may belong to the run
+        with one_line():
+            print(status.report(_WORKDIR.value))
+        return
+    config_lib.expand_paths(config)
     if _CACHE.value:
         jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
     try:
