@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import base, own_objects, shapes64, srn_cars
 from threedim import config as config_lib
 from threedim import settings as settings_lib
 from threedim.augmentation import Augmentation
+from threedim.configs import base, own_objects, shapes64, srn_cars
 from threedim.diffusion import Process
 from threedim.errors import MissingError, UserError
 from threedim.models.concat_unet import ConcatUNet

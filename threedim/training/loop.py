@@ -22,7 +22,7 @@ from threedim.data import pipeline, sources
 from threedim.data.records import ObjectDataset, read_info
 from threedim.errors import MissingError, UserError
 from threedim.models.unet import UNet
-from threedim.progress import Progress
+from threedim.progress import Progress, say
 from threedim.trained import open_trained
 from threedim.training import hardware, run_info, sharding
 from threedim.training.checkpoints import Checkpoints, find_step
@@ -114,7 +114,8 @@ def _train_from(
     step_fn, cost = _compile(run, state)
     batch = next_batch()
     stop = stack.enter_context(distributed.StopSignal())
-    bar = stack.enter_context(Progress(t.num_steps, initial=start, desc="train", enabled=lead))
+    bar = stack.enter_context(Progress(t.num_steps, initial=start, desc="training, steps", enabled=lead))
+    bar.set(start, {"checkpoint": start} if start else {})
     trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
     # --- Train ---
@@ -148,14 +149,14 @@ def _train_from(
         if logs:
             scalars = window.scalars(step)
             writer.scalars(step, scalars)
-            shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
+            shown = {"loss": scalars["loss"], "pairs/s": scalars["examples_per_second"]}
             if step - start <= t.log_every and not last:
                 _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
             window = Window(run.mesh, run.recipe, cost, window)
-        bar.set(step, **shown)
         if save_due and (finite or last):
             checkpoints.save(step, state, eval_loss)
-            save_due, saved_at = False, time.monotonic()
+            save_due, saved_at, shown["checkpoint"] = False, time.monotonic(), step
+        bar.set(step, shown)
         if preview is not None and _due(step, t.sample_every, t):
             with window.paused():
                 picture, psnr = preview.sample(state.ema_params)
@@ -327,4 +328,4 @@ def _open_held_out(run: _Run) -> tuple[HeldOutLoss | None, Preview | None]:
 def _say(line: str) -> None:
     """Prints a line, in one of several processes."""
     if distributed.is_lead():
-        print(line, flush=True)
+        say(line)
