@@ -44,6 +44,7 @@ with epy.lazy_imports():
     from threedim import sample
     from threedim.data import sources
     from threedim.evaluation import protocol
+    from threedim.output import object_folder, page
     from threedim.training import checkpoints, loop, status
 
 MODES = ("prepare", "train", "sample", "evaluate", "status")
@@ -65,6 +66,7 @@ _ALLOW_CHANGE = flags.DEFINE_bool(
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/threedim/xla", "Folder that keeps compiled programs between runs; empty for none."
 )
+_OPEN = flags.DEFINE_bool("open", False, "Show the page of sampled views or scores in a browser, if on a desktop.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of several processes.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0; detected automatically on TPU, GKE, Slurm and Open MPI."
@@ -137,10 +139,13 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
     distributed.end_on_sigterm()
     if mode == "prepare":
         distributed.lead_first(lambda: sources.prepare_from_config(config.data))
-    elif mode == "sample":
-        sample.sample(config, _WORKDIR.value)
+        return
+    if mode == "sample":
+        shown = object_folder.page_of(sample.sample(config, _WORKDIR.value))
     else:
-        protocol.evaluate(config, _WORKDIR.value)
+        shown = protocol.evaluate(config, _WORKDIR.value) / "report.html"
+    if _OPEN.value and distributed.is_lead():
+        page.open_in_browser(shown)
 
 
 def _check_jax() -> None:

@@ -41,7 +41,7 @@ def make_grid(
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
         raise ValueError(f"grid: images must be uint8 (row, col, height, width, 3), got {images.dtype} {images.shape}")
     rows, cols = images.shape[:2]
-    images = _enlarge(images, scale)
+    images = enlarge(images, scale)
     height, width = images.shape[2:4]
     if pad < 0:
         raise ValueError(f"grid: pad must not be negative, got {pad}")
@@ -131,7 +131,7 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
         indices = tall.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
         palette = np.asarray(indices.getpalette(), np.uint8)
     indices = np.asarray(indices, np.uint8).reshape(*frames.shape[:3], 1)
-    pictures = [Image.fromarray(index) for index in _enlarge(indices, scale)[..., 0]]
+    pictures = [Image.fromarray(index) for index in enlarge(indices, scale)[..., 0]]
     for picture in pictures:
         picture.putpalette(palette.tobytes())
     ends = np.rint(np.arange(len(frames) + 1) * 100 / fps).astype(int)
@@ -141,7 +141,7 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
     files.write_atomically(path, encoded.getvalue())
 
 
-def _enlarge(images: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
     """Repeats each pixel of (..., height, width, channel); 0 makes pictures about 128 pixels high."""
     if int(scale) != scale or scale < 0:
         raise ValueError(f"scale must be a whole number, 0 or more, got {scale}")
