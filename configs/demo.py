@@ -1,6 +1,6 @@
 """Four procedural objects at 16 px and a network of 0.9 million parameters: trains in minutes on a laptop CPU."""
 
-from configs import base
+from threedim.configs import base
 
 
 def get_config():

@@ -3,7 +3,7 @@
 ``python -m scripts.train_demo`` trains it within ten minutes, and chooses the number of steps.
 """
 
-from configs import shapes64
+from threedim.configs import shapes64
 
 
 def get_config():

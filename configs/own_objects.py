@@ -5,7 +5,7 @@
 
 import math
 
-from configs import base
+from threedim.configs import base
 from threedim.errors import UserError
 
 # Pixels, channels, pairs a step, microbatches and steps, by stage.

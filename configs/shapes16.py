@@ -3,7 +3,7 @@
 Unlike ``demo``, which memorizes four objects, it generalizes to unseen objects.
 """
 
-from configs import demo
+from threedim.configs import demo
 
 
 def get_config():

@@ -15,7 +15,7 @@ with 7,577,731 parameters at 64 px.
 
 import math
 
-from configs import shapes16
+from threedim.configs import shapes16
 from threedim.errors import UserError
 
 GPU_STAGES = ("gpu_regression", "gpu_quarter", "gpu")

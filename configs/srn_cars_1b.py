@@ -1,6 +1,6 @@
 """SRN cars with the 1.3B model [7.1]: srn_cars.py with 448 channels."""
 
-from configs import srn_cars
+from threedim.configs import srn_cars
 
 
 def get_config():

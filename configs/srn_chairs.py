@@ -1,6 +1,6 @@
 """SRN chairs with the paper's settings: 471M parameters, 128 px, batch 128, guidance 2 [3, 7]."""
 
-from configs import base
+from threedim.configs import base
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Chairs*: SRN chairs merged, shuffled and re-split, as in the paper's ablations [3]."""
 
-from configs import srn_chairs
+from threedim.configs import srn_chairs
 
 
 def get_config():

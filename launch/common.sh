@@ -119,6 +119,7 @@ check_program_args() {
   config_file=$(argument_of config) mode=$(argument_of mode) workdir=$(argument_of workdir)
   config_file=${config_file%%:*}
   [[ -n $config_file ]] || fail "--config=FILE is missing after --; see configs/"
+  [[ -f $root/$config_file || ! -f $root/configs/$config_file.py ]] || config_file=configs/$config_file.py # a name
   [[ -n $mode ]] || fail "--mode=train, sample, prepare or evaluate is missing after --"
   [[ -n $workdir || $mode == prepare ]] || fail "--workdir=FOLDER is missing after --; --mode=$mode requires it"
   (cd "$root" && [[ -f $config_file ]]) || fail "--config=$config_file: no such file in $root"

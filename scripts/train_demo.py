@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -35,6 +34,8 @@ from etils import epath
 from scripts.tables import number
 from threedim import errors, files, weights_file
 from threedim.errors import MissingError, UserError
+from threedim.output import curves
+from threedim.training import metrics
 from threedim.training.checkpoints import find_step
 
 # Steps between log lines of the short run whose second to fourth line give the speed.
@@ -85,8 +86,6 @@ class Demo:
             raise MissingError(f"--config={file}: no such file")
         if given.minutes <= 0:
             raise UserError(f"--minutes must be positive, got {given.minutes:g}")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise UserError("the curves need matplotlib: pip install -e '.[bench]'")
         self.config: ml_collections.ConfigDict = runpy.run_path(file)["get_config"](*[argument] if argument else [])
         self.given, self.out, self.name = given, epath.Path(given.out), epath.Path(file).stem
         self.workdir, self.weights = self.out / "run", self.out / f"{self.name}{weights_file.SUFFIX}"
@@ -244,7 +243,7 @@ class Demo:
 
     def make_results(self, step: int) -> None:
         """Exports, draws and scores what is not there yet."""
-        plot_curves(read_metrics(self.workdir), self.out / "curves.png")
+        curves.plot(metrics.read(self.workdir), self.out / "curves.png")
         finished = self.known.setdefault("finished", {})
         for name, command in self.finish(step).items():
             if finished.get(name) != step:
@@ -267,34 +266,8 @@ class Demo:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, of which the last may be cut short; none if there is no such file."""
-    path = workdir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-
-def plot_curves(lines: Sequence[dict[str, Any]], path: epath.Path) -> None:
-    """Loss, loss by noise, and learning rate against the step."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    steps = [line["step"] for line in lines]
-    noise = ("nearly clean", "less noise", "more noise", "nearly noise")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(2, 1), constrained_layout=True)
-    left.plot(steps, [line["loss"] for line in lines], color="black", label="loss")
-    for index, name in enumerate(noise, start=1):
-        values = [line.get(f"loss_by_noise/quartile_{index}") for line in lines]
-        left.plot(steps, [float("nan") if value is None else value for value in values], linewidth=1, label=name)
-    right.plot(steps, [line["learning_rate"] for line in lines], color="black")
-    for axis, title in ((left, "loss, by quarter of noise"), (right, "learning rate")):
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-    left.set_yscale("log")
-    left.legend()
-    figure.savefig(os.fspath(path), dpi=120)
-    plt.close(figure)
+    """The lines of a run's metrics.jsonl that are about training steps."""
+    return [line for line in metrics.read(workdir) if "loss" in line]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

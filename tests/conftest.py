@@ -14,7 +14,7 @@ import pytest
 from launch_machine import Machine
 from synthetic import make_objects
 
-from configs import base
+from threedim.configs import base
 from threedim.training import loop
 
 

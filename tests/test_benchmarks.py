@@ -9,8 +9,8 @@ from commands import run_python
 
 from benchmarks import compare, record, step, variants
 from benchmarks.programs import Sampling, example_batch
-from configs import bench_cpu
 from threedim import config as config_lib
+from threedim.configs import bench_cpu
 from threedim.errors import MissingError, UserError
 from threedim.training import hardware
 

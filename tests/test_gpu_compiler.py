@@ -10,8 +10,8 @@ from jax.sharding import AxisType, Mesh
 from benchmarks import compile as compile_lib
 from benchmarks import hlo, kernels
 from benchmarks.programs import lower_training_step
-from configs import base
 from threedim import config as config_lib
+from threedim.configs import base
 
 pytestmark = [
     pytest.mark.gpu_compiler,

@@ -114,6 +114,7 @@ def test_a_failing_command_is_named(machine, name, command):
         ("tpu_pod.sh", [*RUN, "--", *PROGRAM, "--workdir", "runs/a"], "--workdir=runs/a must be on gs://"),
         ("tpu_pod.sh", [*RUN, "--", "--config=no.py:x", "--mode=train", ON_GS], "--config=no.py: no such file"),
         ("tpu_pod.sh", [*RUN, "--", "--config=configs/untracked.py", "--mode=train", ON_GS], "git add"),
+        ("tpu_pod.sh", [*RUN, "--", "--config=untracked:x", "--mode=train", ON_GS], "configs/untracked.py; git add"),
         ("gke_xpk.sh", GKE, "--tpu_type or --gpu_type is missing"),
         ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-8", "--num_slices=0"], "--num_slices must be a positive integer, got"),
         ("gke_xpk.sh", [*GKE, "--tpu_type=v6e-8", "--", *PROGRAM, ON_GS], "xpk cannot pass on quotes"),

@@ -37,10 +37,15 @@ print(json.dumps(said))
 """
 
 MISTAKES = [
-    ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate>"),
+    ((DEMO, "--mode=foo"), "<prepare|train|sample|evaluate|status>"),
+    (("--mode=train", "--workdir=x"), "--config=FILE is missing"),
+    (("--mode=status", "--workdir=no/such/run"), "error: no/such/run/config.json is missing: is no/such/run the work"),
     ((DEMO, "--mode=train"), "--mode=train needs --workdir=FOLDER"),
     ((DEMO, "--mode=train", "x"), "unexpected arguments: x"),
-    (("--config=configs/nope.py", "--mode=train"), "--config=configs/nope.py: no such file; available: configs/"),
+    (
+        ("--config=configs/nope.py", "--mode=train"),
+        "--config=configs/nope.py: no such file, and no packaged config: abl",
+    ),
     ((DEMO, "--mode=train", "--config.train.batchsize=3"), "config.train has no field 'batchsize'; its fields are: ad"),
     (
         (DEMO, "--mode", "train", "--config.seeds", "3"),
@@ -53,6 +58,8 @@ MISTAKES = [
     ((DEMO, "--mode=train", "--workdir=x", "--process_id=1"), "error: process 1: --coordinator_address, "),
     ((DEMO, "--mode=sample", "--workdir=no/such/run"), "no/such/run: train first, or name the folder"),
     (("--config=configs/srn_cars.py", "--mode=prepare", "--config.data.source=nowhere"), "cars_train.zip"),
+    (("--config", "srn_cars", "--mode=prepare", "--config.data.source=nowhere"), "cars_train.zip"),
+    (("--config=own_objects:x", "--mode=train"), "error: --config: own_objects has configs for 24gb, 80gb"),
 ]
 
 
@@ -129,8 +136,9 @@ print([name for name in heavy if name in sys.modules])
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_help_is_readable():
-    done = run_python("-m", "threedim.main", "--help")
+@pytest.mark.parametrize("module", ["threedim.main", "threedim"])  # the latter as the command threedim
+def test_help_is_readable(module):
+    done = run_python("-m", module, "--help")
     for word in ("Modes:", "prepare", "sample", "--workdir", "allow_change", "--config.train.batch_size=64"):
         assert word in done.stdout
 
@@ -168,7 +176,7 @@ def test_prepare_prints_what_it_found(objects, tmp_path):
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_mistakes_in_a_config_file(tmp_path, body, said):
     file = tmp_path / "mine.py"
-    file.write_text(f"from configs import base\n{body}\n")
+    file.write_text(f"from threedim.configs import base\n{body}\n")
     argument = ":a" if "takes 'a'" in said else ""
     problem = main._config_problem(["threedim", f"--config={file}{argument}", "--mode=train"])
     assert re.match(rf"--config={re.escape(str(file))}{said}", problem), problem
@@ -182,3 +190,15 @@ def test_settings_of_jax_that_cannot_work(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(UserError, match=r"no device of the platform cuda \(JAX_PLATFORMS\): is there one, and"):
         main._check_jax()
+
+
+def test_the_environment_does_not_change_random_numbers():
+    for name, value in {
+        "jax_enable_x64": True,
+        "jax_threefry_partitionable": False,
+        "jax_default_prng_impl": "rbg",
+    }.items():
+        expected = getattr(jax.config, name)
+        jax.config.update(name, value)
+        main._check_jax()
+        assert getattr(jax.config, name) == expected

@@ -122,12 +122,14 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "[1, 2]", '{"loss": 1}'])
+@pytest.mark.parametrize("bad", ["nonsense", "[1, 2]", '{"loss": 1}', '{"step": 1, "loss": "a"}'])
 def test_a_broken_line_is_named(tmp_path, bad):
     content = f'{{"step": 1}}\n{bad}\n{{"step": 2}}\n'
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
         MetricWriter(tmp_path, start_step=2)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
+        metrics_lib.read(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == content
 
 

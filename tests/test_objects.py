@@ -393,7 +393,7 @@ def test_pipes_are_refused(scene):
     path = scene / "rgb/000001.png"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(BadObjectError, match=r"000001.png: is no regular file but a pipe"):
+    with pytest.raises(BadObjectError, match=r"000001.png: is a pipe or a device"):
         read_object(scene)
 
 
@@ -410,3 +410,10 @@ def test_links_out_of_the_data_set_are_read_only_if_allowed(scene, tmp_path, lin
 def test_a_link_that_the_user_names_is_followed(scene, tmp_path):
     (tmp_path / "link").symlink_to(scene)
     assert read_object(tmp_path / "link").pngs == read_object(scene).pngs
+
+
+def test_an_object_has_the_name_of_its_folder(scene, monkeypatch):
+    monkeypatch.chdir(scene / "rgb")
+    assert read_object("..").name == "one"
+    monkeypatch.chdir(scene)
+    assert read_object(".").name == "one"

@@ -14,9 +14,9 @@ from synthetic import make_objects
 from test_image_metrics import slow_ssim
 from test_inception import make_entry
 
-from configs import base
 from threedim import provenance
 from threedim import sample as sample_lib
+from threedim.configs import base
 from threedim.data import png, sources
 from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import threedim
-from configs import base, shapes64
 from threedim import config as config_lib
 from threedim import trained
+from threedim.configs import base, shapes64
 from threedim.training.step import abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]

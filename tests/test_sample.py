@@ -217,3 +217,11 @@ def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
     tiny_config.sample.checkpoint_step = 2
     with pytest.raises(UserError, match="holds the weights of a single step"):
         sample_lib.sample(tiny_config, tmp_path / "elsewhere")
+
+
+def test_unfinished_views_of_another_size_are_named(tiny_config, run):
+    tiny_config.sample.out = str(run / "other")
+    name = sources.open_from_config(tiny_config.data, "test").names[0]
+    pixels.save_png(run / "other/unfinished" / name / "000000.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(UserError, match=rf"unfinished/{name}/000000.png is no unfinished view of"):
+        sample_lib.sample(tiny_config, run)

@@ -182,6 +182,7 @@ def test_inputs_that_do_not_fit_together_are_refused(changes, said):
         ({"solver": "ddim", "eta": 1.1}, r"eta must be in \[0, 1\]"),
         ({"eta": 0.5}, 'eta .* is of solver "ddim" alone; got 0.5'),
         ({"conditioning": "last"}, 'conditioning must be "stochastic" or "input", got \'last\''),
+        ({"logsnr_range": (-5.0, 5.0)}, r'logsnr_range \(-5.0, 5.0\) is of spacing "logsnr" alone; spacing is "t"'),
         ({"spacing": "karras"}, 'spacing must be "t" or "logsnr", got \'karras\''),
     ],
 )

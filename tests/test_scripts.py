@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import demo, shapes16, srn_cars, srn_chairs_star
 from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
 from threedim import settings as settings_lib
+from threedim.configs import demo, shapes16, srn_cars, srn_chairs_star
 from threedim.data.objects import read_object
 from threedim.errors import UserError
 from threedim.evaluation import protocol

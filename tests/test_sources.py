@@ -7,8 +7,8 @@ import pytest
 from layouts import make_scene, write_nerf, write_nerfstudio
 from synthetic import make_objects
 
-from configs import base
 from threedim import tasks
+from threedim.configs import base
 from threedim.data import records, sources, srn
 from threedim.data.views import BadObjectError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from threedim import files
+from threedim import configs, files
 from threedim.augmentation import Augmentation
 from threedim.diffusion import Process
 from threedim.errors import UserError
@@ -25,6 +26,8 @@ from threedim.models.xunet import XUNet
 from threedim.sampling import Sampler, Settings
 from threedim.training import sharding
 from threedim.training.step import Recipe
+
+CONFIGS = pathlib.Path(configs.__path__[0])
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -48,6 +51,23 @@ EXECUTION = ("model.dtype", "model.attention")
 # Settings that must not change while a run trains: they decide what is learned, from what, and from which stream of
 # examples.
 FROZEN = ("model", "diffusion", "data.pose", "data.augment", "seed", "train.batch_size", "train.init_from")
+
+
+def find(given: str) -> str:
+    """What ``--config=FILE[:ARGUMENT]`` or ``--config=NAME[:ARGUMENT]`` stands for, as FILE[:ARGUMENT].
+
+    NAME, such as "srn_cars" or "ablations/regression", is a config of the package. A file of that name comes first.
+    """
+    name, colon, argument = files.path(given).partition(":")
+    packaged = CONFIGS / f"{name}.py"
+    is_file = pathlib.Path(name).is_file() or not packaged.is_file()
+    return f"{name if is_file else packaged}{colon}{argument}"
+
+
+def names() -> list[str]:
+    """The package's configs, as `find` takes them."""
+    paths = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("[!_]*.py"))
+    return [path.with_suffix("").as_posix() for path in paths]
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:

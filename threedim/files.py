@@ -34,7 +34,12 @@ def path(text: str | None) -> str | None:
     """A path as a user gives it to a program, with ``~`` and environment variables as a shell would replace them.
 
     Paths of object stores ("gs://...") and None stay as they are.
+
+    Raises:
+      UserError: if the locale cannot represent a letter, of which libraries would complain once all is computed.
     """
+    if text and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{text!a}: Python does not read this path as UTF-8 here; set LC_ALL=C.UTF-8")
     return text if not text or is_remote(text) else os.path.expandvars(pathlib.Path(text).expanduser())
 
 
@@ -63,13 +68,16 @@ def leads_out(path: epath.PathLike) -> str | None:
     return f"leads out of {folder}, to {target}; set allow_outside to read it"
 
 
+def is_file(path: epath.PathLike) -> bool:
+    """Whether there is a file: not a folder, and not a pipe, which etils takes for one, and whose reader waits."""
+    return epath.Path(path).is_file() if is_remote(path) else pathlib.Path(path).is_file()
+
+
 def check_regular(path: epath.PathLike) -> None:
-    """Raises `UserError` if there is something else than a file at ``path``: reading a pipe would wait for ever."""
+    """Raises `UserError` if there is something else than a file at ``path``."""
     path = epath.Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; expected a file")
-    if not path.is_file() and path.exists():
-        raise UserError(f"{path} is no regular file but a pipe or a device")
+    if path.exists() and not is_file(path):
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}; expected a file")
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:

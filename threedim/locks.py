@@ -43,14 +43,13 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[None]:
     is_new = not files.is_remote(path) and not path.parent.exists()
     mine = {"token": uuid.uuid4().hex, "what": what, "since": time.time(), **_here()}
     while not _created(path, mine):
-        holder = _read(path)
-        if holder is not None and not _is_gone(holder):
-            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+        other = _read(path)
+        if other is not None and not _is_gone(other):
             raise UserError(
-                f"another process {holder['what']} {folder}: process {holder['pid']} on {holder['host']}, since "
-                f"{since}. Wait for it, end it, or choose another folder; if it is gone, delete {path}"
+                f"another process {other['what']} {folder}: {_describe(other)}. Wait for it, end it, or choose another "
+                f"folder; if it is gone, delete {path}"
             )
-        _remove(path, holder)
+        _remove(path, other)
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True, name="lock")
     beats.start()
@@ -63,6 +62,17 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[None]:
         if is_new:
             with contextlib.suppress(OSError):  # something was written
                 pathlib.Path(path.parent).rmdir()
+
+
+def holder(folder: epath.PathLike) -> str | None:
+    """The process that holds a folder, in words, or None; the lock stays as it is."""
+    found = _read(epath.Path(folder) / NAME)
+    return None if found is None or _is_gone(found) else _describe(found)
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(holder["since"]))
+    return f"process {holder['pid']} on {holder['host']}, since {since}"
 
 
 def _here() -> dict[str, Any]:

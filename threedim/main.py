@@ -2,11 +2,14 @@
 
     python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 
+or ``threedim --config=demo ...``, which works from any folder: a config is a file, or the name of a packaged one.
+
 Modes:
   prepare  read or render the data and convert it to records (train does this when needed)
   train    train, resuming from the newest checkpoint in --workdir if there is one
   sample   sample novel views with the averaged weights in --workdir, or those of --config.sample.weights
   evaluate sample the views of the test objects as the paper does, score them, and write results.json and report.html
+  status   print how the run in --workdir stands, also while it trains, and draw its curves; needs no --config
 
 Any field of the config can be set: --config.train.batch_size=64. See configs/base.py for all of them.
 """
@@ -34,7 +37,7 @@ from ml_collections import config_flags
 
 from threedim import config as config_lib
 from threedim import cpu, distributed, files, provenance
-from threedim.errors import MissingError, UserError, disk_errors
+from threedim.errors import MissingError, UserError, disk_errors, one_line
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
 with epy.lazy_imports():
@@ -42,18 +45,19 @@ with epy.lazy_imports():
     from threedim.data import sources
     from threedim.evaluation import protocol
     from threedim.output import object_folder, page
-    from threedim.training import checkpoints, loop
+    from threedim.training import checkpoints, loop, status
 
-MODES = ("prepare", "train", "sample", "evaluate")
+MODES = ("prepare", "train", "sample", "evaluate", "status")
 # What helps when the devices' memory does not suffice.
 _LESS_MEMORY = {
     "train": "raise train.microbatches, set train.remat to blocks or all, or lower train.batch_size: what fits, "
     "python -m benchmarks.step --largest_batch --config=… finds out",
     "sample": "lower sample.batch_size, or set it to 0",
 }
+_FIXED = {"jax_enable_x64": False, "jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
 _LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/demo.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config: configs/demo.py, or demo.")
 _MODE = flags.DEFINE_enum("mode", None, MODES, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, samples. Local or gs://.")
 _ALLOW_CHANGE = flags.DEFINE_bool(
@@ -70,7 +74,10 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes; detected automatically as above.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process; detected automatically as above.")
 _TIMEOUT = flags.DEFINE_integer("connect_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1)
-flags.mark_flags_as_required(["config", "mode"])
+flags.mark_flag_as_required("mode")
+flags.register_multi_flags_validator(
+    ["config", "mode"], lambda given: given["config"] or given["mode"] == "status", "--config=FILE is missing"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -80,13 +87,17 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
-    config_lib.expand_paths(config)
-    flags.FLAGS.workdir = files.path(_WORKDIR.value)
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
+    if mode == "status":  # first: the devices may belong to the run
+        with one_line():
+            print(status.report(files.path(_WORKDIR.value)))
+        return
     try:
+        config_lib.expand_paths(config)
+        flags.FLAGS.workdir = files.path(_WORKDIR.value)
+        if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
+            jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
         config_lib.check_seeds(config)
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
@@ -138,6 +149,9 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
 
 
 def _check_jax() -> None:
+    # The environment may set them; they would change the random numbers, or the numbers' precision.
+    for name, value in _FIXED.items():
+        jax.config.update(name, value)
     if jax.config.jax_disable_jit:
         raise UserError("JAX_DISABLE_JIT is set, without compiling a step takes minutes: unset it")
     try:
@@ -178,7 +192,12 @@ def _join_processes() -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in those of the config, or in its file, is reported in one line."""
-    argv = [re.sub(r"^(--?config=)(.*)", lambda match: match[1] + files.path(match[2]), each) for each in argv]
+    argv = [
+        config_lib.find(each)
+        if before in ("--config", "-config")
+        else re.sub(r"^(--?config=)(.*)", lambda match: match[1] + config_lib.find(match[2]), each)
+        for before, each in zip(["", *argv], argv, strict=False)
+    ]
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.
@@ -205,8 +224,7 @@ def _config_problem(argv: list[str]) -> str | None:
     name, _, argument = given.partition(":")
     file = pathlib.Path(name).resolve()
     if not file.is_file():
-        known = [str(path) for path in sorted(pathlib.Path("configs").rglob("*.py")) if path.name[0] != "_"]
-        return f"--config={name}: no such file" + (f"; available: {', '.join(known)}" if known else "")
+        return f"--config={name}: no such file, and no packaged config: {', '.join(config_lib.names())}"
     try:
         flags.FLAGS["config"].parser.parse(given)
         return None

@@ -1,10 +1,12 @@
-"""Progress bars."""
+"""Progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import tqdm
@@ -16,7 +18,7 @@ class Progress(contextlib.AbstractContextManager):
     Args:
       total: number of items.
       initial: items finished by an earlier process.
-      desc: label.
+      desc: what is counted.
       enabled: False shows nothing: for all processes but one.
       interval: seconds between plain lines, if ``file`` is not a terminal.
       file: standard error if None.
@@ -32,15 +34,17 @@ class Progress(contextlib.AbstractContextManager):
         self._began = self._printed_at = time.monotonic()
         self._closed, self._bar = not enabled, None
         if enabled and self._file.isatty():
-            options = {"file": self._file, "dynamic_ncols": True, "smoothing": 0.1}
+            size = {"dynamic_ncols": True} if _columns(self._file) else {"ncols": 80, "nrows": 24}
+            options = {"file": self._file, "smoothing": 0.1, "unit": ""} | size
             self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, **options)
 
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def set(self, done: int, **shown: float) -> None:
-        """Sets the number of finished items; ``shown`` are numbers to display, such as the loss."""
-        self._shown |= {name: f"{value:.4g}" for name, value in shown.items()}
+    def set(self, done: int, shown: Mapping[str, float] | None = None) -> None:
+        """Sets the number of finished items; ``shown`` are numbers to display by name, such as the loss."""
+        for name, value in (shown or {}).items():
+            self._shown[name] = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         previous, self._done = self._done, done
         if self._closed:
             return
@@ -75,3 +79,17 @@ class Progress(contextlib.AbstractContextManager):
             left = elapsed / (self._done - self.initial) * (self.total - self._done)
             parts.append(f"{tqdm.tqdm.format_interval(left)} left")
         print(", ".join(parts), file=self._file, flush=True)
+
+
+def _columns(file: Any) -> int:
+    """Of a terminal: 0 if it says so, as some of CI do, in which tqdm shows nothing."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except OSError:  # it is not of the system
+        return 80
+
+
+def say(line: str) -> None:
+    """Prints a line; on a terminal above the bar, if there is one."""
+    with tqdm.tqdm.external_write_mode(sys.stdout):
+        print(line, flush=True)

@@ -72,7 +72,7 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     # Each process samples its own objects on its own devices, so that no process waits for another.
     split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
     # Read at once: a running trainer may remove them while data is prepared.
-    trained, params = read(lambda: _find_fitting(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
+    trained, params = read(lambda: find_weights(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
     sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
 
@@ -161,13 +161,14 @@ def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: Na
 
 
 def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
-    """The weights of ``config.sample.weights``, or of the run in ``workdir``."""
+    """The weights of ``config.sample.weights``, or of the run in ``workdir``.
+
+    Raises:
+      MissingError: if there are none.
+      UserError: if they were trained with another network or process than those of ``config``.
+    """
     s = config.sample
-    return open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
-
-
-def _find_fitting(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
-    trained = find_weights(config, workdir)
+    trained = open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
     trained.check_config(config)
     return trained
 

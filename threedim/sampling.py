@@ -100,6 +100,8 @@ class Settings:
             raise ValueError(f'eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
         if self.spacing not in ("t", "logsnr"):
             raise ValueError(f'spacing must be "t" or "logsnr", got {self.spacing!r}')
+        if self.spacing == "t" and self.logsnr_range != Settings.logsnr_range:
+            raise ValueError(f'logsnr_range {self.logsnr_range} is of spacing "logsnr" alone; spacing is "t"')
         if self.conditioning not in ("stochastic", "input"):
             raise ValueError(f'conditioning must be "stochastic" or "input", got {self.conditioning!r}')
 

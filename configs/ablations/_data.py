@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import demo, shapes16, srn_cars, srn_chairs_star
+from threedim.configs import demo, shapes16, srn_cars, srn_chairs_star
 from threedim.errors import UserError
 
 _BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}

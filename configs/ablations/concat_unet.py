@@ -1,6 +1,6 @@
 """Ablation: a plain UNet on both images, concatenated along channels, instead of the X-UNet [3.2]."""
 
-from configs.ablations import _data
+from threedim.configs.ablations import _data
 
 
 def get_config(data: str = "shapes16"):

@@ -1,6 +1,6 @@
 """Ablation: no stochastic conditioning; every step is conditioned on the input view [3.2]. Training is unchanged."""
 
-from configs.ablations import _data
+from threedim.configs.ablations import _data
 
 
 def get_config(data: str = "shapes16"):

@@ -1,6 +1,6 @@
 """Ablation: the same network trained to regress the target view from noise in one step [3.2]."""
 
-from configs.ablations import _data
+from threedim.configs.ablations import _data
 
 
 def get_config(data: str = "shapes16"):

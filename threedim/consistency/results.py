@@ -82,7 +82,7 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
     folder = out / row.name
     scored = [one for one in row.objects if score_path(folder, one.folder.name).exists()]
     rendered, true = (fid.PictureMoments(extract, extract.num_features) for _ in range(2))
-    with Progress(len(scored), desc=f"FID, {row.name}") as bar:
+    with Progress(len(scored), desc=f"FID, objects of {row.name}") as bar:
         for one in scored:
             pictures, _, _, held_out = one.views()
             rendered.add(objects.read_object(folder / "renders" / one.folder.name, UNCHECKED).decode()[0])

@@ -101,7 +101,8 @@ def read_object(
         raise BadObjectError(folder, f"{warnings[0]} (data.strict)")
     with blame(folder):
         cameras = Camera.from_matrix(poses, K)
-    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    return ObjectViews(name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
 
 
 def _check_files(folder: epath.Path) -> None:
@@ -112,7 +113,7 @@ def _check_files(folder: epath.Path) -> None:
     for path in (pathlib.Path(folder), *sorted(path for path in below if path.name[0] != ".")):
         problem = files.leads_out(path) if path.is_symlink() else None
         if problem or (path.exists() and not path.is_file() and not path.is_dir()):
-            raise BadObjectError(path, problem or "is no regular file but a pipe or a device")
+            raise BadObjectError(path, problem or "is a pipe or a device; expected a file")
 
 
 def _layout(folder: epath.Path):

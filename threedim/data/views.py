@@ -15,6 +15,7 @@ from threedim import cameras as cameras_lib
 from threedim.cameras import Camera
 from threedim.data import png as png_lib
 from threedim.errors import UserError
+from threedim.progress import say
 
 # From coordinates in which the named axis points up to those in which z does.
 UP_ROTATIONS = {
@@ -124,9 +125,9 @@ class ObjectViews:
     def print_warnings(self, folder: epath.PathLike) -> None:
         """Prints the warnings, and what was not read, about the object in ``folder``."""
         for warning in self.warnings:
-            print(f"warning: {folder}: {warning}")
+            say(f"warning: {folder}: {warning}")
         if self.unread:
-            print(f"not read in {folder}: {', '.join(self.unread)}")
+            say(f"not read in {folder}: {', '.join(self.unread)}")
 
 
 def checked_K(path: epath.PathLike, K, size: tuple[float, float] | None = None) -> np.ndarray:

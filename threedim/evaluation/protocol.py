@@ -90,7 +90,7 @@ def evaluate(
     paths = views.find(tasks)
     size, total = config.model.image_size, sum(len(task.target_views) for task in tasks)
     scored = scores.Scores(total, size, e.seed, extract, compare)
-    with Progress(total, desc="scores") as bar:
+    with Progress(total, desc="scoring, views") as bar:
         for task in tasks:
             known = task.load()
             scored.add(task, known, read_views(paths[task.name], known.targets, size))

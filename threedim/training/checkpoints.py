@@ -31,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
+from threedim.files import is_file
 from threedim.training import preservation
 from threedim.training.orbax_log import quiet_orbax
 
@@ -334,8 +335,7 @@ def _check_files(step_folder: epath.Path) -> str | None:
     This comes before Orbax reads, since Orbax abandons its other reads when one array cannot be read, and Python then
     prints a page about each.
     """
-    list_path = step_folder / _FILE_LIST
-    if not list_path.is_file():
+    if not is_file(list_path := step_folder / _FILE_LIST):
         return f"{_FILE_LIST} is missing"
     sizes, problem = _attempt(
         lambda: {str(name): int(size) for name, size in json.loads(list_path.read_text()).items()}
@@ -344,7 +344,7 @@ def _check_files(step_folder: epath.Path) -> str | None:
         return f"{_FILE_LIST}: {problem}"
     for name, size in sizes.items():
         path = step_folder / name
-        if not path.is_file():
+        if not is_file(path):
             return f"{name} is missing"
         if path.stat().length != size:
             return f"{name} has {path.stat().length} bytes instead of {size}"

@@ -20,12 +20,12 @@ from threedim import config as config_lib
 from threedim import cpu, distributed, locks
 from threedim.data import pipeline, sources
 from threedim.data.records import ObjectDataset, read_info
-from threedim.errors import UserError
+from threedim.errors import MissingError, UserError
 from threedim.models.unet import UNet
-from threedim.progress import Progress
+from threedim.progress import Progress, say
 from threedim.trained import open_trained
 from threedim.training import hardware, run_info, sharding
-from threedim.training.checkpoints import Checkpoints
+from threedim.training.checkpoints import Checkpoints, find_step
 from threedim.training.held_out import SEED, HeldOutLoss
 from threedim.training.initial import fit_params
 from threedim.training.metrics import MetricWriter
@@ -73,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         skipped, since their loss or gradient was not finite (`NonFiniteError`).
     """
     # --- Check the settings and the data, before anything is written ---
-    run = _check(config, epath.Path(workdir))
+    run = _check(config, epath.Path(workdir), allow_change)
     t = config.train
 
     with contextlib.ExitStack() as stack:
@@ -88,6 +88,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         if start >= t.num_steps:
             _say(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
             return state
+        if start:
+            resized_at = run_info.resized_at(workdir, start, t.batch_size)
+            run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, resized_at=resized_at))
 
         return _train_from(run, checkpoints, state, start, changes, stack)
 
@@ -111,7 +114,8 @@ def _train_from(
     step_fn, cost = _compile(run, state)
     batch = next_batch()
     stop = stack.enter_context(distributed.StopSignal())
-    bar = stack.enter_context(Progress(t.num_steps, initial=start, desc="train", enabled=lead))
+    bar = stack.enter_context(Progress(t.num_steps, initial=start, desc="training, steps", enabled=lead))
+    bar.set(start, {"checkpoint": start} if start else {})
     trace = stack.enter_context(Trace(run.workdir / "tensorboard", config.profile.start, config.profile.steps))
 
     # --- Train ---
@@ -145,14 +149,14 @@ def _train_from(
         if logs:
             scalars = window.scalars(step)
             writer.scalars(step, scalars)
-            shown = {name: scalars[name] for name in ("loss", "examples_per_second")}
+            shown = {"loss": scalars["loss"], "pairs/s": scalars["examples_per_second"]}
             if step - start <= t.log_every and not last:
                 _say_time_left(scalars["seconds_per_step"], cost, t.num_steps - step)
             window = Window(run.mesh, run.recipe, cost, window)
-        bar.set(step, **shown)
         if save_due and (finite or last):
             checkpoints.save(step, state, eval_loss)
-            save_due, saved_at = False, time.monotonic()
+            save_due, saved_at, shown["checkpoint"] = False, time.monotonic(), step
+        bar.set(step, shown)
         if preview is not None and _due(step, t.sample_every, t):
             with window.paused():
                 picture, psnr = preview.sample(state.ema_params)
@@ -170,8 +174,8 @@ def _train_from(
     return state
 
 
-def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
-    """Everything that can be refused without looking at the workdir; prepares the data if needed."""
+def _check(config: ml_collections.ConfigDict, workdir: epath.Path, allow_change: bool) -> _Run:
+    """Everything that can be refused without reading a checkpoint; prepares the data if needed."""
     t = config.train
     mesh, network, recipe = config_lib.mesh(config), config_lib.network(config), config_lib.recipe(config)
     if recipe.batch_size % (mesh.size * recipe.microbatches):
@@ -186,6 +190,9 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
         raise UserError(f"train.checkpoint_minutes must be positive, got {t.checkpoint_minutes}")
     if t.sample_every:
         config_lib.sampler_settings(config, num_steps=t.sample_steps)
+    with contextlib.suppress(MissingError):  # of a run that has no checkpoint yet
+        find_step(workdir)
+        run_info.check_run_info(workdir, config, allow_change=allow_change)
     records = distributed.lead_first(lambda: sources.prepare_from_config(config.data))
     dataset = sources.open_from_config(config.data, "train")
     distributed.check_same("the fingerprint of the data set", dataset.fingerprint)
@@ -321,4 +328,4 @@ def _open_held_out(run: _Run) -> tuple[HeldOutLoss | None, Preview | None]:
 def _say(line: str) -> None:
     """Prints a line, in one of several processes."""
     if distributed.is_lead():
-        print(line, flush=True)
+        say(line)

@@ -16,7 +16,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from etils import epath
 from threedim import files, pixels
 from threedim.errors import UserError
 
+_FILE = "metrics.jsonl"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # An object store cannot append: the file is written anew, at most this often (seconds), and at the end.
 _REMOTE_INTERVAL = 60.0
@@ -52,7 +53,7 @@ class MetricWriter:
         if not enabled:
             return
         self._workdir = epath.Path(workdir)
-        self._path = self._workdir / "metrics.jsonl"
+        self._path = self._workdir / _FILE
         self._remote = files.is_remote(workdir)
         self._lines = _lines_until(self._path, start_step)
         self._written = time.monotonic()
@@ -117,21 +118,36 @@ class MetricWriter:
         self._written = time.monotonic()
 
 
-def _lines_until(path: epath.Path, last_step: int) -> list[str]:
-    """Lines of an earlier process up to a step; none if the run begins at step 0."""
-    if last_step == 0 or not path.exists():
-        return []
-    kept = []
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, also while it is written; none if there is no such file.
+
+    Raises:
+      UserError: if there is a broken line; a truncated last line is left out.
+    """
+    path = epath.Path(workdir) / _FILE
+    return [values for _, values in _parsed(path)] if path.exists() else []
+
+
+def _parsed(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a file, and what it holds."""
     files.check_regular(path)
     with files.interpreting(path):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
-            step = int(json.loads(line)["step"])
+            values = json.loads(line)
+            values["step"] = int(values["step"])
+            if not all(value is None or isinstance(value, int | float) for value in values.values()):
+                raise TypeError("not a number")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break  # the process was killed while it wrote this line
             raise UserError(f"{path}, line {number} is not a line of metrics; repair or move the file away") from error
-        if step <= last_step:
-            kept.append(line if line.endswith("\n") else line + "\n")
-    return kept
+        yield line if line.endswith("\n") else line + "\n", values
+
+
+def _lines_until(path: epath.Path, last_step: int) -> list[str]:
+    """Lines of an earlier process up to a step; none if the run begins at step 0."""
+    if last_step == 0 or not path.exists():
+        return []
+    return [line for line, values in _parsed(path) if values["step"] <= last_step]

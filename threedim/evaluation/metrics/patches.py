@@ -75,7 +75,7 @@ def sliced_wasserstein(
     positions = [_random_positions(rng, shape, patches_per_picture) for shape in shapes]
     set_patches = [_patches(each, positions) for each in sets]
     distances = []
-    with Progress(len(shapes) * num_directions, desc="comparing patches") as bar:
+    with Progress(len(shapes) * num_directions, desc="comparing patches, directions") as bar:
         for ours, true in zip(*set_patches, strict=True):
             directions = rng.normal(size=(num_directions, _PATCH * _PATCH * 3))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
