@@ -43,7 +43,7 @@ def render(results: Mapping[str, Any], strip: Callable[[str, str], np.ndarray | 
                     parts.append(f"<div class='wide sheet'>{shown}</div>")
         summary = f"<summary>{text(name)}: {len(ordered):,} objects by PSNR</summary>"
         parts.append(f"<details>{summary}{_table('object', ordered)}</details>")
-    parts += ["<h2>Settings</h2>", page.table(settings_lib.flatten(results["settings"]))]
+    parts.append(page.all_settings(settings_lib.flatten(results["settings"])))
     return page.frame("3D consistency", parts)
 
 

@@ -52,6 +52,12 @@ def table(rows: Mapping[str, Any], kind: str = "settings") -> str:
     return f'<table class="{kind}"><tbody>{lines}</tbody></table>'
 
 
+def all_settings(settings: Mapping[str, Any]) -> str:
+    """A section, folded up, with the settings that are not empty."""
+    shown = {name: value for name, value in settings.items() if value not in (None, "", [], ())}
+    return f"<h2>Settings</h2><details><summary>All settings</summary>{table(shown)}</details>" if shown else ""
+
+
 def best_and_worst(ordered: Sequence[T], ends: int = 4) -> dict[str, Sequence[T]]:
     """The objects to show of a list, best first: all, or those at both ends, under headings."""
     if len(ordered) <= 2 * ends:
@@ -107,6 +113,8 @@ def render(
     rows = {f"sample {i + 1}" if samples > 1 else "sampled": each for i, each in enumerate(completions)}
     rows |= {} if truth is None else {"true": truth}
     described, aside = _describe(input_cameras, cameras)
+    tallest = max(corner[2] for view in described for corner in view["corners"])
+    box = f"-1 {-0.45 - 0.55 * tallest:.2f} 2 {1 + 0.55 * tallest:.2f}"
     data = json.dumps({"views": described, "aside": aside}, separators=(",", ":")).replace("<", "\\u003c")
     buttons = []
     for view in described:
@@ -119,6 +127,7 @@ def render(
         f"<figure class=turn><img alt='' draggable=false><figcaption>{text(row)}</figcaption></figure>" for row in rows
     )
     first = "input" if len(inputs) == 1 else f"input, 1 of {len(inputs)}"
+    linked = " · ".join(f'<a href="{text(address)}">{text(title)}</a>' for title, address in (links or {}).items())
     last = len(described) - aside - 1
     marks = "".join(
         f"<option value={i - aside}></option>" for i, view in enumerate(described) if view["input"] and i >= aside
@@ -133,14 +142,15 @@ def render(
         f"<input type=range id=slider min=0 max={last} value=0 list=marks aria-label=View><span id=where></span>"
         f"<datalist id=marks>{marks}</datalist></div>"
         "<p><small class=soft>Drag the object or use the arrow keys to turn it.</small></p></div>"
-        '<figure><svg id=scene viewBox="-1 -.72 2 1.35" role=img aria-label="Where the cameras stand"></svg>'
+        f'<figure><svg id=scene viewBox="{box}" role=img aria-label="Where the cameras stand"></svg>'
         "<figcaption>Cameras: <span class='key input'>input</span> <span class='key now'>shown</span>"
         "</figcaption></figure></div>",
         f"<h2>All views</h2>{below}",
         f"<div class=views>{''.join(buttons)}</div>",
         _noise_to_picture(steps),
         "</main>",
-        _details(settings or {}, links or {}),
+        f"<h2>Files</h2><p>{linked}</p>" if linked else "",
+        all_settings(settings or {}),
         f"<script type=application/json id=data>{data}</script>",
     ]
     return frame(name, parts, pixelated=size <= SMALL_PICTURE, script=_part_of_page("page.js"))
@@ -211,7 +221,7 @@ def _describe(input_cameras: Camera, cameras: Camera) -> tuple[list[dict[str, An
     side, views = (azimuth - azimuth[0] + 180) % 360 - 180, []
     for place, index in enumerate([*aside, *order], 1 - len(aside)):
         turned = f"{abs(side[index]):.0f}° {'right' if side[index] > 0 else 'left'}, " if index else ""
-        raised = f"{abs(elevation[index]):.0f}° {'up' if elevation[index] >= 0 else 'down'}"
+        raised = f"{abs(elevation[index]):.0f}° {'up' if elevation[index] > -0.5 else 'down'}"
         label = f"{'input, ' if index < count else ''}{turned}{raised}"
         views.append(
             {
@@ -246,14 +256,6 @@ def _noise_to_picture(steps: Mapping[int, np.ndarray] | None) -> str:
         "<h2>From noise to picture</h2><p><small class=soft>The first sampled view at some of its denoising steps. "
         "Above: what the network sees; below: the picture it expects behind the noise.</small></p>"
         f"<div class=wide tabindex=0 role=group aria-label='Denoising steps'><div class=strip>{columns}</div></div>"
-    )
-
-
-def _details(settings: Mapping[str, Any], links: Mapping[str, str]) -> str:
-    shown = {name: value for name, value in settings.items() if value not in (None, "", [], ())}
-    linked = " · ".join(f'<a href="{text(address)}">{text(title)}</a>' for title, address in links.items())
-    return (f"<h2>Files</h2><p>{linked}</p>" if linked else "") + (
-        f"<h2>Settings</h2><details><summary>All settings</summary>{table(shown)}</details>" if shown else ""
     )
 
 
