@@ -165,10 +165,21 @@ def _sample() -> ml_collections.ConfigDict:
     s.num_objects = 4  # objects of that split; 0 for all
     s.objects_seed = config_dict.placeholder(int)  # selects objects at random; None spaces them evenly
     s.object = ""  # a single object folder, instead of a split
+    s.image = ""  # a single picture without a camera, instead of a split
+    s.mask = ""  # a picture of the image's size, black where its background is; "" for alpha or a plain background
+    s.azimuth = 0.0  # of the image's camera, degrees; only differences to target cameras count
+    s.elevation = 20.0  # of the image's camera above the horizon, degrees
+    s.elevations = ()  # tries several instead, and shows the results side by side, such as (0, 10, 20, 30, 40)
+    s.radius = config_dict.placeholder(float)  # distance of the image's camera; None: that of the training data
+    s.fov = config_dict.placeholder(float)  # field of view of the framed image, degrees; None: as above
+    s.fill = 0.72  # longer side of the image's object, in sizes of the framed image
     s.input_views = (0,)  # numbers of the input views; () for all. The paper uses view 64 of SRN's test objects [3]
-    s.cameras = "object"  # target cameras: the object's other ones, or an "orbit" around it
+    # Target cameras: the other ones of the "object", an "orbit" around it, SRN's "spiral", or those of a
+    # transforms.json or a folder of poses in SRN format. Of an image "object" is an orbit.
+    s.cameras = "object"
     s.num_views = 8  # number of target cameras; 0 for all of the object's
-    s.orbit_elevation = 20.0  # degrees above the horizon
+    s.num_samples = 1  # sets of views per object, from other noise
+    s.orbit_elevation = config_dict.placeholder(float)  # degrees; None: that of the first input view
     s.orbit_radius = 0.0  # distance to the origin, in the data's units; 0 uses that of the first input view
     s.batch_size = 8  # objects sampled in parallel; 0 for as many as fit, which the compiler is asked for
     s.weights = ""  # .safetensors file or packaged weights, instead of the workdir's checkpoints

@@ -13,7 +13,7 @@ import pytest
 from threedim import config as config_lib
 from threedim import settings as settings_lib
 from threedim.augmentation import Augmentation
-from threedim.configs import base, own_objects, shapes64, srn_cars
+from threedim.configs import base, own_objects, shapes64, srn_cars, trained
 from threedim.diffusion import Process
 from threedim.errors import MissingError, UserError
 from threedim.models.concat_unet import ConcatUNet
@@ -234,3 +234,16 @@ def test_settings_of_jax_are_compared(tmp_path):
     with jax.default_matmul_precision("highest"):
         changes = run_info.check_run_info(tmp_path, config, "abc")
     assert changes == ['jax.default_matmul_precision: null → "highest"']
+
+
+def test_the_settings_of_trained_weights():
+    config = trained.get_config("shapes64")
+    assert (config.sample.weights, config.model.ch, config.sample.object) == ("shapes64", 16, "")
+    assert config_lib.network(config) == config_lib.network(shapes64.get_config())
+    assert config_lib.sampler_settings(config) == config_lib.sampler_settings(shapes64.get_config())
+    assert config.train == base.get_config().train
+
+
+def test_the_settings_of_a_run(run):
+    config = trained.get_config(str(run))
+    assert (config.sample.weights, config.model.image_size, config.sample.out) == ("", 8, "")

@@ -3,17 +3,19 @@
 import importlib.util
 import pathlib
 import re
+import webbrowser
+from unittest import mock
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image
 
 import threedim
 from threedim import config as config_lib
 from threedim import trained
 from threedim.configs import base, shapes64
+from threedim.data.objects import read_object
 from threedim.training.step import abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,8 +38,9 @@ def run_example(folder):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(example.splitlines()) <= 10
     (folder / "docs").symlink_to(ROOT / "docs")
-    exec(compile(example, "README.md", "exec"), {})
-    return np.asarray(Image.open("views.png"), np.float32).reshape(-1, 64, 64, 3)
+    with mock.patch.object(webbrowser, "open"):
+        exec(compile(example, "README.md", "exec"), {})
+    return read_object("car").decode()[0][1:].astype(np.float32)
 
 
 def test_python_example_runs(tmp_path, monkeypatch):
@@ -51,11 +54,11 @@ def test_python_example_runs(tmp_path, monkeypatch):
         c.sample.num_steps, c.sample.guidance_weight = 1, 0.0
         sampler = config_lib.sampler(c)
         params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(sampler.denoiser.network))
-        return trained.Model(sampler, params, c, 0)
+        return threedim.Model(sampler, params, c, 0)
 
     monkeypatch.setattr(threedim, "load", load)
     monkeypatch.chdir(tmp_path)
-    assert run_example(tmp_path).shape == (2, 64, 64, 3)
+    assert run_example(tmp_path).shape == (8, 64, 64, 3)
 
 
 @pytest.mark.slow
@@ -63,7 +66,7 @@ def test_python_example_samples_an_object(tmp_path, monkeypatch):
     """An object of the input's color, in the middle of a white image."""
     monkeypatch.chdir(tmp_path)
     views = run_example(tmp_path)
-    assert len(views) == 2
+    assert len(views) == 8
     for view in views:
         assert view[:4].mean() > 230
         middle = view[24:40, 24:40].mean((0, 1))

@@ -3,16 +3,21 @@
 import json
 import re
 import types
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from threedim import cameras, pixels
 from threedim import sample as sample_lib
-from threedim.data import sources
+from threedim.data import nerf, sources, srn
 from threedim.data.objects import read_object
+from threedim.data.views import UNCHECKED
 from threedim.errors import ExistsError, UserError
+from threedim.rendering import viewpoints
+from threedim.tasks import make_tasks
 from threedim.training import checkpoints, hardware
 from threedim.weights_file import save_weights
 
@@ -145,8 +150,81 @@ def test_orbit_and_several_inputs(tiny_config, run):
     (folder,) = (out / "views").iterdir()
     _, found = read_object(folder).decode()
     assert len(found) == 5
-    expected = cameras.orbit([0, 120, 240], 20.0, np.linalg.norm(found.t[0]), found.K[0])
+    # The ring of the first input view.
+    np.testing.assert_allclose(found.t[2:], cameras.orbit(3)(found[0]).t, atol=1e-5)
+    s.cameras, s.orbit_elevation, s.out = "spiral", 30.0, str(run / "spiral")
+    _, found = read_object(sample_lib.sample(tiny_config, run) / "views" / folder.name).decode()
+    expected = cameras.orbit(*viewpoints.spiral(3), np.linalg.norm(found.t[0]), found.K[0])
     np.testing.assert_allclose(found.t[2:], expected.t, atol=1e-5)
+
+
+def test_cameras_of_a_file(tiny_config, run, tmp_path):
+    s = tiny_config.sample
+    s.num_objects, s.num_views = 1, 0
+    K = cameras.intrinsics(9.0, 8)
+    path = cameras.orbit([0, 50, 100], 10, 1.4, K)
+    srn.write_object(tmp_path / "poses", np.zeros((3, 8, 8, 3), np.uint8), path)
+    (tmp_path / "transforms.json").write_text(nerf.to_json(["a.png", "b.png", "c.png"], path, 8))
+    for source in (tmp_path / "poses", tmp_path / "transforms.json"):
+        s.cameras, s.out = str(source), str(run / source.name)
+        (folder,) = (sample_lib.sample(tiny_config, run) / "views").iterdir()
+        _, found = read_object(folder, UNCHECKED).decode()
+        for leaf in ("R", "t", "K"):
+            np.testing.assert_allclose(getattr(found[1:], leaf), getattr(path, leaf), rtol=1e-4, atol=1e-5)
+    (tmp_path / "poses/intrinsics.txt").unlink()
+    s.cameras, s.out = str(tmp_path / "poses/pose"), str(run / "pose")
+    (folder,) = (sample_lib.sample(tiny_config, run) / "views").iterdir()
+    _, found = read_object(folder, UNCHECKED).decode()
+    np.testing.assert_allclose(found.K, found.K[:1].repeat(4, 0), rtol=1e-5)
+
+
+def test_held_out_views_may_be_an_orbit(tiny_config, run):
+    tiny_config.data.holdout_views, tiny_config.sample.split, tiny_config.sample.num_objects = 2, "holdout", 1
+    tiny_config.sample.cameras, tiny_config.sample.num_views = "orbit", 3
+    (task,) = make_tasks(tiny_config)
+    assert len(task.target_views) == 3
+    assert task.load().truth is None
+
+
+def test_several_samples_of_an_object(tiny_config, run):
+    s = tiny_config.sample
+    s.num_objects, s.num_samples, s.num_views = 1, 2, 2
+    out = sample_lib.sample(tiny_config, run)
+    first, second = sorted((out / "views").iterdir())
+    assert second.name == f"{first.name}_sample2"
+    one, other = (read_object(folder).decode()[0] for folder in (first, second))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert not np.array_equal(one[1:], other[1:])
+    page = (first / "index.html").read_text()
+    assert "sample 2" in page
+    assert "Denoising steps" in page
+    assert not (out / "index.html").exists(), "one object"
+    s.num_samples = 3
+    assert len(views_of(sample_lib.sample(tiny_config, run))) == 3
+    assert "sample 3" in (first / "index.html").read_text()
+
+
+def test_a_photo_and_its_elevations(tiny_config, run, tmp_path, capsys):
+    picture = Image.new("RGB", (50, 40), "white")
+    picture.paste("red", (20, 10, 40, 30))
+    picture.save(tmp_path / "cup.png")
+    s = tiny_config.sample
+    s.image, s.num_views, s.radius, s.fov = str(tmp_path / "cup.png"), 3, 2.0, 50.0
+    out = sample_lib.sample(tiny_config, run)
+    assert out == run / "views/cup"
+    said = capsys.readouterr().out
+    assert "cup: assumed camera: azimuth 0, elevation 20, field of view " in said
+    assert f"page:  {out}/views/cup/index.html" in said
+    images, found = read_object(out / "views/cup").decode()
+    assert images[0, 4, 4].tolist() == [255, 0, 0]
+    np.testing.assert_allclose(found.t[0], cameras.orbit([0], 20, 2.0, found.K[0]).t[0], atol=1e-5)
+    s.elevations, s.out = (0.0, 40.0), str(run / "tried")
+    assert views_of(sample_lib.sample(tiny_config, run)).keys() == {"cup_elevation0", "cup_elevation40"}
+    assert pixels.load_png(run / "tried/elevations.png").shape[0] > 2 * 128
+    assert "elevations side by side: " in capsys.readouterr().out
+    s.fov = None
+    with pytest.raises(UserError, match=r"sample\.fov must be given, since the training data is not here"):
+        make_tasks(tiny_config)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +233,7 @@ def test_orbit_and_several_inputs(tiny_config, run):
         ("sample.split", "validation", "sample.split must be one of"),
         ("sample.input_views", (0, 9), "sample.input_views (0, 9) must be distinct views"),
         ("sample.cameras", "circle", "sample.cameras must be"),
-        ("sample.num_views", -1, "sample.num_views must be 0 (all) or more"),
+        ("sample.num_views", -1, "sample.num_views must be 0 or more"),
         ("sample.batch_size", -1, "sample.batch_size must be 0, for as many as fit, or a multiple"),
         ("sample.checkpoint_step", 7, "no checkpoint of step 7"),
         ("model.ch", 64, "model.ch: 32 → 64"),
@@ -221,7 +299,9 @@ def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
 
 def test_unfinished_views_of_another_size_are_named(tiny_config, run):
     tiny_config.sample.out = str(run / "other")
-    name = sources.open_from_config(tiny_config.data, "test").names[0]
+    name = make_tasks(tiny_config)[0].name
+    with mock.patch.object(pixels, "save_png", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        sample_lib.sample(tiny_config, run)
     pixels.save_png(run / "other/unfinished" / name / "000000.png", np.zeros((9, 9, 3), np.uint8))
     with pytest.raises(UserError, match=rf"unfinished/{name}/000000.png is no unfinished view of"):
         sample_lib.sample(tiny_config, run)

@@ -1,9 +1,13 @@
 """Opening what is trained: runs, weights files, and the weights that come with the package."""
 
 import dataclasses
+import html
 import pathlib
 import runpy
 import shutil
+import urllib.parse
+import webbrowser
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,7 +19,7 @@ from threedim import pixels, provenance, trained, weights_file
 from threedim import settings as settings_lib
 from threedim.data.objects import read_object
 from threedim.data.views import ReadSettings
-from threedim.errors import MissingError, UserError
+from threedim.errors import ExistsError, MissingError, UserError
 from threedim.trained import open_run, open_trained, read
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -35,18 +39,35 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, models[0].params, models[1].params)
 
     pictures, known = read_object(sorted(objects.iterdir())[0]).decode()
-    targets, seen = threedim.orbit([0, 90], 20, 1.3, known.K[0]), []
-    settings = threedim.Settings(num_steps=3)
-    arguments = {"seed": 5, "settings": settings}
-    views = models[0].sample(pictures[0], known[0], targets, on_view=lambda index, view: seen.append(view), **arguments)
-    assert (views.shape, views.dtype) == ((2, 8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(views, seen)
-    np.testing.assert_array_equal(views, models[1].sample(pictures[:1], known[:1], targets, **arguments))
-    assert not np.array_equal(views, models[0].sample(pictures[0], known[0], targets, seed=6, settings=settings))
-    with pytest.raises(UserError, match="views must be uint8"):
-        models[0].sample(pictures[0] / 255.0, known[0], targets)
+    view, arguments = threedim.View(pictures[0], known[0]), {"seed": 5, "settings": threedim.Settings(num_steps=3)}
+    views = models[0].sample(view, threedim.orbit(2), **arguments)
+    assert (views.images.shape, views.images.dtype) == ((2, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(np.linalg.norm(views.cameras.t, axis=-1), np.linalg.norm(known.t[0]), rtol=1e-5)
+    again = models[1].sample([view], views.cameras, progress=True, **arguments)
+    np.testing.assert_array_equal(views.images, again.images)
+    assert not np.array_equal(views.images, models[0].sample(view, views.cameras, **arguments | {"seed": 6}).images)
     with pytest.raises(UserError, match="targets must have axes"):
-        models[0].sample(pictures[0], known[0], targets[0])
+        models[0].sample(view, views.cameras[0])
+    with pytest.raises(UserError, match="at least one view"):
+        models[0].sample([], views.cameras)
+    for wrong in (pictures[0] / 255.0, pictures[0, :5]):
+        with pytest.raises(UserError, match="a view's image must be square, uint8"):
+            threedim.View(wrong, known[0])
+    with pytest.raises(UserError, match="a view has one camera"):
+        threedim.View(pictures[0], known)
+
+    views.save(tmp_path / "saved")
+    np.testing.assert_array_equal(read_object(tmp_path / "saved").decode()[0][1:], views.images)
+    with pytest.raises(ExistsError, match="saved exists"):
+        views.save(tmp_path / "saved")
+    shown = views._repr_html_()
+    assert shown.startswith("<iframe srcdoc=")
+    assert html.unescape(shown.split('"')[1]).startswith("<!DOCTYPE html>")
+    with mock.patch.object(webbrowser, "open") as opened:
+        views.show()
+    address = urllib.parse.urlparse(opened.call_args[0][0])
+    assert pathlib.Path(address.path).read_text() == views._page()
+    pathlib.Path(address.path).unlink()
 
 
 def test_what_cannot_be_opened(run, tmp_path, monkeypatch):
@@ -125,6 +146,8 @@ def test_a_checkpoint_that_a_running_trainer_removes_is_replaced_by_the_newest(r
     def find():
         found.append(open_run(workdir))
         if len(found) == 1:
+            leaves = next(path for path in (only / "leaves").iterdir() if '"step": 2' in path.read_text())
+            leaves.write_text(leaves.read_text().replace('"step": 2', '"step": 3'))
             only.rename(only.parent / "3")
         return found[-1]
 

@@ -14,6 +14,8 @@ JAX arrays (compiled code): the array module is that of the arguments.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -231,19 +233,38 @@ def look_at(position, target, K, up=(0.0, 0.0, 1.0)) -> Camera:
     return Camera(R, position.astype(np.float32), K)
 
 
-def orbit(azimuths, elevation, radius, K, target=(0.0, 0.0, 0.0)) -> Camera:
+def orbit(azimuths, elevation=None, radius=None, K=None, target=(0.0, 0.0, 0.0)) -> Camera | Callable[[Camera], Camera]:
     """Cameras on a circle (or any path on a sphere) around ``target``, looking at it.
 
     Args:
-      azimuths: (views,) degrees, counter-clockwise seen from above, from the world's x axis.
+      azimuths: (views,) degrees, counter-clockwise seen from above, from the world's x axis; or a number of views that
+        go evenly around: together with the input view if they have its elevation.
       elevation: degrees above the horizon, one number or (views,).
       radius: distance to the target, one number or (views,); positive.
       K: intrinsics, (3, 3) or (views, 3, 3).
       target: (3,) point looked at.
+
+    Returns:
+      The cameras. Without ``K``, a function that returns them for the camera of an input view, from which it takes
+      what is not given.
     """
+    if K is None:
+        return functools.partial(_orbit_from, azimuths, elevation, radius, target)
+    if np.ndim(azimuths) == 0:
+        azimuths = np.arange(azimuths) * (360.0 / azimuths)
     azimuths, elevation, radius = np.broadcast_arrays(np.atleast_1d(azimuths), elevation, radius)
     if not np.all(radius > 0):
         raise ValueError(f"orbit: radius must be positive, got {np.min(radius)}")
     azimuth, height = np.deg2rad(azimuths), np.deg2rad(elevation)
     direction = np.stack([np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)], axis=-1)
     return look_at(np.asarray(target) + radius[:, None] * direction, target, K)
+
+
+def _orbit_from(azimuths, elevation, radius, target, camera: Camera) -> Camera:
+    x, y, z = np.asarray(camera.t, np.float64) - target
+    if np.ndim(azimuths) == 0:
+        with_input = int(elevation is None)
+        steps = np.arange(with_input, azimuths + with_input)
+        azimuths = np.rad2deg(np.arctan2(y, x)) + steps * (360.0 / (azimuths + with_input))
+    elevation = np.rad2deg(np.arctan2(z, np.hypot(x, y))) if elevation is None else elevation
+    return orbit(azimuths, elevation, np.linalg.norm([x, y, z]) if radius is None else radius, camera.K, target)

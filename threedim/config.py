@@ -41,6 +41,7 @@ PRESETS = {
 
 # Fields that hold a path.
 PATHS = ("data.dir", "data.source", "train.init_from", "sample.object", "sample.weights", "sample.out")
+PATHS += ("sample.image", "sample.mask")
 PATHS += ("evaluate.views", "evaluate.inception", "evaluate.lpips_backbone", "evaluate.lpips_lin", "evaluate.out")
 
 SEEDS = ("seed", "data.split_seed", "data.procedural.seed", "sample.seed", "sample.objects_seed", "evaluate.seed")

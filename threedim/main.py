@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
-    if mode != "prepare" and not _WORKDIR.value:
+    if not _WORKDIR.value and mode != "prepare" and not (mode == "sample" and config.sample.weights):
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
     if mode == "status":  # first: the devices may belong to the run
         with one_line():
@@ -131,7 +131,7 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
             del common.data.dir, common.data.source, common.train.num_workers
         code = {"commit": provenance.commit(), "versions": provenance.versions()}
         distributed.check_same_settings({"mode": mode, "workdir": _WORKDIR.value, "config": common.to_dict()} | code)
-        if mode != "prepare":
+        if mode != "prepare" and _WORKDIR.value:
             distributed.check_shared(_WORKDIR.value)
     if mode == "train":
         loop.train(config, _WORKDIR.value, allow_change=_ALLOW_CHANGE.value)
@@ -198,6 +198,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         else re.sub(r"^(--?config=)(.*)", lambda match: match[1] + config_lib.find(match[2]), each)
         for before, each in zip(["", *argv], argv, strict=False)
     ]
+    if _value_of(argv, "config") is None and _value_of(argv, "mode") in ("sample", "evaluate"):
+        # The weights' own.
+        source = _value_of(argv, "config.sample.weights") or _value_of(argv, "workdir") or "shapes64"
+        argv = [argv[0], f"--config={config_lib.find('trained')}:{files.path(source)}", *argv[1:]]
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.
@@ -212,14 +216,16 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"error: {problem}")
 
 
-def _config_argument(argv: list[str]) -> str | None:
+def _value_of(argv: list[str], flag: str) -> str | None:
+    """The last value of a flag, which has not been parsed yet."""
     names = [argument.lstrip("-").partition("=") for argument in argv]
-    return next((value or argv[i + 1] for i, (name, _, value) in enumerate(names) if name == "config"), None)
+    values = [value or "".join(argv[i + 1 : i + 2]) for i, (name, _, value) in enumerate(names) if name == flag]
+    return values[-1] if values else None
 
 
 def _config_problem(argv: list[str]) -> str | None:
     """What is wrong with the config's file, and where in it."""
-    if (given := _config_argument(argv)) is None:
+    if (given := _value_of(argv, "config")) is None:
         return None
     name, _, argument = given.partition(":")
     file = pathlib.Path(name).resolve()
@@ -245,7 +251,7 @@ def _config_problem(argv: list[str]) -> str | None:
 
 def _unknown_field(argv: list[str]) -> str | None:
     """The first flag that names no field of the config, and the fields that there are."""
-    if (file := _config_argument(argv)) is None:
+    if (file := _value_of(argv, "config")) is None:
         return None
     config = flags.FLAGS["config"].parser.parse(file)
     for argument in argv:

@@ -44,9 +44,7 @@ from threedim.training import hardware
 PyTree = Any
 
 # They decide how many objects are sampled, not how.
-_FREE = ("num_objects", "objects_seed", "batch_size", "out")
-# The steps of an unfinished object's first view, `object_folder.save_steps`.
-_STEPS = "steps.png"
+_FREE = ("num_objects", "num_samples", "objects_seed", "batch_size", "out")
 
 
 def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
@@ -81,10 +79,28 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
         distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
         _sample_to(out, config, sampler, params, tasks, split)
         distributed.wait_for_all("sampling")
-        page = object_folder.write_overview(out) if distributed.is_lead() else None
-    if page:
-        print(f"views: {out / 'views'}\npage:  {page}")
+        if distributed.is_lead():
+            page = _write_pages(out, config, sampler.settings.num_steps, tasks)
+            print(f"views: {out / 'views'}\npage:  {page}")
     return out
+
+
+def _write_pages(out: epath.Path, config: ml_collections.ConfigDict, num_steps: int, tasks: list[Task]) -> epath.Path:
+    """Writes what shows several samples or objects together; returns the page to look at first."""
+    settings, folder = read_json(out / "samples.json")["settings"], out / "views"
+    further = [task.name for task in tasks if task.of]
+    for task in tasks if further else ():
+        if not task.of:
+            names = [task.name, *(other.name for other in tasks if other.of == task.name)]
+            steps = object_folder.load_steps(folder / task.name / object_folder.STEPS, num_steps)
+            known = (len(task.input_views), task.load().truth, steps, settings)
+            object_folder.write_samples([folder / name for name in names], *known)
+    if elevations := config.sample.elevations:
+        first = [task.name for task in tasks if not task.of]
+        rows = {f"{angle:g} degrees": folder / name for angle, name in zip(elevations, first, strict=True)}
+        object_folder.write_comparison(out / "elevations.png", rows)
+        print(f"elevations side by side: {out / 'elevations.png'}; give the best one as --config.sample.elevation")
+    return object_folder.write_overview(out, leave_out=further)
 
 
 def _sample_to(
@@ -123,7 +139,7 @@ def _sample_to(
 
             def on_steps(steps: jax.Array, batch=batch) -> None:
                 for task, one in zip(batch, np.asarray(steps), strict=False):
-                    object_folder.save_steps(_unfinished(out, task) / _STEPS, one)
+                    object_folder.save_steps(_unfinished(out, task) / object_folder.STEPS, one)
 
             # A last batch that is not full is padded with copies, which are dropped: one compiled program serves all.
             padded = [(task, views) for _ in range(batch_size) for task, views in zip(batch, loaded, strict=True)]
@@ -174,11 +190,12 @@ def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> 
 
 
 def output_folder(config: ml_collections.ConfigDict, workdir: epath.PathLike, trained: Trained) -> epath.Path:
-    """``config.sample.out``, or a folder in the workdir named by the weights."""
-    if config.sample.out:
-        return epath.Path(config.sample.out)
-    name = epath.Path(config.sample.weights).stem if config.sample.weights else f"step_{trained.step:07d}"
-    return epath.Path(workdir) / "views" / name
+    """``config.sample.out``, or a folder below the workdir's (or the current) views: of the image or the weights."""
+    s = config.sample
+    if s.out:
+        return epath.Path(s.out)
+    named = epath.Path(s.image or s.weights).stem if s.image or s.weights else f"step_{trained.step:07d}"
+    return epath.Path(workdir or "") / "views" / named
 
 
 def _claim(
@@ -236,7 +253,7 @@ def _read_finished(out: epath.Path, task: Task, size: int) -> np.ndarray:
 
 
 def _write(out: epath.Path, task: Task, known: Views, sampled: np.ndarray, settings: dict[str, Any]) -> None:
-    steps = object_folder.load_steps(_unfinished(out, task) / _STEPS, settings["num_steps"])
+    steps = object_folder.load_steps(_unfinished(out, task) / object_folder.STEPS, settings["num_steps"])
     views = (known.inputs, known.cameras, sampled, known.targets)
     object_folder.write(out / "views" / task.name, *views, truth=known.truth, steps=steps, settings=settings)
     _unfinished(out, task).rmtree()

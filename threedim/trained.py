@@ -10,15 +10,12 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from etils import epath
 
 from threedim import config as config_lib
-from threedim import files, pixels, provenance, weights_file
+from threedim import provenance, weights_file
 from threedim import settings as settings_lib
-from threedim.cameras import Camera
 from threedim.errors import MissingError, UserError
-from threedim.sampling import Sampler, Settings
 from threedim.training import checkpoints, run_info
 from threedim.training.step import abstract_params
 
@@ -105,62 +102,3 @@ def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
 def packaged_names() -> list[str]:
     """Names of the weights that come with the package."""
     return sorted(path.stem for path in PACKAGED.glob(f"*{weights_file.SUFFIX}"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained 3DiM."""
-
-    sampler: Sampler  # network, process, and the sampler settings of its config
-    params: PyTree  # averaged parameters
-    config: ml_collections.ConfigDict  # what it was trained with
-    step: int  # training steps
-
-    def sample(
-        self,
-        views: np.ndarray,
-        cameras: Camera,
-        targets: Camera,
-        *,
-        seed: int = 0,
-        settings: Settings | None = None,
-        on_view: Callable[[int, np.ndarray], None] | None = None,
-    ) -> np.ndarray:
-        """Samples novel views of one object one after another; each one joins the conditioning views [2.2].
-
-        Args:
-          views: known views, (height, width, 3) or (inputs, height, width, 3) uint8, of the network's image size.
-          cameras: their cameras, one or with axes (inputs,), OpenCV axes; K in pixels of the views.
-          targets: cameras to sample, axes (views,).
-          seed: random seed.
-          settings: sampler settings instead of the model's own.
-          on_view: called with the index and the (height, width, 3) uint8 picture of each finished view.
-
-        Returns:
-          (views, height, width, 3) uint8.
-
-        Raises:
-          UserError: if views and cameras do not fit each other or the network.
-        """
-        views = np.asarray(views)
-        views = views[None] if views.ndim == 3 else views
-        cameras = Camera.stack([cameras]) if cameras.t.ndim == 1 else cameras
-        size = self.sampler.denoiser.network.image_size
-        if views.dtype != np.uint8 or views.shape[1:] != (size, size, 3):
-            raise UserError(f"views must be uint8 (inputs, {size}, {size}, 3), got {views.dtype} {views.shape}")
-        if targets.t.ndim != 2:
-            raise UserError(f"targets must have axes (views,), got {targets.t.shape[:-1]}")
-
-        def report(index: int, picture: jax.Array) -> None:
-            on_view(index, pixels.to_uint8(np.asarray(picture[0])))
-
-        sampler = dataclasses.replace(self.sampler, settings=settings) if settings else self.sampler
-        batch = jax.tree.map(lambda leaf: leaf[None], (pixels.to_float(views), cameras, targets, jax.random.key(seed)))
-        sampled = sampler.sample_views(self.params, *batch, on_view=report if on_view else None)
-        return pixels.to_uint8(np.asarray(sampled[0]))
-
-
-def load(source: epath.PathLike, step: int | None = None) -> Model:
-    """Loads a trained model; arguments and errors as for `open_trained`."""
-    found, params = read(functools.partial(open_trained, files.path(os.fspath(source)), step))
-    return Model(config_lib.sampler(found.config), params, found.config, found.step)

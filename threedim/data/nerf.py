@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from threedim import files
 from threedim.cameras import Camera
 from threedim.data import camera_checks, pictures
 from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, scaled_K
@@ -72,14 +73,29 @@ def list_views(folder: epath.Path) -> Listing:
       BadObjectError: if a file is damaged, a picture missing, or a camera a fisheye.
     """
     found = {path.name: path for path in folder.glob("transforms*.json")}
-    files = [found[name] for split in _SPLITS if (name := f"transforms_{split}.json") in found]
-    files = files or [found.get("transforms.json", min(found.values()))]
-    if len(found) > 1 and len(files) == 1 and files[0].name not in ("transforms.json", "transforms_train.json"):
+    paths = [found[name] for split in _SPLITS if (name := f"transforms_{split}.json") in found]
+    paths = paths or [found.get("transforms.json", min(found.values()))]
+    if len(found) > 1 and len(paths) == 1 and paths[0].name not in ("transforms.json", "transforms_train.json"):
         raise BadObjectError(folder, f"which of {', '.join(sorted(found))}? Call one of them transforms.json")
     # BlenderNeRF writes the test cameras, but does not render them.
-    views = [view for path in files for view in _read_frames(folder, path, may_lack_pictures=len(files) > 1)]
-    views = views or _read_frames(folder, files[0], may_lack_pictures=False)
+    views = [view for path in paths for view in _read_frames(folder, path, may_lack_pictures=len(paths) > 1)]
+    views = views or _read_frames(folder, paths[0], may_lack_pictures=False)
     return Listing(_distinct(views), {view.pose.name for view in views}, axes="opengl")
+
+
+def read_cameras(path: epath.Path, size: int) -> Camera:
+    """The cameras of a ``transforms.json`` for pictures of ``size`` pixels; there need be no pictures.
+
+    Raises:
+      BadObjectError: if the file is damaged, or its pictures are not square.
+    """
+    content = _content(path)
+    common = {name: value for name, value in content.items() if name != "frames"}
+    frames = [{"file_path": str(number)} | common | frame for number, frame in enumerate(content["frames"])]
+    views = [_read_frame(path.parent, path, path, frame | {"mask_path": None}) for frame in frames]
+    with blame(path):
+        K = np.stack([view.intrinsics(size, size) for view in views])
+        return Camera.from_opengl_matrix(np.stack([view.matrix for view in views]), K)
 
 
 def _distinct(views: list[ViewFiles]) -> list[ViewFiles]:
@@ -93,13 +109,12 @@ def _distinct(views: list[ViewFiles]) -> list[ViewFiles]:
 
 def _read_frames(folder: epath.Path, path: epath.Path, *, may_lack_pictures: bool) -> list[ViewFiles]:
     """The views of a file; none if it may, and does, lack all pictures."""
-    with blame(path, "not valid JSON: "):
-        content = json.loads(path.read_bytes())
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if frames == [] and may_lack_pictures:
-        return []
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise BadObjectError(path, "has no list of 'frames'")
+    content = _content(path)
+    frames = content["frames"]
+    if not frames:
+        if may_lack_pictures:
+            return []
+        raise BadObjectError(path, "has no frames")
     names = [frame.get("file_path") for frame in frames]
     for number, name in enumerate(names):
         if not isinstance(name, str) or not name:
@@ -107,6 +122,16 @@ def _read_frames(folder: epath.Path, path: epath.Path, *, may_lack_pictures: boo
     found = pictures.find([folder, folder / "images"], names, path, may_lack_all=may_lack_pictures)
     common = {name: value for name, value in content.items() if name != "frames"}
     return [_read_frame(folder, path, one, common | frame) for one, frame in zip(found, frames, strict=False)]
+
+
+def _content(path: epath.Path) -> dict[str, Any]:
+    files.check_regular(path)
+    with blame(path, "not valid JSON: "):
+        content = json.loads(path.read_bytes())
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise BadObjectError(path, "has no list of 'frames'")
+    return content
 
 
 def _read_frame(folder: epath.Path, path: epath.Path, picture: epath.Path, frame: Mapping[str, Any]) -> ViewFiles:

@@ -29,10 +29,11 @@ from threedim.files import new_folder
 
 # Relative difference up to which two intrinsics of one view count as the same.
 _INTRINSICS_TOLERANCE = 1e-3
+_POSE = "16 numbers, a row-major 4x4 camera-to-world matrix"
 
 
 # What ``--mode=sample`` writes beside the views (`output.object_folder`).
-BESIDE = frozenset({"transforms.json", "sheet.png", "turn.gif", "turn.mp4", "index.html"})
+BESIDE = frozenset({"transforms.json", "sheet.png", "turn.gif", "turn.mp4", "steps.png", "index.html"})
 
 
 def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) -> None:
@@ -97,11 +98,25 @@ def list_views(folder: epath.Path) -> Listing:
     """
     images = _view_files(folder / "rgb", pictures.SUFFIXES)
     poses = _files_of_views(folder / "pose", images)
-    expected = "16 numbers, a row-major 4x4 camera-to-world matrix"
-    matrices = [np.reshape(_read_numbers(path, (16,), expected), (4, 4)) for path in poses]
+    matrices = [np.reshape(_read_numbers(path, (16,), _POSE), (4, 4)) for path in poses]
     intrinsics, world_to_camera = _read_intrinsics(folder, images)
     views = [ViewFiles(*files) for files in zip(images.values(), poses, matrices, intrinsics, strict=True)]
     return Listing(views, {"intrinsics", "intrinsics.txt", *BESIDE}, world_to_camera=world_to_camera)
+
+
+def read_cameras(folder: epath.Path, K: np.ndarray, size: int) -> Camera:
+    """The cameras of a folder of poses, or of an object's folder, for pictures of ``size`` pixels.
+
+    ``K`` (3, 3) is that of folders without ``intrinsics.txt``. Raises `BadObjectError` if a file is wrong.
+    """
+    poses, common = folder / "pose", folder / "intrinsics.txt"
+    paths = list(_view_files(poses if poses.is_dir() else folder, (".txt",)).values())
+    matrices = np.stack([np.reshape(_read_numbers(path, (16,), _POSE), (4, 4)) for path in paths])
+    if common.exists():
+        found = _read_common_intrinsics(common)
+        K = scaled_K(common, found.K, found.size, size, size)
+    with blame(folder):
+        return Camera.from_matrix(matrices, K)
 
 
 def _view_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:

@@ -4,13 +4,14 @@
   be an input again;
 * ``transforms.json``: the same for nerfstudio and instant-ngp;
 * ``sheet.png``: input views, then each sampled view above the true one where there is one;
+* ``steps.png``: denoising steps of the first sampled view, what the network saw above and its estimate below;
 * ``turn.gif``, ``turn.mp4``: the sampled views, turning;
 * ``index.html``: a page to look at all of it, `page.render`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from etils import epath
 
 from threedim import files, pixels
 from threedim.cameras import Camera
-from threedim.data import nerf, srn
+from threedim.data import nerf, objects, srn
+from threedim.data.views import UNCHECKED
 from threedim.output import page, sheets, video
 from threedim.sampling import shown_steps
 
-PAGE = "index.html"
+PAGE, STEPS = "index.html", "steps.png"
 _FPS = 8
 _LINKS = {"animation (GIF)": "turn.gif", "video (MP4)": "turn.mp4", "contact sheet": "sheet.png"}
 _LINKS |= {"views": "rgb/", "cameras for nerfstudio and instant-ngp": "transforms.json"}
@@ -63,18 +65,44 @@ def write(
         pixels.save_png(new / "sheet.png", sheets.make_sheet(inputs, rows, columns=8, scale=scale))
         sheets.save_gif(new / "turn.gif", turning, fps=_FPS, scale=scale)
         video.save_mp4(new / "turn.mp4", turning, fps=_FPS)
+        if steps:
+            pixels.save_png(new / STEPS, _side_by_side(np.stack(list(steps.values()))))
         (new / PAGE).write_text(html, encoding="utf-8")
 
 
-def write_overview(out: epath.Path) -> epath.Path:
+def write_samples(
+    folders: Sequence[epath.Path],
+    num_inputs: int,
+    truth: np.ndarray | None,
+    steps: Mapping[int, np.ndarray] | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Replaces the page of an object by one of all its samples, whose folders begin with the object's own."""
+    sets = [objects.read_object(folder, UNCHECKED).decode() for folder in folders]
+    images, cameras = np.stack([images for images, _ in sets]), sets[0][1]
+    known = (folders[0].name, images[0, :num_inputs], cameras[:num_inputs])
+    sampled = (images[:, num_inputs:], cameras[num_inputs:])
+    html = page.render(*known, *sampled, truth=truth, steps=steps, settings=settings, links=_LINKS)
+    files.write_atomically(folders[0] / PAGE, html)
+
+
+def write_comparison(path: epath.Path, folders: Mapping[str, epath.Path]) -> None:
+    """Writes a picture of all views of some folders, a labeled row each."""
+    rows = np.stack([objects.read_object(folder, UNCHECKED).decode()[0] for folder in folders.values()])
+    columns = ["input", *map(str, range(1, rows.shape[1]))]
+    pixels.save_png(path, sheets.make_grid(rows, row_labels=list(folders), col_labels=columns))
+
+
+def write_overview(out: epath.Path, leave_out: Collection[str] = ()) -> epath.Path:
     """Writes a page that links to those of all objects in ``out/views``, if there are several; returns `page_of`."""
-    folders, objects = _folders(out), {}
+    found = {}
+    folders = [folder for folder in _folders(out) if folder.name not in leave_out]
     for folder in folders if len(folders) > 1 else ():
         views = sorted(path for path in (folder / "rgb").iterdir() if path.suffix == ".png")
         shown = [pixels.load_png(views[index * (len(views) - 1) // 2]) for index in range(3)]
-        objects[folder.name] = (f"views/{folder.name}/{PAGE}", shown)
-    if objects:
-        files.write_atomically(out / PAGE, page.overview(f"Sampled views of {len(objects):,} objects", objects))
+        found[folder.name] = (f"views/{folder.name}/{PAGE}", shown)
+    if found:
+        files.write_atomically(out / PAGE, page.overview(f"Sampled views of {len(found):,} objects", found))
     return page_of(out)
 
 
@@ -89,8 +117,13 @@ def _folders(out: epath.Path) -> list[epath.Path]:
 
 def save_steps(path: epath.PathLike, steps: np.ndarray) -> None:
     """Keeps the steps of a view, (shown, 2, height, width, 3) floats, as a picture of two rows."""
-    shown, rows, height, width = steps.shape[:4]
-    pixels.save_png(path, pixels.to_uint8(steps).transpose(1, 2, 0, 3, 4).reshape(rows * height, shown * width, 3))
+    pixels.save_png(path, _side_by_side(pixels.to_uint8(steps)))
+
+
+def _side_by_side(pictures: np.ndarray) -> np.ndarray:
+    """(column, row, height, width, 3) as one picture."""
+    columns, rows, height, width = pictures.shape[:4]
+    return pictures.transpose(1, 2, 0, 3, 4).reshape(rows * height, columns * width, 3)
 
 
 def load_steps(path: epath.Path, num_steps: int) -> dict[int, np.ndarray] | None:

@@ -56,8 +56,13 @@ def spiral_cameras(views: int, radius: float, K: np.ndarray) -> Camera:
     and errors as for `sphere_cameras`.
     """
     _check(views, radius, K)
+    return cameras_lib.orbit(*spiral(views), radius, K)
+
+
+def spiral(views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuths and elevations of `spiral_cameras`, degrees, (views,)."""
     progress = np.arange(views) / views
-    return cameras_lib.orbit(-np.rad2deg(_SPIRAL_TURN * progress), 90.0 * progress, radius, K)
+    return -np.rad2deg(_SPIRAL_TURN * progress), 90.0 * progress
 
 
 def _check(views: int, radius: float, K: np.ndarray) -> None:
