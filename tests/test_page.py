@@ -137,7 +137,7 @@ def test_a_page_is_opened_where_somebody_looks(monkeypatch, tmp_path, environmen
 
 def test_object_folder_is_whole(tmp_path, monkeypatch):
     given = (pictures(1), cameras.orbit([0], 20, 2.6, K), pictures(3), RING)
-    object_folder.write(tmp_path / "views" / "car", *given, truth=pictures(3))
+    object_folder.write(tmp_path / "views" / "car", *given, truth=pictures(3), steps={1: pictures(2), 9: pictures(2)})
     expected = {"rgb", "pose", "intrinsics.txt", *srn.BESIDE}
     assert {path.name for path in (tmp_path / "views" / "car").iterdir()} == expected
     links = [attributes["href"] for tag, attributes in Page((tmp_path / "views/car/index.html").read_text()).tags
