@@ -18,14 +18,14 @@ $(VENV)/installed: setup.py
 
 # Samples views of two held-out objects with the packaged weights.
 demo: $(VENV)/installed
-	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained \
+	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained --open \
 		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
 		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
 
 # Trains a small network on four objects in minutes, then samples views of them.
 demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
-	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo
+	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo --open
 
 # Trains, exports and evaluates a 64 px network on one NVIDIA GPU within MINUTES.
 MINUTES ?= 10

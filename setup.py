@@ -18,13 +18,18 @@ setuptools.setup(
         *(f"threedim.{name}" for name in setuptools.find_packages(include=["configs", "configs.*"])),
     ],
     package_dir={"threedim.configs": "configs"},
-    package_data={"threedim": ["py.typed"], "threedim.pretrained": ["*.safetensors", "*.md", "*.png"]},
+    package_data={
+        "threedim": ["py.typed"],
+        "threedim.output": ["page.css", "page.js"],
+        "threedim.pretrained": ["*.safetensors", "*.md", "*.png"],
+    },
     entry_points={"console_scripts": ["threedim = threedim.__main__:run"]},
     # The lower bounds are the oldest versions that the tests pass with (CONTRIBUTING.md).
     install_requires=[
         "absl-py>=2.1",
         # Where there is no wheel, what needs the package says so.
         'array_record>=0.8.1; sys_platform != "win32"',
+        "av>=14.0",
         "dm_pix>=0.4.3",
         'embreex>=4.4.0; platform_machine == "x86_64" or platform_machine == "AMD64" or sys_platform == "darwin"',
         "etils[epath]>=1.13",
@@ -57,6 +62,7 @@ setuptools.setup(
         "test": [
             "DracoPy>=1.7",
             "manifold3d>=3.1",
+            "playwright>=1.45",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff==0.17.*",

@@ -47,6 +47,7 @@ def _data() -> ml_collections.ConfigDict:
     d.fit = "refuse"  # pictures that are not square: "refuse", "pad" with white, or "crop" to what is not white
     d.check_cameras = True  # refuses cameras that make no sense, and warns of unlikely ones
     d.strict = False  # makes warnings errors
+    d.allow_outside = False  # read what links and ".." lead to outside of the source
     a = d.augment = ml_collections.ConfigDict()  # applied identically to both views of a pair
     a.orientation = False  # random rotation of the world; has no effect with relative poses
     a.scale = (1.0, 1.0)  # range of the random world scale

@@ -353,3 +353,19 @@ def test_exceptions_that_are_raised_are_not_logged_as_well(caplog):
         logging.getLogger(record.name).handle(record)
     logging.getLogger("absl").handle(logging.LogRecord("absl", logging.ERROR, "/x/orbax/a.py", 1, "kept", None, None))
     assert caplog.messages == ["kept"]
+
+
+def test_strange_names_beside_checkpoints(run_copy):
+    folder = run_copy / "checkpoints"
+    (folder / "²").mkdir()
+    (folder / "notes").write_text("")
+    with Checkpoints(run_copy, keep_last=5) as saved:
+        assert saved.latest_step() == 3
+    shutil.copytree(folder / "2", folder / "30")
+    with pytest.raises(CheckpointError, match=r"step 30 is damaged.* it is a copy of the checkpoint of step 2"):
+        checkpoints.restore_params(run_copy, abstract(make_state(0).ema_params))
+    shutil.rmtree(folder / "30")
+    shutil.rmtree(folder / "3")
+    (folder / "3").write_text("")
+    with pytest.raises(CheckpointError, match="checkpoints/3 is not the folder of a checkpoint; move it away"):
+        checkpoints.find_step(run_copy)

@@ -51,7 +51,7 @@ def test_what_is_not_known_is_never_read():
     poisoned = np.where((np.arange(5) < count[:, None])[..., None, None, None], views, np.nan)
     known = KnownViews(jnp.asarray(poisoned), jax_cameras(*poisoned.shape[:2]), jnp.asarray(count, jnp.int32))
     sampler = Sampler(Painter(process, copy=True), process, Settings(20, 0.0))
-    result = _sample_view_jit()(sampler, None, known, jax_cameras(3), keys(3), SHAPE)
+    result, _ = _sample_view_jit()(sampler, None, known, jax_cameras(3), keys(3), SHAPE)
     assert np.all(np.isfinite(result))
     np.testing.assert_allclose(result[0], views[0, 0], atol=1e-3)
     for o in range(3):

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from threedim import config as config_lib
@@ -206,3 +209,28 @@ def test_seeds_are_of_32_bits():
         changed.update_from_flattened_dict({name: seed})
         with pytest.raises(UserError, match=rf"config\.{name} must be in"):
             config_lib.check_seeds(changed)
+
+
+def test_examples_are_counted_over_changes_of_the_batch_size(tmp_path):
+    config = base.get_config()
+    config.train.batch_size = 100
+    run_info.write_run_info(tmp_path, config, "abc")
+    assert run_info.resized_at(tmp_path, 0, 100) == run_info.resized_at(tmp_path, 10, 100) == (0, 0)
+    assert run_info.resized_at(tmp_path, 10, 20) == (10, 1000)
+    config.train.batch_size = 20
+    run_info.write_run_info(tmp_path, config, "abc", step=10)
+    assert run_info.resized_at(tmp_path, 30, 20) == (10, 1000)
+    assert run_info.resized_at(tmp_path, 30, 100) == (30, 1400)
+    assert run_info.resized_at(tmp_path, 5, 20) == (5, 500), "later checkpoints were moved away"
+    recipe = dataclasses.replace(
+        config_lib.recipe(config), warmup_examples=2000, learning_rate=1.0, resized_at=(10, 1000)
+    )
+    np.testing.assert_allclose(recipe.learning_rate_at(jnp.asarray([9, 10, 19])), [0.5, 0.51, 0.6], rtol=1e-6)
+
+
+def test_settings_of_jax_are_compared(tmp_path):
+    config = base.get_config()
+    run_info.write_run_info(tmp_path, config, "abc")
+    with jax.default_matmul_precision("highest"):
+        changes = run_info.check_run_info(tmp_path, config, "abc")
+    assert changes == ['jax.default_matmul_precision: null → "highest"']

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from parsed_page import Page
 from scipy.spatial.transform import Rotation
 
 from threedim import cameras, pixels
@@ -157,6 +158,11 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     out = tmp_path / "out"
     first = score.score([str(views)], out, QUICK)
     assert first == json.loads((out / "results.json").read_text())
+    html = (out / "report.html").read_text()
+    assert html.count("<img") == 2
+    for said in ("<td>views</td>", "<h3>car_1, ", "levels 1", f"<td>{first['rows']['views']['psnr']:.2f}</td>"):
+        assert said in html
+    Page(html)
     assert first["settings"]["field"]["levels"] == 1
     assert first["not_the_frozen_settings"]["levels"] == 1
     row = first["rows"]["views"]

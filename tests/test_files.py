@@ -1,5 +1,6 @@
 """Folders appear whole, whoever writes them."""
 
+import os
 import pathlib
 import re
 import socket
@@ -118,3 +119,16 @@ def test_flags_with_paths_are_read_alike():
     assert len(about) > 15
     unread = [flag for flag in about if "files.path" not in flag and 'action="' not in flag]
     assert unread == []
+
+
+def test_a_path_in_an_ascii_locale_is_refused():
+    with pytest.raises(UserError, match=r"Python does not read this path as UTF-8 here; set LC_ALL=C\.UTF-8"):
+        files.path("/tmp/" + "Übung".encode().decode("ascii", "surrogateescape"))
+
+
+def test_a_pipe_in_place_of_a_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"config\.json is a pipe or a device; expected a file"):
+        files.read_json(epath.Path(tmp_path / "config.json"))
+    with pytest.raises(UserError, match="is a folder; expected a file"):
+        files.read_json(epath.Path(tmp_path))

@@ -190,3 +190,15 @@ def test_settings_of_jax_that_cannot_work(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(UserError, match=r"no device of the platform cuda \(JAX_PLATFORMS\): is there one, and"):
         main._check_jax()
+
+
+def test_the_environment_does_not_change_random_numbers():
+    for name, value in {
+        "jax_enable_x64": True,
+        "jax_threefry_partitionable": False,
+        "jax_default_prng_impl": "rbg",
+    }.items():
+        expected = getattr(jax.config, name)
+        jax.config.update(name, value)
+        main._check_jax()
+        assert getattr(jax.config, name) == expected

@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 import trimesh
 from synthetic import box
@@ -140,3 +141,21 @@ def test_all_real_meshes_render():
         images = render_views(load_mesh(path), camera, SIZE, samples=4)
         assert (images[..., 3] == 255).sum() > 50, path.name
         assert len(np.unique(images[images[..., 3] == 255], axis=0)) > 1, path.name
+
+
+def test_files_outside_of_the_meshes_are_read_only_if_allowed(tmp_path):
+    folder = tmp_path / "meshes/models"
+    folder.mkdir(parents=True)
+    (folder / "a.obj").write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nusemtl m\nf 1/1 2/1 3/1\n")
+    (folder / "a.mtl").write_text("newmtl m\nmap_Kd ../../x.png\n")
+    PIL.Image.new("RGB", (1, 1), "red").save(tmp_path / "x.png")
+    for inside in (None, tmp_path / "meshes"):
+        mesh = load_mesh(folder / "a.obj", inside=inside)
+        assert mesh.textures == ()
+        assert len(mesh.warnings) == 1
+        assert "../../x.png leads out of" in mesh.warnings[0]
+    assert len(load_mesh(folder / "a.obj", inside=tmp_path).textures) == 1
+    (tmp_path / "meshes/link.obj").symlink_to(tmp_path / "y.obj")
+    (tmp_path / "y.obj").write_text((folder / "a.obj").read_text())
+    with pytest.raises(BadMeshError, match=r"link.obj leads out of .*meshes, to .*y.obj; set allow_outside"):
+        load_mesh(tmp_path / "meshes/link.obj")

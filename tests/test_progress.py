@@ -1,6 +1,8 @@
 """Progress bars."""
 
 import io
+import os
+import pty
 import sys
 import time
 
@@ -68,3 +70,11 @@ def test_progress_disabled_and_empty():
     with Progress(0, desc="views", file=log):
         pass
     assert log.getvalue().startswith("views 0/0 (0 %)")
+
+
+def test_a_terminal_without_size_shows_a_bar():
+    main, other = pty.openpty()  # 0 x 0
+    with os.fdopen(other, "w") as terminal, Progress(2, desc="views", file=terminal) as bar:
+        bar.advance(2)
+    assert b"views: 100%" in os.read(main, 10_000)
+    os.close(main)

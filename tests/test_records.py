@@ -152,10 +152,10 @@ def test_interrupted_conversion_starts_over_and_many_shards_keep_the_order(tmp_p
     monkeypatch.setattr(convert, "_SHARD_BYTES", 8000)
     folders, read = make_objects(tmp_path / "source", count=7), read_object
 
-    def interrupt_at_last(folder, settings):
+    def interrupt_at_last(folder, settings, inside):
         if folder.name == "object_006":
             raise KeyboardInterrupt
-        return read(folder, settings)
+        return read(folder, settings, inside)
 
     with monkeypatch.context() as patch:
         patch.setattr(objects, "read_object", interrupt_at_last)

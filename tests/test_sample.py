@@ -27,7 +27,7 @@ def assert_same_views(one, other):
         np.testing.assert_array_equal(pictures, other[name])
 
 
-def test_writes_srn_folders_and_pictures(tiny_config, run):
+def test_writes_srn_folders_and_pages(tiny_config, run, capsys):
     out = sample_lib.sample(tiny_config, run)
     assert out == run / "views/step_0000002"
     dataset = sources.open_from_config(tiny_config.data, "test")
@@ -40,14 +40,21 @@ def test_writes_srn_folders_and_pictures(tiny_config, run):
         assert not np.array_equal(pictures[1], truth[1])
         np.testing.assert_allclose(found.to_matrix(), true_cameras.to_matrix(), atol=1e-6)
         np.testing.assert_allclose(found.K, true_cameras.K, rtol=1e-6)
-        assert pixels.load_png(out / "sheets" / f"{name}.png").shape[1] > 4 * 8
-        assert (out / "gifs" / f"{name}.gif").read_bytes().startswith(b"GIF89a")
+        html = (out / "views" / name / "index.html").read_text()
+        assert f"<title>{name}</title>" in html
+        assert [f"<small>step {step}</small>" in html for step in (1, 2, 3, 4)] == [True, True, True, False]
+        assert all(f'href="views/{name}/index.html"' in (out / "index.html").read_text() for name in dataset.names)
+    assert capsys.readouterr().out.endswith(f"page:  {out / 'index.html'}\n")
     assert not any((out / "unfinished").iterdir())
     content = json.loads((out / "samples.json").read_text())
     assert content["objects"][dataset.names[0]] == {"input_views": [0], "target_views": [1, 2, 3, 4]}
     tiny_config.sample.object = str(out / "views" / dataset.names[0])
     tiny_config.sample.out = str(run / "again")
-    assert views_of(sample_lib.sample(tiny_config, run)).keys() == {dataset.names[0]}
+    again = sample_lib.sample(tiny_config, run)
+    assert views_of(again).keys() == {dataset.names[0]}
+    said = capsys.readouterr().out
+    assert "not read" not in said
+    assert said.endswith(f"page:  {again / 'views' / dataset.names[0] / 'index.html'}\n")
 
 
 def test_as_many_objects_at_once_as_fit(tiny_config, run, monkeypatch, capsys):
@@ -99,6 +106,9 @@ def test_an_interrupted_rollout_resumes(tiny_config, run, monkeypatch, capsys):
     assert not (run / "stopped/views").exists()
     monkeypatch.setattr(pixels, "save_png", never_again)
     assert_same_views(views_of(sample_lib.sample(tiny_config, run)), whole)
+    for name in whole:  # the steps of a view that was finished before, too
+        pages = [(run / folder / "views" / name / "index.html").read_text() for folder in ("whole", "stopped")]
+        assert pages[0] == pages[1]
     capsys.readouterr()
     # As left by a process that was killed between the last view and the end.
     left = run / "stopped/unfinished" / next(iter(whole))
@@ -207,3 +217,11 @@ def test_samples_from_a_weights_file_without_a_run(tiny_config, run, tmp_path):
     tiny_config.sample.checkpoint_step = 2
     with pytest.raises(UserError, match="holds the weights of a single step"):
         sample_lib.sample(tiny_config, tmp_path / "elsewhere")
+
+
+def test_unfinished_views_of_another_size_are_named(tiny_config, run):
+    tiny_config.sample.out = str(run / "other")
+    name = sources.open_from_config(tiny_config.data, "test").names[0]
+    pixels.save_png(run / "other/unfinished" / name / "000000.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(UserError, match=rf"unfinished/{name}/000000.png is no unfinished view of"):
+        sample_lib.sample(tiny_config, run)

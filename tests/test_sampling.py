@@ -27,7 +27,7 @@ from tiny import SMALL, random_cameras, random_params
 from threedim.diffusion import Process
 from threedim.models.concat_unet import ConcatUNet
 from threedim.models.unet import NetworkDenoiser
-from threedim.sampling import Sampler, Settings, _sample_view_jit
+from threedim.sampling import Sampler, Settings, _sample_view_jit, shown_steps
 
 REGRESSION = Process("x", regression=True)
 SLOW, BATCH_AXIS = pytest.mark.slow, r"images .* must share the batch axis"
@@ -103,6 +103,30 @@ def test_a_rollout_compiles_once_and_without_guidance_one_branch(guidance_weight
     assert after_view == [(index, (2, *SHAPE), len(TRACES)) for index in range(5)]
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 11])
+def test_steps_of_the_first_view_are_given_out(num_steps):
+    process, given = Process(), []
+    settings = {"process": process, "settings": Settings(num_steps, 0.0)}
+    arguments = Recorder(), None, pictures(2, 1), numbered_cameras(2, 0, 1), numbered_cameras(2, 1, 2), keys(2)
+    RECORDS.clear()
+    plain = sample_views(*arguments, **settings)
+    jax.effects_barrier()
+    seen, levels = np.stack([record["z"] for record in RECORDS[:num_steps]]), Settings(num_steps).levels(process)
+    views = sample_views(*arguments, **settings, on_steps=given.append)
+    np.testing.assert_array_equal(views, plain)
+    chosen = shown_steps(num_steps)
+    assert (chosen[0], chosen[-1], len(chosen)) == (0, num_steps - 1, min(8, num_steps))
+    assert np.ptp(np.diff(chosen)) <= 1 if num_steps > 1 else True
+    (steps,) = given
+    assert steps.shape == (2, len(chosen), 2, *SHAPE)
+    np.testing.assert_array_equal(steps[:, :, 0].swapaxes(0, 1), seen[chosen])
+    for place, step in enumerate(chosen):
+        estimate = process.predict_x(0.3 * seen[step], seen[step], np.full(2, levels[step]))
+        np.testing.assert_allclose(steps[:, place, 1], np.clip(estimate, -1, 1), atol=1e-5)
+    sample_views(*arguments, **settings, finished=np.asarray(views[:, :1]), on_steps=given.append)
+    assert len(given) == 1
+
+
 def test_outside_the_guidance_interval_one_branch_is_computed():
     settings, process = Settings(10, 2.0, guidance_interval=(-3.0, 2.0)), Process("v")
     RECORDS.clear()
@@ -158,6 +182,7 @@ def test_inputs_that_do_not_fit_together_are_refused(changes, said):
         ({"solver": "ddim", "eta": 1.1}, r"eta must be in \[0, 1\]"),
         ({"eta": 0.5}, 'eta .* is of solver "ddim" alone; got 0.5'),
         ({"conditioning": "last"}, 'conditioning must be "stochastic" or "input", got \'last\''),
+        ({"logsnr_range": (-5.0, 5.0)}, r'logsnr_range \(-5.0, 5.0\) is of spacing "logsnr" alone; spacing is "t"'),
         ({"spacing": "karras"}, 'spacing must be "t" or "logsnr", got \'karras\''),
     ],
 )

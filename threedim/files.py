@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import glob
 import hashlib
 import json
@@ -21,6 +22,7 @@ from threedim.errors import ExistsError, UserError
 
 _INCOMPLETE = ".incomplete"
 _STALE = 86_400.0  # seconds
+_inside: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar("inside", default=None)
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -32,7 +34,12 @@ def path(text: str | None) -> str | None:
     """A path as a user gives it to a program, with ``~`` and environment variables as a shell would replace them.
 
     Paths of object stores ("gs://...") and None stay as they are.
+
+    Raises:
+      UserError: if the locale cannot represent a letter, of which libraries would complain once all is computed.
     """
+    if text and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{text!a}: Python does not read this path as UTF-8 here; set LC_ALL=C.UTF-8")
     return text if not text or is_remote(text) else os.path.expandvars(pathlib.Path(text).expanduser())
 
 
@@ -41,6 +48,36 @@ def check_name(name: str, where: epath.PathLike) -> None:
     if not name or name[0] == "." or {"/", "\\", "\0"} & set(name) or len(name.encode("utf-8", "replace")) > 200:
         rule = "must not be empty, begin with a dot, contain / or \\ or be longer than 200 bytes"
         raise UserError(f"{where}: {name[:50]!r} cannot be the name of an object: it {rule}")
+
+
+@contextlib.contextmanager
+def only_inside(folder: epath.PathLike | None) -> Iterator[None]:
+    """Makes `leads_out` tell which paths lead out of a local folder; all are fine for None or an object store."""
+    is_local = folder is not None and not is_remote(folder)
+    token = _inside.set(pathlib.Path(folder).resolve() if is_local else None)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def leads_out(path: epath.PathLike) -> str | None:
+    """What is wrong with reading a path, which links or ".." may lead out of the folder of `only_inside`, or None."""
+    if (folder := _inside.get()) is None or (target := pathlib.Path(path).resolve()).is_relative_to(folder):
+        return None
+    return f"leads out of {folder}, to {target}; set allow_outside to read it"
+
+
+def is_file(path: epath.PathLike) -> bool:
+    """Whether there is a file: not a folder, and not a pipe, which etils takes for one, and whose reader waits."""
+    return epath.Path(path).is_file() if is_remote(path) else pathlib.Path(path).is_file()
+
+
+def check_regular(path: epath.PathLike) -> None:
+    """Raises `UserError` if there is something else than a file at ``path``."""
+    path = epath.Path(path)
+    if path.exists() and not is_file(path):
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}; expected a file")
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:
@@ -109,6 +146,7 @@ def _digests(folder: epath.Path) -> dict[str, str]:
 
 def read_json(path: epath.Path) -> dict[str, Any]:
     """The content of a file that this project wrote, a JSON object; `UserError` if it is damaged."""
+    check_regular(path)
     with interpreting(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

@@ -115,6 +115,7 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
     """The holder; None if there is none, or if the file is damaged."""
     for _ in range(2):
         try:
+            files.check_regular(path)
             holder = json.loads(path.read_text())
             return {name: holder[name] for name in _FIELDS}
         except FileNotFoundError:

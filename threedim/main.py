@@ -44,6 +44,7 @@ with epy.lazy_imports():
     from threedim import sample
     from threedim.data import sources
     from threedim.evaluation import protocol
+    from threedim.output import object_folder, page
     from threedim.training import checkpoints, loop, status
 
 MODES = ("prepare", "train", "sample", "evaluate", "status")
@@ -53,6 +54,7 @@ _LESS_MEMORY = {
     "python -m benchmarks.step --largest_batch --config=… finds out",
     "sample": "lower sample.batch_size, or set it to 0",
 }
+_FIXED = {"jax_enable_x64": False, "jax_threefry_partitionable": True, "jax_default_prng_impl": "threefry2x32"}
 _LESS_MEMORY["evaluate"] = _LESS_MEMORY["sample"]
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config: configs/demo.py, or demo.")
@@ -64,6 +66,7 @@ _ALLOW_CHANGE = flags.DEFINE_bool(
 _CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/threedim/xla", "Folder that keeps compiled programs between runs; empty for none."
 )
+_OPEN = flags.DEFINE_bool("open", False, "Show the page of sampled views or scores in a browser, if on a desktop.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Run as one of several processes.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0; detected automatically on TPU, GKE, Slurm and Open MPI."
@@ -84,17 +87,17 @@ def main(argv: list[str]) -> None:
         # Libraries log a lot at level INFO, across the progress bar. --verbosity=0 brings it back.
         logging.set_verbosity(logging.WARNING)
     config, mode = _CONFIG.value, _MODE.value
-    flags.FLAGS.workdir = files.path(_WORKDIR.value)
     if mode != "prepare" and not _WORKDIR.value:
         raise app.UsageError(f"--mode={mode} needs --workdir=FOLDER")
     if mode == "status":  # first: the devices may belong to the run
         with one_line():
-            print(status.report(_WORKDIR.value))
+            print(status.report(files.path(_WORKDIR.value)))
         return
-    config_lib.expand_paths(config)
-    if _CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
     try:
+        config_lib.expand_paths(config)
+        flags.FLAGS.workdir = files.path(_WORKDIR.value)
+        if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
+            jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
         config_lib.check_seeds(config)
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
@@ -136,13 +139,19 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
     distributed.end_on_sigterm()
     if mode == "prepare":
         distributed.lead_first(lambda: sources.prepare_from_config(config.data))
-    elif mode == "sample":
-        sample.sample(config, _WORKDIR.value)
+        return
+    if mode == "sample":
+        shown = object_folder.page_of(sample.sample(config, _WORKDIR.value))
     else:
-        protocol.evaluate(config, _WORKDIR.value)
+        shown = protocol.evaluate(config, _WORKDIR.value) / "report.html"
+    if _OPEN.value and distributed.is_lead():
+        page.open_in_browser(shown)
 
 
 def _check_jax() -> None:
+    # The environment may set them; they would change the random numbers, or the numbers' precision.
+    for name, value in _FIXED.items():
+        jax.config.update(name, value)
     if jax.config.jax_disable_jit:
         raise UserError("JAX_DISABLE_JIT is set, without compiling a step takes minutes: unset it")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ class Progress(contextlib.AbstractContextManager):
         self._began = self._printed_at = time.monotonic()
         self._closed, self._bar = not enabled, None
         if enabled and self._file.isatty():
-            options = {"file": self._file, "dynamic_ncols": True, "smoothing": 0.1, "unit": ""}
+            size = {"dynamic_ncols": True} if _columns(self._file) else {"ncols": 80, "nrows": 24}
+            options = {"file": self._file, "smoothing": 0.1, "unit": ""} | size
             self._bar = tqdm.tqdm(total=total, initial=initial, desc=desc, **options)
 
     def __exit__(self, *exception) -> None:
@@ -77,6 +79,14 @@ class Progress(contextlib.AbstractContextManager):
             left = elapsed / (self._done - self.initial) * (self.total - self._done)
             parts.append(f"{tqdm.tqdm.format_interval(left)} left")
         print(", ".join(parts), file=self._file, flush=True)
+
+
+def _columns(file: Any) -> int:
+    """Of a terminal: 0 if it says so, as some of CI do, in which tqdm shows nothing."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except OSError:  # it is not of the system
+        return 80
 
 
 def say(line: str) -> None:

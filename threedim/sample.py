@@ -2,9 +2,8 @@
 
 An output folder holds
 
-* ``views/<object>/``: the input views first, then the sampled ones, in SRN format, so it can be an input again;
-* ``sheets/<object>.png``: input views, then each sampled view above the true one where there is one;
-* ``gifs/<object>.gif``: the sampled views as a loop;
+* ``views/<object>/``: everything of an object (`output.object_folder`), in SRN format, so it can be an input again;
+* ``index.html``: if there are several objects, a page that links to theirs;
 * ``samples.json``: the settings, and the numbers of each object's input and target views.
 
 Each view is written when it is finished, and an object's folder appears when it is complete: an interrupted rollout
@@ -31,10 +30,10 @@ from threedim import config as config_lib
 from threedim import distributed, files, locks, pixels
 from threedim import settings as settings_lib
 from threedim.cameras import Camera
-from threedim.data import sources, srn
+from threedim.data import sources
 from threedim.errors import UserError
 from threedim.files import read_json
-from threedim.output import sheets
+from threedim.output import object_folder
 from threedim.progress import Progress
 from threedim.sampling import Sampler
 from threedim.settings import check_claim
@@ -46,6 +45,8 @@ PyTree = Any
 
 # They decide how many objects are sampled, not how.
 _FREE = ("num_objects", "objects_seed", "batch_size", "out")
+# The steps of an unfinished object's first view, `object_folder.save_steps`.
+_STEPS = "steps.png"
 
 
 def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
@@ -71,7 +72,7 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     # Each process samples its own objects on its own devices, so that no process waits for another.
     split = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec("batch"))
     # Read at once: a running trainer may remove them while data is prepared.
-    trained, params = read(lambda: _find_fitting(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
+    trained, params = read(lambda: find_weights(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
     sampler = config_lib.sampler(config)
     tasks = distributed.lead_first(lambda: make_tasks(config))
 
@@ -80,8 +81,9 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
         distributed.lead_first(lambda: _claim(out, config, sampler, trained, tasks))
         _sample_to(out, config, sampler, params, tasks, split)
         distributed.wait_for_all("sampling")
-    for what, folder in (("views in SRN format", "views"), ("contact sheets", "sheets"), ("GIFs", "gifs")):
-        print(f"{what + ':':21}{out / folder}")
+        page = object_folder.write_overview(out) if distributed.is_lead() else None
+    if page:
+        print(f"views: {out / 'views'}\npage:  {page}")
     return out
 
 
@@ -104,6 +106,7 @@ def _sample_to(
     if not todo:
         print(f"nothing to do: {len(tasks)} object(s) are finished, or sampled by other processes")
 
+    settings = read_json(out / "samples.json")["settings"]
     finished = {task.name: _read_finished(out, task, config.model.image_size) for task in todo}
     total, initial = sum(len(task.target_views) for task in todo), sum(map(len, finished.values()))
     if todo and batch_size == 0:
@@ -118,13 +121,18 @@ def _sample_to(
                     pixels.save_png(_unfinished(out, task) / f"{index:06d}.png", picture)
                 bar.advance(len(batch))
 
+            def on_steps(steps: jax.Array, batch=batch) -> None:
+                for task, one in zip(batch, np.asarray(steps), strict=False):
+                    object_folder.save_steps(_unfinished(out, task) / _STEPS, one)
+
             # A last batch that is not full is padded with copies, which are dropped: one compiled program serves all.
             padded = [(task, views) for _ in range(batch_size) for task, views in zip(batch, loaded, strict=True)]
             arguments = _arguments(padded[:rows], finished, config.sample.seed)
             inputs, cameras, targets, keys, done = jax.device_put(arguments, split)
-            views = sampler.sample_views(params, inputs, cameras, targets, keys, finished=done, on_view=on_view)
+            calls = {"on_view": on_view, "on_steps": on_steps}
+            views = sampler.sample_views(params, inputs, cameras, targets, keys, finished=done, **calls)
             for task, known, pictures in zip(batch, loaded, pixels.to_uint8(np.asarray(views)), strict=False):
-                _write(out, task, known, pictures)
+                _write(out, task, known, pictures, settings)
 
 
 def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: NamedSharding) -> int:
@@ -153,13 +161,14 @@ def _fitting_batch(sampler: Sampler, params: PyTree, todo: list[Task], split: Na
 
 
 def find_weights(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
-    """The weights of ``config.sample.weights``, or of the run in ``workdir``."""
+    """The weights of ``config.sample.weights``, or of the run in ``workdir``.
+
+    Raises:
+      MissingError: if there are none.
+      UserError: if they were trained with another network or process than those of ``config``.
+    """
     s = config.sample
-    return open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
-
-
-def _find_fitting(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Trained:
-    trained = find_weights(config, workdir)
+    trained = open_trained(s.weights, s.checkpoint_step) if s.weights else open_run(workdir, s.checkpoint_step)
     trained.check_config(config)
     return trained
 
@@ -218,16 +227,16 @@ def _unfinished(out: epath.Path, task: Task) -> epath.Path:
 def _read_finished(out: epath.Path, task: Task, size: int) -> np.ndarray:
     """The views that an interrupted run has finished, up to the first gap, (view, height, width, 3) uint8."""
     paths = [_unfinished(out, task) / f"{index:06d}.png" for index in range(len(task.target_views))]
-    pictures = [pixels.load_png(path) for path in itertools.takewhile(lambda path: path.exists(), paths)]
+    pictures = []
+    for path in itertools.takewhile(lambda path: path.exists(), paths):
+        pictures.append(pixels.load_png(path))
+        if pictures[-1].shape[:2] != (size, size):
+            raise UserError(f"{path} is no unfinished view of {size}x{size} pixels; delete {path.parent}")
     return np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _write(out: epath.Path, task: Task, known: Views, sampled: np.ndarray) -> None:
-    scale = max(1, 128 // sampled.shape[-2])
-    rows = [sampled] if known.truth is None else [sampled, known.truth]
-    pixels.save_png(out / "sheets" / f"{task.name}.png", sheets.make_sheet(known.inputs, rows, columns=8, scale=scale))
-    sheets.save_gif(out / "gifs" / f"{task.name}.gif", sampled, fps=8, scale=scale)
-    # Last: an object whose folder exists is finished.
-    cameras = Camera.stack([*known.cameras, *known.targets])
-    srn.write_object(out / "views" / task.name, np.concatenate([known.inputs, sampled]), cameras)
+def _write(out: epath.Path, task: Task, known: Views, sampled: np.ndarray, settings: dict[str, Any]) -> None:
+    steps = object_folder.load_steps(_unfinished(out, task) / _STEPS, settings["num_steps"])
+    views = (known.inputs, known.cameras, sampled, known.targets)
+    object_folder.write(out / "views" / task.name, *views, truth=known.truth, steps=steps, settings=settings)
     _unfinished(out, task).rmtree()

@@ -100,6 +100,8 @@ class Settings:
             raise ValueError(f'eta must be in [0, 1], and is of solver "ddim" alone; got {self.eta}')
         if self.spacing not in ("t", "logsnr"):
             raise ValueError(f'spacing must be "t" or "logsnr", got {self.spacing!r}')
+        if self.spacing == "t" and self.logsnr_range != Settings.logsnr_range:
+            raise ValueError(f'logsnr_range {self.logsnr_range} is of spacing "logsnr" alone; spacing is "t"')
         if self.conditioning not in ("stochastic", "input"):
             raise ValueError(f'conditioning must be "stochastic" or "input", got {self.conditioning!r}')
 
@@ -141,6 +143,11 @@ class KnownViews(NamedTuple):
     count: jax.Array  # (batch,) int32, number of known views, at least 1
 
 
+def shown_steps(num_steps: int) -> np.ndarray:
+    """Up to eight of the steps, evenly spaced from the first to the last: (shown,) from 0."""
+    return np.arange(shown := min(8, num_steps)) * (num_steps - 1) // max(shown - 1, 1)
+
+
 def choose_view(key: jax.Array, count: jax.Array) -> jax.Array:
     """The index of a known view, uniform on ``range(count)``. ``key`` and ``count`` are (batch,)."""
     return jax.vmap(lambda k, n: jax.random.randint(k, (), 0, n))(key, count)
@@ -180,6 +187,7 @@ class Sampler:
         *,
         finished: jax.Array | None = None,
         on_view: Callable[[int, jax.Array], None] | None = None,
+        on_steps: Callable[[jax.Array], None] | None = None,
     ) -> jax.Array:
         """Samples views one after another, in the given order; each joins the known ones [2.2].
 
@@ -194,6 +202,8 @@ class Sampler:
           finished: (batch, finished, height, width, 3), the first views of an interrupted rollout, which then continues
             after them and returns what it would have returned without the interruption.
           on_view: called with the index and the (batch, height, width, 3) images of each view when it is finished.
+          on_steps: called before that for the first view, unless it was finished, with what `sample_view` returns of
+            its steps.
 
         Returns:
           (batch, views, height, width, 3) in [-1, 1], float32.
@@ -220,7 +230,9 @@ class Sampler:
             known = self._append(params, known, images[:, i], cameras[:, i])
         for i in range(views):
             if i >= len(done):
-                view = _sample_view_jit()(self, params, known, targets[:, i], _fold_in(key, i), tuple(shape))
+                view, steps = _sample_view_jit()(self, params, known, targets[:, i], _fold_in(key, i), tuple(shape))
+                if on_steps is not None and i == 0:
+                    on_steps(steps)
                 if on_view is not None:
                     on_view(i, view)
                 done.append(view)
@@ -246,24 +258,25 @@ class Sampler:
 
     def sample_view(
         self, params: PyTree, known: KnownViews, camera: Camera, key: jax.Array, shape: tuple[int, int, int]
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         """Samples one view per example, a ``jax.lax.scan`` over the steps [2.2, 7.3].
 
         Target cameras have axes (batch,), keys (batch,), and ``shape`` is (height, width, channel).
 
         Returns:
-          (batch, height, width, channel) in [-1, 1], float32.
+          The views, (batch, height, width, channel) in [-1, 1], float32; and (batch, shown, 2, height, width, channel)
+          of the steps `shown_steps`: what the network was given, which exceeds [-1, 1], and its estimate x̂ in [-1, 1].
         """
         settings, levels = self.settings, self.settings.levels(self.process)
-        last = settings.num_steps - 1
+        last, shown = settings.num_steps - 1, len(shown_steps(settings.num_steps))
         solver = solvers.SOLVERS[settings.solver]
         if settings.solver == "ddim":
             solver = functools.partial(solver, eta=settings.eta)
         key_start, key_uncond, key_steps = (_fold_in(key, stream) for stream in range(3))
         predict_x = self._predictor(params, known, camera, key_uncond, shape)
 
-        def step(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            z, x_before = carry
+        def step(carry: tuple[jax.Array, ...], i: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+            z, x_before, kept = carry
             key = _fold_in(key_steps, i)
             logsnrs = jnp.asarray(levels)
             x_hat = jnp.clip(predict_x(z, i, key), -1.0, 1.0)
@@ -273,11 +286,15 @@ class Sampler:
             mean, deviation = solver(z, now, before, logsnrs[i + 1])
             if deviation is not None:
                 mean += jnp.where(i < last, deviation, 0.0) * _normal(_fold_in(key, 1), shape)
-            return (mean, x_hat), None
+            # The last step that is written to a place stays: that of `shown_steps`.
+            place = -(-i * (shown - 1) // max(last, 1))
+            kept = jax.lax.dynamic_update_index_in_dim(kept, jnp.stack([z, x_hat], axis=1), place, axis=1)
+            return (mean, x_hat, kept), None
 
         start = _normal(key_start, shape)
-        (z, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(settings.num_steps))
-        return jnp.clip(z, -1.0, 1.0)
+        kept = jnp.zeros((start.shape[0], shown, 2, *shape), start.dtype)
+        (z, _, kept), _ = jax.lax.scan(step, (start, jnp.zeros_like(start), kept), jnp.arange(settings.num_steps))
+        return jnp.clip(z, -1.0, 1.0), kept
 
     def _predictor(
         self, params: PyTree, known: KnownViews, camera: Camera, key_uncond: jax.Array, shape: tuple[int, int, int]
@@ -362,7 +379,7 @@ class Sampler:
 
 
 @functools.cache
-def _sample_view_jit() -> Callable[..., jax.Array]:
+def _sample_view_jit() -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`Sampler.sample_view`, compiled once per sampler and shapes."""
     options = cpu.compiler_options()
     return jax.jit(Sampler.sample_view, static_argnames=("self", "shape"), compiler_options=options)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _read_card(path: epath.Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not files.is_file(path):
         raise MissingError(f"{path}: no such file")
     try:
         card = json.loads(path.read_text())

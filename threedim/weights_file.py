@@ -160,7 +160,7 @@ def load_weights(path: epath.PathLike, sharding: jax.sharding.Sharding | None = 
 
 def _read_metadata(path: epath.Path) -> tuple[Any, int]:
     """The metadata and the number of arrays."""
-    if not path.is_file():
+    if not files.is_file(path):
         raise MissingError(f"{path}: no such weights file")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

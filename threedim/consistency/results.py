@@ -2,7 +2,7 @@
 
 ``settings.json`` holds the settings that all figures depend on; ``NAME/row.json`` the views of a row; ``NAME/scores``,
 ``NAME/strips`` and ``NAME/renders`` a file or folder per object; ``NAME/fid.json`` the FID of the row; ``results.json``
-everything together.
+and ``report.html`` everything together.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from threedim import files
+from threedim import files, pixels
 from threedim import settings as settings_lib
+from threedim.consistency import report
 from threedim.consistency.field import FieldSettings
 from threedim.consistency.rows import Row, ScoredObject
 from threedim.data import objects
@@ -93,7 +94,7 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
 
 
 def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
-    """Writes ``results.json`` from all rows of the folder, also those of earlier calls."""
+    """Writes ``results.json`` and ``report.html`` from all rows of the folder, also those of earlier calls."""
     frozen, now = dataclasses.asdict(FieldSettings()), dataclasses.asdict(settings.field)
     results = {
         "measure": _MEASURE,
@@ -104,6 +105,12 @@ def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
         "rows": {path.parent.name: _row(path) for path in sorted(out.glob("*/row.json"))},
     }
     save(out / "results.json", results)
+
+    def strip(row: str, name: str) -> np.ndarray | None:
+        path = out / row / "strips" / f"{name}.png"
+        return pixels.load_png(path) if path.exists() else None
+
+    files.write_atomically(out / "report.html", report.render(results, strip))
     return results
 
 

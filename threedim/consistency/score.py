@@ -3,8 +3,8 @@
     python -m threedim.evaluation.consistency --views DIR [--views NAME=DIR2 ...] --out FOLDER
 
 fits one neural field per object to its views, except for a tenth that is held out, and compares the field's renders
-with the held-out views of the same folder, never with the ground truth. ``FOLDER`` gets
-``results.json``, with a row for each folder, and per folder ``NAME/scores/<object>.json`` (figures of every view),
+with the held-out views of the same folder, never with the ground truth. ``FOLDER`` gets ``results.json``, with a row
+for each folder, ``report.html`` to look at it, and per folder ``NAME/scores/<object>.json`` (figures of every view),
 ``NAME/strips/<object>.png`` (held-out views, renders, differences, depth) and ``NAME/renders/<object>`` (SRN format).
 The same command resumes after an interruption; other settings need another folder.
 
@@ -265,4 +265,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{name:24} {row['psnr']:6.2f} dB   SSIM {row['ssim']:.3f}{fid}   input view {row['input_psnr']:.2f} dB   "
             f"{row['num_objects']} objects   {seconds:.0f} s each"
         )
-    print(f"{epath.Path(given.out) / 'results.json'}")
+    for name in ("results.json", "report.html"):
+        print(epath.Path(given.out) / name)

@@ -129,10 +129,15 @@ def doubts(poses: np.ndarray, K: np.ndarray, size: int) -> list[str]:
     return warnings
 
 
+def looked_at(poses: np.ndarray) -> np.ndarray:
+    """The point (3,) that cameras, (views, 4, 4) poses, look at, or the origin if that is unclear."""
+    found = focus(poses)
+    return found.point if found.is_known and found.miss < _MISS else np.zeros(3)
+
+
 def distance(poses: np.ndarray) -> float:
     """Distance of cameras, (views, 4, 4) poses, from what they look at, or from the origin if that is unclear."""
-    found = focus(poses)
-    return found.distance if found.is_known and found.miss < _MISS else _rms(poses[:, :3, 3])
+    return _rms(poses[:, :3, 3] - looked_at(poses))
 
 
 def _without_origin(poses: np.ndarray, K: np.ndarray, size: int) -> int:

@@ -140,7 +140,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint, self._warnings)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=records.features())
+        return _Info(builder=self, features=records.features())
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # Nothing is downloaded.
@@ -153,7 +153,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         for folder in folders:
             self._bar.advance()
             try:
-                views = objects.read_object(folder, self._settings)
+                views = objects.read_object(folder, self._settings, inside=folder.parent)
             except BadObjectError as error:
                 if self._on_bad == "raise":
                     raise
@@ -172,6 +172,11 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
         """Nothing is downloaded, so nothing is logged."""
 
     _log_download_done = _log_download_bytes
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Asks no network for a description; TFDS would also leave a folder in TMPDIR."""
 
 
 class _UncompressedWriter(tfds_writer.ExampleWriter):

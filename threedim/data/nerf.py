@@ -12,19 +12,52 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from threedim.data import pictures
+from threedim.cameras import Camera
+from threedim.data import camera_checks, pictures
 from threedim.data.views import BadObjectError, Listing, ViewFiles, blame, scaled_K
 
 _SPLITS = ("train", "val", "test")
 _DISTORTION = ("k1", "k2", "p1", "p2", "k3")  # in the order of `distortion.distort`
 _INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
 _PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV", "PERSPECTIVE")
+
+
+def to_json(file_paths: Sequence[str], cameras: Camera, size: int) -> str:
+    """The ``transforms.json`` of views as nerfstudio and instant-ngp read it.
+
+    instant-ngp's ``aabb`` holds the sphere that fits into a picture, around the point that the cameras look at.
+
+    Args:
+      file_paths: of the pictures, relative to the file.
+      cameras: axes (view,), K in pixels of the pictures.
+      size: height and width of the pictures, pixels.
+    """
+    K, poses = np.asarray(cameras.K, np.float64), np.asarray(cameras.to_matrix(), np.float64)
+    columns = {"fl_x": K[:, 0, 0], "fl_y": K[:, 1, 1], "cx": K[:, 0, 2], "cy": K[:, 1, 2]}
+    angles = [2 * np.arctan(size / 2 / columns[name]) for name in ("fl_x", "fl_y")]
+    columns |= {"camera_angle_x": angles[0], "camera_angle_y": angles[1]}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    intrinsics = [{"w": size, "h": size, **dict(zip(columns, row, strict=True))} for row in rows]
+    shared = all(each == intrinsics[0] for each in intrinsics)
+    center, radius = camera_checks.looked_at(poses), camera_checks.distance(poses) * np.sin(np.min(angles) / 2)
+    content = {
+        "camera_model": "OPENCV",
+        **(intrinsics[0] if shared else {}),
+        **dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0),
+        "aabb_scale": 1,
+        "aabb": [(center - radius).tolist(), (center + radius).tolist()],
+        "frames": [
+            {"file_path": path, **({} if shared else one), "transform_matrix": matrix}
+            for path, one, matrix in zip(file_paths, intrinsics, cameras.to_opengl_matrix().tolist(), strict=True)
+        ],
+    }
+    return json.dumps(content, indent=1) + "\n"
 
 
 def is_object(folder: epath.Path) -> bool:

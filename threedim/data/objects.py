@@ -5,10 +5,14 @@ A folder is an object if it is laid out as `srn` (also NSVF), `nerf`, `colmap` o
 
 from __future__ import annotations
 
+import itertools
+import os
+import pathlib
+
 import numpy as np
 from etils import epath
 
-from threedim import arrays
+from threedim import arrays, files
 from threedim.cameras import Camera
 from threedim.data import camera_checks, colmap, nerf, pictures, srn, zero123
 from threedim.data.views import UP_ROTATIONS, BadObjectError, Listing, ObjectViews, ReadSettings, blame
@@ -62,8 +66,15 @@ def _picture_files(folder: epath.Path) -> list[epath.Path]:
     return [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
 
 
-def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> ObjectViews:
+def read_object(
+    folder: epath.PathLike, settings: ReadSettings = _DEFAULT, inside: epath.PathLike | None = None
+) -> ObjectViews:
     """Reads and checks one object folder: decodes every picture, and validates every pose and K.
+
+    Args:
+      folder: of the object.
+      settings: how it is read.
+      inside: folder that everything read must lie in, unless the settings allow others; the object's own if None.
 
     Raises:
       BadObjectError: with the path of the file that is missing, unexpected, damaged or wrong.
@@ -71,10 +82,12 @@ def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> Ob
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise BadObjectError(folder, "no such folder; expected an object, a folder of views")
-    layout = _layout(folder)
-    if layout is None:
-        raise BadObjectError(folder, f"is no object; {_KNOWN}{_hint(folder)}")
-    listing = layout.list_views(folder)
+    with files.only_inside(None if settings.allow_outside else inside or folder):
+        _check_files(folder)
+        layout = _layout(folder)
+        if layout is None:
+            raise BadObjectError(folder, f"is no object; {_KNOWN}{_hint(folder)}")
+        listing = layout.list_views(folder)
     matrices = _checked_matrices(listing)
     axes = settings.axes or listing.axes
     inverse = listing.world_to_camera if settings.world_to_camera is None else settings.world_to_camera
@@ -88,7 +101,19 @@ def read_object(folder: epath.PathLike, settings: ReadSettings = _DEFAULT) -> Ob
         raise BadObjectError(folder, f"{warnings[0]} (data.strict)")
     with blame(folder):
         cameras = Camera.from_matrix(poses, K)
-    return ObjectViews(folder.name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    return ObjectViews(name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
+
+
+def _check_files(folder: epath.Path) -> None:
+    """Refuses pipes, and links that lead out, before anything is read."""
+    if files.is_remote(folder):
+        return
+    below = (pathlib.Path(parent, name) for parent, *names in os.walk(folder) for name in itertools.chain(*names))
+    for path in (pathlib.Path(folder), *sorted(path for path in below if path.name[0] != ".")):
+        problem = files.leads_out(path) if path.is_symlink() else None
+        if problem or (path.exists() and not path.is_file() and not path.is_dir()):
+            raise BadObjectError(path, problem or "is a pipe or a device; expected a file")
 
 
 def _layout(folder: epath.Path):

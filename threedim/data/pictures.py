@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageChops
 
+from threedim import files
 from threedim.data import distortion
 from threedim.data import png as png_lib
 from threedim.data.views import BadObjectError, ViewFiles, blame
@@ -63,24 +64,24 @@ def find(
 
     @functools.cache
     def listing(folder: epath.Path) -> dict[str, epath.Path]:
-        files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
-        files.sort(key=lambda path: path.suffix.lower() == ".png")  # of the same name, a PNG counts
-        return {path.stem.lower(): path for path in files if path.suffix.lower() in SUFFIXES}
+        paths = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+        paths.sort(key=lambda path: path.suffix.lower() == ".png")  # of the same name, a PNG counts
+        return {path.stem.lower(): path for path in paths if path.suffix.lower() in SUFFIXES}
 
     def find_one(name: str) -> epath.Path | None:
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        if parts and (path := roots[0].joinpath(*parts)).is_file():
-            return path
+        found = [exact] if (exact := roots[0].joinpath(*parts)).is_file() else []
         is_elsewhere = parts and (parts[0] in ("/", "..") or parts[0].endswith(":"))
         for start in range(len(parts) if is_elsewhere else 1):
             *folders, last = parts[start:]
             stem = last.rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last
-            for root in roots:
-                if path := listing(root.joinpath(*folders)).get(stem.lower()):
-                    return path
-        return None
+            found += [path for root in roots if (path := listing(root.joinpath(*folders)).get(stem.lower()))]
+        return next((path for path in found if not files.leads_out(path)), found[0] if found else None)
 
     found = [find_one(name) for name in names]
+    for path in filter(None, found):
+        if problem := files.leads_out(path):
+            raise BadObjectError(listed_in, f"{path} {problem}")
     if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
         if may_lack_all and len(missing) == len(names):
             return []
@@ -105,6 +106,7 @@ def load(path: epath.PathLike, size: tuple[int, int] | None = None, mask: epath.
     """
     path = epath.Path(path)
     try:
+        files.check_regular(path)
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise BadObjectError(path, "file is missing") from error

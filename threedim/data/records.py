@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from threedim.cameras import Camera
 from threedim.data.views import ObjectViews
 from threedim.errors import MissingError, UserError
-from threedim.files import check_name, interpreting, read_json
+from threedim.files import check_name, check_regular, interpreting, read_json
 
 try:
     from array_record.python import array_record_data_source
@@ -203,6 +203,8 @@ class ObjectDataset:
             files = sorted(map(os.fspath, folder.glob(f"{stem}-*")))
             if files != [os.fspath(folder / f"{stem}-{i:05d}-of-{len(files):05d}") for i in range(len(files) or 1)]:
                 raise UserError(f"{folder}: files of split {self._split!r} are missing; {_AGAIN}")
+            for path in files:
+                check_regular(path)
             with self._intact():
                 self._source = array_record_data_source.ArrayRecordDataSource(files)
                 len(self._source)  # opens the files

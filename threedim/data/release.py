@@ -12,7 +12,7 @@ import zlib
 from etils import epath
 
 from threedim.errors import ExistsError, MissingError, UserError
-from threedim.files import new_folder
+from threedim.files import check_regular, new_folder
 from threedim.progress import Progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
@@ -33,6 +33,7 @@ def find_split(source: epath.PathLike, split: str, unpack_to: epath.PathLike) ->
         return folder
     archive = folder.parent / f"{folder.name}.zip"
     if archive.exists():
+        check_regular(archive)
         return unpack_zip(archive, epath.Path(unpack_to) / split)
     kind = "chairs" if split.startswith("chairs_") else "cars"
     wanted = ", ".join(f"{kind}_{part}.zip" for part in ("train", "val", "test"))

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from threedim import arrays, locks
+from threedim import arrays, files, locks
 from threedim.data import convert, objects, records, release
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
@@ -72,7 +72,7 @@ def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]
     elif not data.train_split:
         if data.val_split or data.test_split:
             raise UserError("config.data.train_split is '', so val_split and test_split must be '' too")
-        folders, num_test = _find_objects(data.source), data.num_test_objects
+        folders, num_test = _find_objects(data, data.source), data.num_test_objects
         if not 0 <= num_test < len(folders):
             raise UserError(f"cannot hold out {num_test} of {len(folders)} objects (config.data.num_test_objects)")
         splits = resplit({"train": folders[num_test:], "test": folders[:num_test]}, data.split_seed)
@@ -81,7 +81,7 @@ def source_splits(data: ml_collections.ConfigDict) -> dict[str, list[epath.Path]
         named = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
         unpack_to = epath.Path(data.dir) / "unpacked"
         found = {split: release.find_split(data.source, name, unpack_to) for split, name in named.items() if name}
-        splits = {split: _find_objects(folder) for split, folder in found.items()}
+        splits = {split: _find_objects(data, folder) for split, folder in found.items()}
     return splits if data.resplit_seed < 0 else resplit(splits, data.resplit_seed)
 
 
@@ -90,9 +90,13 @@ def read_settings(data: ml_collections.ConfigDict) -> ReadSettings:
     return ReadSettings(**{f.name: data.get(f.name, f.default) for f in dataclasses.fields(ReadSettings)})
 
 
-def _find_objects(folder: epath.PathLike) -> list[epath.Path]:
-    """The objects of a folder; prints what lies beside them."""
+def _find_objects(data: ml_collections.ConfigDict, folder: epath.PathLike) -> list[epath.Path]:
+    """The objects of a folder, which must lie in the source if it is given there; prints what lies beside them."""
     found = objects.find_objects(folder)
+    is_below = epath.Path(folder).is_relative_to(data.source)
+    with files.only_inside(data.source if is_below and not data.allow_outside else None):
+        if problem := files.leads_out(found[0].parent):
+            raise UserError(f"{found[0].parent} {problem}")
     if beside := objects.files_beside(found[0].parent):
         print(f"not read in {found[0].parent}: {arrays.listed(beside, ', ')}")
     return found

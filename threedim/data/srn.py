@@ -31,16 +31,28 @@ from threedim.files import new_folder
 _INTRINSICS_TOLERANCE = 1e-3
 
 
+# What ``--mode=sample`` writes beside the views (`output.object_folder`).
+BESIDE = frozenset({"transforms.json", "sheet.png", "turn.gif", "turn.mp4", "index.html"})
+
+
 def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) -> None:
-    """Writes one object folder atomically.
+    """Writes one object folder atomically. It must not exist; missing parents are created.
+
+    Arguments and errors as for `write_views`; `ExistsError` if the folder exists.
+    """
+    with new_folder(folder) as temporary:
+        write_views(temporary, images, cameras)
+
+
+def write_views(folder: epath.Path, images: np.ndarray, cameras: Camera) -> None:
+    """Writes the views of one object into a folder, which is not an object yet.
 
     Args:
-      folder: must not exist; missing parents are created.
+      folder: exists.
       images: (view, height, width, channel) uint8, square, with 3 (RGB) or 4 (RGBA) channels.
       cameras: batched (view,), K in pixels of these images. Float32 values survive a round trip exactly.
 
     Raises:
-      ExistsError: if the folder exists.
       UserError: if images and cameras are not as above, or there are no views.
     """
     images = np.asarray(images)
@@ -52,17 +64,16 @@ def write_object(folder: epath.PathLike, images: np.ndarray, cameras: Camera) ->
     R, t, K = (np.asarray(leaf, np.float32) for leaf in (cameras.R, cameras.t, cameras.K))
     if R.shape != (views, 3, 3) or t.shape != (views, 3) or K.shape != (views, 3, 3):
         raise UserError(f"{views} images need cameras batched ({views},), got R {R.shape}, t {t.shape}, K {K.shape}")
-    with new_folder(folder) as temporary:
-        _write_views(temporary / "rgb", ".png", [png_lib.encode_png(image) for image in images])
-        _write_views(temporary / "pose", ".txt", [_numbers(matrix) for matrix in Camera(R, t, K).to_matrix()])
-        if np.all(K[0] == K) and K[0, 0, 0] == K[0, 1, 1]:
-            first = _numbers([K[0, 0, 0], K[0, 0, 2], K[0, 1, 2]])
-            (temporary / "intrinsics.txt").write_bytes(first[:-1] + f" 0.\n0. 0. 0.\n1.\n{size} {size}\n".encode())
-        else:
-            _write_views(temporary / "intrinsics", ".txt", [_numbers(matrix) for matrix in K])
+    _write_files(folder / "rgb", ".png", [png_lib.encode_png(image) for image in images])
+    _write_files(folder / "pose", ".txt", [_numbers(matrix) for matrix in Camera(R, t, K).to_matrix()])
+    if np.all(K[0] == K) and K[0, 0, 0] == K[0, 1, 1]:
+        first = _numbers([K[0, 0, 0], K[0, 0, 2], K[0, 1, 2]])
+        (folder / "intrinsics.txt").write_bytes(first[:-1] + f" 0.\n0. 0. 0.\n1.\n{size} {size}\n".encode())
+    else:
+        _write_files(folder / "intrinsics", ".txt", [_numbers(matrix) for matrix in K])
 
 
-def _write_views(folder: epath.Path, suffix: str, contents: Iterable[bytes]) -> None:
+def _write_files(folder: epath.Path, suffix: str, contents: Iterable[bytes]) -> None:
     folder.mkdir()
     for view, content in enumerate(contents):
         (folder / f"{view:06d}{suffix}").write_bytes(content)
@@ -90,7 +101,7 @@ def list_views(folder: epath.Path) -> Listing:
     matrices = [np.reshape(_read_numbers(path, (16,), expected), (4, 4)) for path in poses]
     intrinsics, world_to_camera = _read_intrinsics(folder, images)
     views = [ViewFiles(*files) for files in zip(images.values(), poses, matrices, intrinsics, strict=True)]
-    return Listing(views, {"intrinsics", "intrinsics.txt"}, world_to_camera=world_to_camera)
+    return Listing(views, {"intrinsics", "intrinsics.txt", *BESIDE}, world_to_camera=world_to_camera)
 
 
 def _view_files(folder: epath.Path, suffixes: Sequence[str]) -> dict[str, epath.Path]:

@@ -51,6 +51,7 @@ class ReadSettings:
     fit: str = "refuse"  # pictures that are not square, or of several sizes: "refuse", "pad", or "crop" to the object
     check_cameras: bool = True  # refuse cameras that make no sense
     strict: bool = False  # treat warnings as errors
+    allow_outside: bool = False  # read what links and ".." lead to outside of the object's folder
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
@@ -60,9 +61,10 @@ class ReadSettings:
             raise UserError(f"data.scale must be positive, got {self.scale}")
 
     def changed(self) -> dict[str, Any]:
-        """What differs from the defaults and decides what is read, so not ``check_cameras`` and ``strict``."""
-        default = dataclasses.asdict(ReadSettings(check_cameras=self.check_cameras, strict=self.strict))
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
+        """What differs from the defaults and decides what is read, so not ``check_cameras`` and such."""
+        default, free = dataclasses.asdict(ReadSettings()), ("check_cameras", "strict", "allow_outside")
+        items = dataclasses.asdict(self).items()
+        return {name: value for name, value in items if name not in free and value != default[name]}
 
 
 # For folders that this project wrote itself.

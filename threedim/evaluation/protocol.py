@@ -28,11 +28,12 @@ from threedim.errors import UserError
 from threedim.evaluation import published, report, scores
 from threedim.evaluation.metrics import inception, lpips
 from threedim.evaluation.sampled import SampledViews, read_views
+from threedim.output import object_folder, page
 from threedim.progress import Progress
 from threedim.tasks import Task, make_tasks
 
-# Pictures in the report: objects at either end, and views of each.
-_ENDS, _STRIP_VIEWS = 4, 6
+# Views of each object in the report.
+_STRIP_VIEWS = 6
 
 _SAMPLED_HERE = "sampled here"
 
@@ -107,7 +108,7 @@ def evaluate(
 
     # Report.
     files.write_atomically(out / "results.json", to_json(results))
-    strips = _strips(tasks, paths, size, results["objects"])
+    strips = _strips(out, tasks, paths, size, results["objects"])
     files.write_atomically(out / "report.html", report.render(results, strips))
     _say(results, out)
     return out
@@ -191,13 +192,10 @@ def _check_old_results(out: epath.Path, tasks: list[Task], protocol: dict[str, A
 
 
 def _strips(
-    tasks: list[Task], paths: dict[str, list[epath.Path]], size: int, objects: dict[str, Any]
+    out: epath.Path, tasks: list[Task], paths: dict[str, list[epath.Path]], size: int, objects: dict[str, Any]
 ) -> dict[str, list[report.Strip]]:
     """Pictures of the objects with the highest and the lowest PSNR, or of all if there are few."""
     order = sorted(tasks, key=lambda task: -objects[task.name]["psnr"])
-    groups = {"Best objects": order[:_ENDS], "Worst objects": order[-_ENDS:][::-1]}
-    if len(order) <= 2 * _ENDS:
-        groups = {"Objects, best first": order}
 
     def strip(task: Task) -> report.Strip:
         name, scored = task.name, objects[task.name]
@@ -209,9 +207,11 @@ def _strips(
             for i, picture in zip(chosen, pictures, strict=True)
         ]
         inputs = dict(zip(task.input_views, loaded.inputs, strict=True))
-        return report.Strip(name, scored["psnr"], scored["ssim"], inputs, shown)
+        address = f"views/{name}/{object_folder.PAGE}"
+        linked = address if (out / address).exists() else ""
+        return report.Strip(name, scored["psnr"], scored["ssim"], inputs, shown, linked)
 
-    return {title: [strip(task) for task in group] for title, group in groups.items()}
+    return {title: [strip(task) for task in group] for title, group in page.best_and_worst(order).items()}
 
 
 def _say(results: dict[str, Any], out: epath.Path) -> None:

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from threedim.data import png as images_lib
 from threedim.evaluation import plot, published
-
-_CSS = """
-:root { color-scheme: light dark; --text: #1a1c1f; --soft: #5c6470; --paper: #fff; --raised: #f4f5f7; --line: #d9dde3;
-  --ours: #0b62c4; --band: #0b62c426; --base: #b25a00; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8eaed; --soft: #a0a8b4; --paper: #15171a; --raised: #1f2226;
-  --line: #363b42; --ours: #6cb1ff; --band: #6cb1ff33; --base: #f0a050; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--text);
-  background: var(--paper); overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } p { margin: .4rem 0; }
-.soft, figcaption, td.soft { color: var(--soft); } small, figcaption { font-size: .85rem; }
-.figures { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; padding: 0; list-style: none; }
-.figures li { flex: 1 1 8rem; background: var(--raised); border-radius: .5rem; padding: .6rem .8rem; }
-.figures b { display: block; font-size: 1.5rem; line-height: 1.25; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-tr.this td { font-weight: 700; color: var(--ours); }
-.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-.strip { display: flex; gap: .4rem; padding-bottom: .3rem; }
-.strip > div { flex: 0 0 auto; width: 7.2rem; }
-.strip > div.given { border-right: 1px solid var(--line); width: 7.8rem; }
-.strip img { display: block; width: 7.2rem; height: 7.2rem; margin-bottom: .2rem; background: #fff; }
-.pixels img { image-rendering: pixelated; }
-.strip small { display: block; line-height: 1.3; color: var(--soft); }
-svg { display: block; width: 100%; min-width: 26rem; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
-.grid { stroke: var(--line); } .band { fill: var(--band); } .count { fill: var(--line); }
-.mean { stroke: var(--ours); stroke-width: 2; fill: none; } .dot { fill: var(--ours); }
-.repeated { stroke: var(--base); stroke-width: 2; stroke-dasharray: 5 4; fill: none; } .rdot { fill: var(--base); }
-details { margin: .6rem 0; } summary { cursor: pointer; }
-pre { background: var(--raised); padding: .8rem; border-radius: .5rem; overflow-x: auto; font-size: .8rem; }
-"""
-
-# Beyond this size pictures are shown smoothly; below, pixel by pixel.
-_SMALL_PICTURE = 64
+from threedim.output import page
+from threedim.output.page import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +34,7 @@ class Strip:
     ssim: float | None
     inputs: Mapping[int, np.ndarray]
     views: Sequence[StripView]
+    page: str = ""  # address of the object's page, if there is one
 
 
 def render(results: Mapping[str, Any], strips: Mapping[str, Sequence[Strip]]) -> str:
@@ -87,8 +50,8 @@ def render(results: Mapping[str, Any], strips: Mapping[str, Sequence[Strip]]) ->
     table = published.table(results["published"])
     title = f"Evaluation: {table.title}" if table else "Evaluation"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p class=soft>{_text(_what(results))}</p>",
+        f"<h1>{text(title)}</h1>",
+        f"<p class=soft>{text(_what(results))}</p>",
         _headline(results),
         "<h2>Beside others</h2>",
         _comparison(results, table),
@@ -102,13 +65,8 @@ def render(results: Mapping[str, Any], strips: Mapping[str, Sequence[Strip]]) ->
         "<h2>Every object</h2>",
         _objects(results["objects"]),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    shown = [picture for group in strips.values() for strip in group for picture in strip.inputs.values()]
+    return page.frame(title, parts, pixelated=all(len(picture) <= page.SMALL_PICTURE for picture in shown))
 
 
 def caveats(results: Mapping[str, Any]) -> list[str]:
@@ -152,7 +110,7 @@ def _headline(results: Mapping[str, Any]) -> str:
         spread = dataset.get(f"{name}_std_over_objects")
         note = "" if spread is None else f"objects: ± {_number(name, spread)}"
         note = "not computed, see below" if value is None else note
-        items.append(f"<li>{_text(_title(name))}<b>{_text(shown)}</b><small class=soft>{_text(note)}</small></li>")
+        items.append(f"<li>{text(_title(name))}<b>{text(shown)}</b><small class=soft>{text(note)}</small></li>")
     return f"<ul class=figures>{''.join(items)}</ul>{_list(caveats(results))}"
 
 
@@ -166,12 +124,12 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
         if any(figures.get(name) is not None for _, figures, _ in ours + others)
     ]
     arrows = {"psnr": "↑", "ssim": "↑"}
-    head = "".join(f"<th>{_text(_title(name))} {arrows.get(name, '↓')}</th>" for name in columns)
+    head = "".join(f"<th>{text(_title(name))} {arrows.get(name, '↓')}</th>" for name in columns)
     lines = []
     for rows, rounded in ((ours, _number), (others, _published_number)):
         for name, figures, kind in rows:
-            cells = "".join(f"<td>{_text(rounded(column, figures.get(column)))}</td>" for column in columns)
-            lines.append(f'<tr class="{kind}"><td>{_text(name)}</td>{cells}</tr>')
+            cells = "".join(f"<td>{text(rounded(column, figures.get(column)))}</td>" for column in columns)
+            lines.append(f'<tr class="{kind}"><td>{text(name)}</td>{cells}</tr>')
     if table:
         lines.insert(len(ours), f"<tr><td colspan={len(columns) + 1} class=soft>as published</td></tr>")
     notes = ["PSNR and SSIM are means over all views; FID is between all sampled and all true views."]
@@ -189,7 +147,7 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
         notes.append("Nobody has published figures on this data set; config.evaluate.published names those that have.")
     return (
         f"<div class=wide><table><thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        f"</div><small class=soft>{''.join(f'<p>{_text(note)}</p>' for note in notes)}</small>"
+        f"</div><small class=soft>{''.join(f'<p>{text(note)}</p>' for note in notes)}</small>"
     )
 
 
@@ -201,7 +159,7 @@ def _angles(bins: Sequence[Mapping[str, float]]) -> str:
         for each in bins
     )
     return (
-        f"<div class=wide>{plot.psnr_by_angle(bins)}</div>"
+        f"<div class='wide plot'>{plot.psnr_by_angle(bins)}</div>"
         "<p><small class=soft>Solid: mean PSNR of the sampled views. Band: from the 10th to the 90th percentile of "
         "views. Dashed: the input view repeated. Gray bars: shares of the views. The angle is that between the optical "
         "axes.</small></p><details><summary>The same as a table</summary><div class=wide><table><thead><tr>"
@@ -211,33 +169,27 @@ def _angles(bins: Sequence[Mapping[str, float]]) -> str:
 
 
 def _strips(heading: str, strips: Sequence[Strip]) -> str:
-    return f"<h2>{_text(heading)}</h2>" + "".join(_strip(strip) for strip in strips)
+    return f"<h2>{text(heading)}</h2>" + "".join(_strip(strip) for strip in strips)
 
 
 def _strip(strip: Strip) -> str:
-    small = strip.views[0].sampled.shape[0] <= _SMALL_PICTURE
     given = "".join(
-        f"{_picture(picture, f'input view {number}')}<small>input, view {number}</small>"
+        f"{page.picture(picture, f'input view {number}')}<small>input, view {number}</small>"
         for number, picture in strip.inputs.items()
     )
     views = "".join(
-        f"<div>{_picture(view.sampled, f'view {view.number}, sampled')}"
-        f"{_picture(view.truth, f'view {view.number}, true')}"
+        f"<div>{page.picture(view.sampled, f'view {view.number}, sampled')}"
+        f"{page.picture(view.truth, f'view {view.number}, true')}"
         f"<small>view {view.number}, {view.angle:.0f}°<br>{view.psnr:.2f} dB</small></div>"
         for view in strip.views
     )
     ssim = "" if strip.ssim is None else f", SSIM {_number('ssim', strip.ssim)}"
+    name = f'<a href="{text(strip.page)}">{text(strip.name)}</a>' if strip.page else text(strip.name)
     return (
-        f"<h3>{_text(strip.name)}</h3><p><small class=soft>{strip.psnr:.2f} dB{ssim} over all its views; "
+        f"<h3>{name}</h3><p><small class=soft>{strip.psnr:.2f} dB{ssim} over all its views; "
         "above sampled, below true</small></p>"
-        f'<div class="wide{" pixels" if small else ""}"><div class=strip><div class=given>{given}</div>{views}'
-        "</div></div>"
+        f"<div class=wide><div class=strip><div class=given>{given}</div>{views}</div></div>"
     )
-
-
-def _picture(picture: np.ndarray, description: str) -> str:
-    encoded = base64.b64encode(images_lib.encode_png(picture)).decode()
-    return f'<img alt="{_text(description)}" src="data:image/png;base64,{encoded}">'
 
 
 def _settings(results: Mapping[str, Any]) -> str:
@@ -260,12 +212,8 @@ def _settings(results: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
         "device": f"{device['count']} x {device['kind']} ({device['platform']}), {device['processes']} process(es)",
     }
-    lines = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in rows.items())
     config = json.dumps(results["config"], indent=2, ensure_ascii=False)
-    return (
-        f"<table class=settings><tbody>{lines}</tbody></table>"
-        f"<details><summary>The whole configuration</summary><pre>{_text(config)}</pre></details>"
-    )
+    return f"{page.table(rows)}<details><summary>The whole configuration</summary><pre>{text(config)}</pre></details>"
 
 
 def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
@@ -273,7 +221,7 @@ def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
     if any(each["lpips"] is not None for each in objects.values()):
         columns["lpips"] = "LPIPS"
     lines = "".join(
-        f"<tr><td>{_text(name)}</td><td>{len(each['views']['number']):,}</td>"
+        f"<tr><td>{text(name)}</td><td>{len(each['views']['number']):,}</td>"
         + "".join(f"<td>{_number(column, each[column])}</td>" for column in columns)
         + f"<td>{_number('psnr', each['repeated_psnr'])}</td></tr>"
         for name, each in sorted(objects.items(), key=lambda item: -item[1]["psnr"])
@@ -287,7 +235,7 @@ def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_text(each)}</li>" for each in sentences) + "</ul>" if sentences else ""
+    return "<ul>" + "".join(f"<li>{text(each)}</li>" for each in sentences) + "</ul>" if sentences else ""
 
 
 def _title(name: str) -> str:
@@ -301,7 +249,3 @@ def _number(name: str, value: float | None) -> str:
 def _published_number(name: str, value: float | None) -> str:
     """With as many digits as papers give."""
     return f"{value:.2f}" if name == "ssim" and value is not None else _number(name, value)
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

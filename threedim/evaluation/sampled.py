@@ -13,7 +13,7 @@ from threedim import arrays
 from threedim.cameras import Camera
 from threedim.data import pictures
 from threedim.errors import MissingError, UserError
-from threedim.files import interpreting, read_json
+from threedim.files import check_regular, interpreting, read_json
 from threedim.tasks import Task
 
 # Files are small and may be remote: most of the time is spent waiting.
@@ -126,6 +126,7 @@ def read_views(paths: Sequence[epath.Path], cameras: Camera, size: int) -> np.nd
 
 def _check_pose(path: epath.Path, expected: np.ndarray) -> None:
     try:
+        check_regular(path)
         found = np.array(path.read_text().split(), float).reshape(4, 4)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable pose of 16 numbers: {error}") from error

@@ -41,7 +41,7 @@ def make_grid(
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[-1] != 3 or 0 in images.shape:
         raise ValueError(f"grid: images must be uint8 (row, col, height, width, 3), got {images.dtype} {images.shape}")
     rows, cols = images.shape[:2]
-    images = _enlarge(images, scale)
+    images = enlarge(images, scale)
     height, width = images.shape[2:4]
     if pad < 0:
         raise ValueError(f"grid: pad must not be negative, got {pad}")
@@ -117,9 +117,7 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
         the total is right.
       scale: integer factor of enlargement by repeated pixels; 0 as for `make_grid`.
     """
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"{path}: frames must be uint8 (frame, height, width, 3), got {frames.dtype} {frames.shape}")
+    frames = checked_frames(path, frames)
     if not 0 < fps <= _MAX_FPS:
         raise ValueError(f"{path}: fps must be positive and at most {_MAX_FPS:g} frames per second, got {fps}")
     codes = frames.astype(np.uint32) @ np.asarray([65536, 256, 1], np.uint32)
@@ -131,7 +129,7 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
         indices = tall.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
         palette = np.asarray(indices.getpalette(), np.uint8)
     indices = np.asarray(indices, np.uint8).reshape(*frames.shape[:3], 1)
-    pictures = [Image.fromarray(index) for index in _enlarge(indices, scale)[..., 0]]
+    pictures = [Image.fromarray(index) for index in enlarge(indices, scale)[..., 0]]
     for picture in pictures:
         picture.putpalette(palette.tobytes())
     ends = np.rint(np.arange(len(frames) + 1) * 100 / fps).astype(int)
@@ -141,7 +139,15 @@ def save_gif(path: epath.PathLike, frames, fps: float, scale: int = 1) -> None:
     files.write_atomically(path, encoded.getvalue())
 
 
-def _enlarge(images: np.ndarray, scale: int) -> np.ndarray:
+def checked_frames(path: epath.PathLike, frames) -> np.ndarray:
+    """The frames of an animation, if they are (frame, height, width, 3) uint8; ValueError with the path otherwise."""
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"{path}: frames must be uint8 (frame, height, width, 3), got {frames.dtype} {frames.shape}")
+    return frames
+
+
+def enlarge(images: np.ndarray, scale: int) -> np.ndarray:
     """Repeats each pixel of (..., height, width, channel); 0 makes pictures about 128 pixels high."""
     if int(scale) != scale or scale < 0:
         raise ValueError(f"scale must be a whole number, 0 or more, got {scale}")

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import PIL.Image
 
+from threedim import files
 from threedim.errors import MissingError, UserError
 
 # Not all that Pillow knows: its reader of EPS runs other programs.
@@ -21,7 +22,7 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
     r"""The file ``name``, as written in a file of ``folder``: / or \\ between folders, letters of either case.
 
     Raises:
-      MissingError: if there is no such file.
+      MissingError: if there is no such file, or if it is not to be read (`files.leads_out`).
     """
     path, shown = folder, name if len(name) <= 120 else f"{name[:120]}..."
     try:
@@ -35,6 +36,8 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path:
         raise MissingError(f"{shown} cannot be opened ({getattr(error, 'strerror', error)})") from error
     if not found:
         raise MissingError(f"{shown} is missing")
+    if problem := files.leads_out(path):
+        raise MissingError(f"{shown} {problem}")
     return path
 
 
@@ -45,13 +48,13 @@ def search(folder: pathlib.Path, name: str) -> pathlib.Path:
     ``folder``.
     """
     name = name.strip().strip("\"'").strip()
-    names = [name, urllib.parse.unquote(name)]
+    names, problems = [name, urllib.parse.unquote(name)], []
     for candidate in dict.fromkeys(names + [each.replace("\\", "/").rsplit("/", 1)[-1] for each in names]):
         try:
             return find(folder, candidate)
-        except (MissingError, OSError, ValueError):  # ValueError: a null character
-            continue
-    raise MissingError(f"{name} is missing")
+        except MissingError as error:
+            problems.append(error)
+    raise problems[0]
 
 
 def decode(name: bytes) -> str:

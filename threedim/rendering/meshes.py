@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import trimesh
 
+from threedim import files
 from threedim.errors import MissingError, UserError
 from threedim.rendering import dae, gltf, obj, off, other_meshes, ply
 from threedim.rendering.surfaces import BadMeshError, Surface, cofactor, srgb_to_linear
@@ -61,13 +62,14 @@ class Geometry:
     warnings: tuple[str, ...] = ()  # a line for each thing in the file that is not rendered as it says
 
 
-def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
+def load_mesh(path: str | os.PathLike, up: str = "auto", inside: str | os.PathLike | None = None) -> Geometry:
     """Reads a local file of one of the `SUFFIXES` with its materials and textures.
 
     Args:
       path: the file.
       up: the file's up axis: "y", "z", or "auto": y for GLB, glTF and OBJ, what the file says for DAE, and z for PLY,
         STL, OFF and 3MF. y-up files are rotated by (x, y, z) -> (x, -z, y), so that glTF's front (+z) becomes -y.
+      inside: folder that all files which are read must lie in; that of the file if None.
 
     Raises:
       MissingError: if the file does not exist.
@@ -84,7 +86,9 @@ def load_mesh(path: str | os.PathLike, up: str = "auto") -> Geometry:
         raise MissingError(f"{path}: no such file")
     axis = ("y" if suffix in _Y_UP else "z") if up == "auto" else up
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), files.only_inside(inside or path.parent):
+            if problem := files.leads_out(path):
+                raise BadMeshError(f"{path} {problem}")
             if suffix in _READERS:
                 surfaces, warnings = _READERS[suffix](path)
             else:

@@ -155,6 +155,7 @@ def render_meshes(
     up="auto",
     num_workers: int | None = None,
     strict: bool = False,
+    allow_outside: bool = False,
 ) -> Report:
     """Renders every mesh below ``folder`` into an object folder of ``out`` in SRN format, with a progress bar.
 
@@ -169,15 +170,16 @@ def render_meshes(
       num_workers: processes; defaults to the number of cores. With more than one, the calling script needs the usual
         ``if __name__ == "__main__":``.
       strict: a mesh with warnings is bad.
+      allow_outside: read what links and ".." in file names lead to outside of ``folder``.
 
     Raises:
       MissingError, UserError: as `find_meshes`; or if ``out`` holds objects rendered with other settings, or cannot be
         written.
     """
     _one_of("up", up, meshes_lib.UP_AXES)
-    todo = [
-        _Todo(name, str(path), functools.partial(load_mesh, path, up)) for name, path in find_meshes(folder).items()
-    ]
+    inside = pathlib.Path(folder).resolve().anchor if allow_outside else folder
+    load = functools.partial(load_mesh, up=up, inside=inside)
+    todo = [_Todo(name, str(path), functools.partial(load, path)) for name, path in find_meshes(folder).items()]
     return _render_all(epath.Path(out), todo, settings, {"source": "meshes", "up": up}, num_workers, strict)
 
 
@@ -326,6 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--up", default="auto", choices=meshes_lib.UP_AXES, help=axis)
     add("--workers", type=int, help="Processes. Defaults to the number of cores.")
     add("--strict", action="store_true", help="A mesh of which something is missing is bad, and is not written.")
+    outside = 'Read what links and ".." in meshes lead to outside of --meshes.'
+    add("--allow_outside", action="store_true", help=outside)
     given = parser.parse_args(argv)
     common = {"size": given.size, "samples": given.samples, "seed": given.seed, "radius": given.radius}
     with errors.one_line():
@@ -334,7 +338,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if given.test_views:
             runs.append((out.parent / f"{out.name}_test", ViewSettings(given.test_views, path="spiral", **common)))
         left = left_out(given.meshes, find_meshes(given.meshes))
-        options = {"up": given.up, "num_workers": given.workers, "strict": given.strict}
+        options = {
+            "up": given.up,
+            "num_workers": given.workers,
+            "strict": given.strict,
+            "allow_outside": given.allow_outside,
+        }
         try:
             reports = [(to, render_meshes(given.meshes, to, use, **options)) for to, use in runs]
         except KeyboardInterrupt:

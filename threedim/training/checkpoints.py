@@ -31,6 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
+from threedim.files import is_file
 from threedim.training import preservation
 from threedim.training.orbax_log import quiet_orbax
 
@@ -128,7 +129,7 @@ class Checkpoints:
             self._losses[step] = held_out_loss
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays_lib.nest(leaves)),
-            leaves=ocp.args.JsonSave({"leaves": table, "crc32": _crc32(table)}),
+            leaves=ocp.args.JsonSave({"step": step, "leaves": table, "crc32": _crc32(table)}),
         )
         self._call("saving", lambda: self._manager.save(step, args=items, force=True))
         return True
@@ -221,10 +222,6 @@ def identity(workdir: epath.PathLike, step: int) -> str:
     return hashlib.sha256(repr(sums).encode()).hexdigest() if sums else ""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
 def _checkpoint_folder(workdir: epath.PathLike) -> epath.Path:
     folder = epath.Path(workdir) / _CHECKPOINT_FOLDER
     # Orbax wants an absolute path.
@@ -234,7 +231,10 @@ def _checkpoint_folder(workdir: epath.PathLike) -> epath.Path:
 def _finished_steps(folder: epath.Path) -> list[int]:
     if not folder.exists():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+    steps = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+    if wrong := [path for path in steps if not path.is_dir()]:
+        raise CheckpointError(f"{wrong[0]} is not the folder of a checkpoint; move it away")
+    return sorted(int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path))
 
 
 def _find_step(folder: epath.Path, step: int | None) -> int:
@@ -268,8 +268,7 @@ def _restore(folder: epath.Path, step: int | None, abstract_state: PyTree, only:
         if damage := _verify(step_folder):
             raise _damaged(folder, step, damage)
         raise CheckpointError(f"{step_folder} is intact but could not be restored: {problem}")
-    bad = [path for path, checksum in arrays_lib.checksums(leaves).items() if checksum != sums[path]]
-    if bad:
+    if bad := [path for path, checksum in arrays_lib.checksums(leaves).items() if checksum != sums[path]]:
         raise _damaged(folder, step, f"the checksum does not match in {arrays_lib.listed(bad, ', ')}")
     return arrays_lib.like(abstract_state, leaves)
 
@@ -281,15 +280,14 @@ def _damaged(folder: epath.Path, step: int, problem: str) -> CheckpointError:
     bad = [step]
     for earlier in sorted((s for s in _finished_steps(folder) if s < step), reverse=True):
         if _verify(folder / str(earlier)) is None:
+            away = ", ".join(str(folder / str(s)) for s in bad)
             way_out = f"The last good checkpoint before it is that of step {earlier}: {folder / str(earlier)}. "
-            way_out += f"To continue from step {earlier}, delete or move away "
-            way_out += ", ".join(str(folder / str(s)) for s in bad) + " and start again."
+            way_out += f"To continue from step {earlier}, delete or move away {away} and start again."
             break
         bad.append(earlier)
     else:
         way_out = f"There is no good checkpoint before it: to start from step 0, delete or move away {folder}."
-    newer = [s for s in _finished_steps(folder) if s > step]
-    if newer:
+    if newer := [s for s in _finished_steps(folder) if s > step]:
         way_out += f" (Newer checkpoints were not checked: steps {', '.join(map(str, newer))}.)"
     return CheckpointError(f"the checkpoint of step {step} is damaged: {folder / str(step)}: {problem}. {way_out}")
 
@@ -337,7 +335,8 @@ def _check_files(step_folder: epath.Path) -> str | None:
     This comes before Orbax reads, since Orbax abandons its other reads when one array cannot be read, and Python then
     prints a page about each.
     """
-    list_path = step_folder / _FILE_LIST
+    if not is_file(list_path := step_folder / _FILE_LIST):
+        return f"{_FILE_LIST} is missing"
     sizes, problem = _attempt(
         lambda: {str(name): int(size) for name, size in json.loads(list_path.read_text()).items()}
     )
@@ -345,7 +344,7 @@ def _check_files(step_folder: epath.Path) -> str | None:
         return f"{_FILE_LIST}: {problem}"
     for name, size in sizes.items():
         path = step_folder / name
-        if not path.exists():
+        if not is_file(path):
             return f"{name} is missing"
         if path.stat().length != size:
             return f"{name} has {path.stat().length} bytes instead of {size}"
@@ -368,7 +367,9 @@ def _read_table(step_folder: epath.Path, options=None) -> tuple[Leaves, dict[str
     options = options or ocp.options.MultiprocessingOptions()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=options) as reader:
         content = reader.restore(step_folder / "leaves", args=ocp.args.JsonRestore())
-    table = content["leaves"]
+    table, step = content["leaves"], content.get("step")
+    if step is not None and step != int(step_folder.name):
+        raise UserError(f"it is a copy of the checkpoint of step {step}")
     if content["crc32"] != _crc32(table):
         raise UserError("it was changed after saving")
     saved = {path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for path, (dtype, shape, _) in table.items()}

@@ -20,12 +20,12 @@ from threedim import config as config_lib
 from threedim import cpu, distributed, locks
 from threedim.data import pipeline, sources
 from threedim.data.records import ObjectDataset, read_info
-from threedim.errors import UserError
+from threedim.errors import MissingError, UserError
 from threedim.models.unet import UNet
 from threedim.progress import Progress, say
 from threedim.trained import open_trained
 from threedim.training import hardware, run_info, sharding
-from threedim.training.checkpoints import Checkpoints
+from threedim.training.checkpoints import Checkpoints, find_step
 from threedim.training.held_out import SEED, HeldOutLoss
 from threedim.training.initial import fit_params
 from threedim.training.metrics import MetricWriter
@@ -73,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         skipped, since their loss or gradient was not finite (`NonFiniteError`).
     """
     # --- Check the settings and the data, before anything is written ---
-    run = _check(config, epath.Path(workdir))
+    run = _check(config, epath.Path(workdir), allow_change)
     t = config.train
 
     with contextlib.ExitStack() as stack:
@@ -88,6 +88,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, *, allow_c
         if start >= t.num_steps:
             _say(f"nothing to do: {workdir} is trained to step {start} of {t.num_steps}")
             return state
+        if start:
+            resized_at = run_info.resized_at(workdir, start, t.batch_size)
+            run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, resized_at=resized_at))
 
         return _train_from(run, checkpoints, state, start, changes, stack)
 
@@ -171,8 +174,8 @@ def _train_from(
     return state
 
 
-def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
-    """Everything that can be refused without looking at the workdir; prepares the data if needed."""
+def _check(config: ml_collections.ConfigDict, workdir: epath.Path, allow_change: bool) -> _Run:
+    """Everything that can be refused without reading a checkpoint; prepares the data if needed."""
     t = config.train
     mesh, network, recipe = config_lib.mesh(config), config_lib.network(config), config_lib.recipe(config)
     if recipe.batch_size % (mesh.size * recipe.microbatches):
@@ -187,6 +190,9 @@ def _check(config: ml_collections.ConfigDict, workdir: epath.Path) -> _Run:
         raise UserError(f"train.checkpoint_minutes must be positive, got {t.checkpoint_minutes}")
     if t.sample_every:
         config_lib.sampler_settings(config, num_steps=t.sample_steps)
+    with contextlib.suppress(MissingError):  # of a run that has no checkpoint yet
+        find_step(workdir)
+        run_info.check_run_info(workdir, config, allow_change=allow_change)
     records = distributed.lead_first(lambda: sources.prepare_from_config(config.data))
     dataset = sources.open_from_config(config.data, "train")
     distributed.check_same("the fingerprint of the data set", dataset.fingerprint)

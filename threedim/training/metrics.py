@@ -130,6 +130,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 def _parsed(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a file, and what it holds."""
+    files.check_regular(path)
     with files.interpreting(path):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):

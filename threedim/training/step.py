@@ -47,6 +47,7 @@ class Recipe:
         ``num_steps``, beginning after ``decay_start`` examples.
       grad_clip: largest global norm of the gradient; 0 does not clip.
       color_weight: weight of color against brightness in the loss (``diffusion.loss``).
+      resized_at: the step from which the run has this batch size, and the examples it had seen by then.
     """
 
     batch_size: int
@@ -66,6 +67,7 @@ class Recipe:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     decay_start: float = 0
     grad_clip: float = 0.0
+    resized_at: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
         if self.microbatches < 1 or self.batch_size % self.microbatches:
@@ -82,20 +84,22 @@ class Recipe:
             raise ValueError(f"ema_rampup must be positive, got {self.ema_rampup}")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f'schedule must be "constant", "cosine" or "linear", got {self.schedule!r}')
-        if self.schedule != "constant" and self.decay_start >= self.num_steps * self.batch_size:
-            raise ValueError(
-                f"decay_start must be before the end of the run, {self.num_steps * self.batch_size} pairs, got "
-                f"{self.decay_start}"
-            )
+        if self.schedule != "constant" and self.decay_start >= (end := self.examples_after(self.num_steps)):
+            raise ValueError(f"decay_start must be before the end of the run, {end} pairs, got {self.decay_start}")
+
+    def examples_after(self, steps: jax.Array | int) -> jax.Array | int:
+        """Examples seen after so many steps of the run."""
+        since, seen = self.resized_at
+        return seen + (steps - since) * self.batch_size
 
     @property
     def decay(self) -> np.ndarray:
         """Examples at which the decay of the learning rate begins and ends: (2,) float32."""
-        return np.float32([self.decay_start, self.num_steps * self.batch_size])
+        return np.float32([self.decay_start, self.examples_after(self.num_steps)])
 
     def learning_rate_at(self, step: jax.Array | int, decay: jax.Array | None = None) -> jax.Array:
         """Learning rate of the step with this number, from 0; ``decay`` may replace the recipe's own."""
-        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        examples = self.examples_after(jnp.asarray(step, jnp.float32) + 1)
         rate = self.learning_rate * jnp.minimum(1.0, examples / max(self.warmup_examples, 1))
         if self.schedule == "constant":
             return rate
@@ -105,7 +109,7 @@ class Recipe:
 
     def ema_decay_at(self, step: jax.Array | int) -> jax.Array:
         """Decay of the parameter average in the step with this number: 0.5 ** (batch / half-life)."""
-        examples = (jnp.asarray(step, jnp.float32) + 1) * self.batch_size
+        examples = self.examples_after(jnp.asarray(step, jnp.float32) + 1)
         half_life = jnp.minimum(self.ema_half_life, self.ema_rampup * examples)
         return 0.5 ** (self.batch_size / half_life)
 

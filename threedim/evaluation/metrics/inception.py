@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from threedim import files
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import torch_files
 from threedim.evaluation.metrics.batches import Batched, check_pictures
@@ -159,7 +160,7 @@ def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, 
 
 def load_params(path: epath.PathLike) -> dict[str, Any]:
     """Parameters of `InceptionV3` from a `.pth`, `.npz` or `.safetensors` file; raises as `read_state_dict`."""
-    if not epath.Path(path).is_file():
+    if not files.is_file(path):
         raise MissingError(f"{path}: no such file, so no FID; {HOW_TO_GET_WEIGHTS}")
     return fold(torch_files.read_state_dict(path), str(path))
 

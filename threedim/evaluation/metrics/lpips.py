@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from threedim import files
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import torch_files
 from threedim.evaluation.metrics.batches import Batched, check_pictures
@@ -82,7 +83,7 @@ def load_weights(backbone: epath.PathLike, lin: epath.PathLike) -> Weights:
     `UserError` for other entries, values that are not finite, or negative lin weights.
     """
     for path in (backbone, lin):
-        if not epath.Path(path).is_file():
+        if not files.is_file(path):
             raise MissingError(f"{path}: no such file, so no LPIPS; {HOW_TO_GET_WEIGHTS}")
     features, heads = torch_files.read_state_dict(backbone), torch_files.read_state_dict(lin)
     features = {name: array for name, array in features.items() if not name.startswith("classifier.")}

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from threedim import files
 from threedim.errors import MissingError, UserError
 
 _ZIP_MAGIC, _LEGACY_MAGIC, _LEGACY_PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
@@ -56,7 +57,7 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
     kinds |= dict.fromkeys((".pth", ".pt", ".bin"), "readable as a PyTorch file of named tensors")
     if path.suffix not in kinds:
         raise UserError(f"{path}: weights must be in a file named {', '.join(kinds)}")
-    if not path.is_file():
+    if not files.is_file(path):
         raise MissingError(f"{path}: no such file of weights")
     data = path.read_bytes()
     try:
