@@ -62,7 +62,7 @@ def test_a_box_comes_back_closed_and_of_its_size(wall):
     assert len(found.faces) <= 500
     np.testing.assert_allclose(found.extents, 2 * HALF, rtol=0.05)
     np.testing.assert_allclose(found.bounds.mean(axis=0), 0, atol=0.03)
-    assert found.volume == pytest.approx(8 * HALF.prod(), rel=0.08)
+    assert found.volume == pytest.approx(8 * HALF.prod(), rel=0.1)  # edges are rounded
     # Seen from everywhere but below.
     colors = 255 * surface.vertex_colors(found, pictures, cameras)
     top = found.vertex_normals[:, 2] > 0.95
