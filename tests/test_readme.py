@@ -104,6 +104,8 @@ def test_flags_of_modules_exist(page):
                 source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
             if name.startswith("benchmarks."):
                 source += (ROOT / "benchmarks" / "record.py").read_text()  # --json of all of them
+            if "add_fit_flags" in source:
+                source += (ROOT / "threedim" / "consistency" / "flags.py").read_text()
             for flag in re.findall(r" --(\w+)(?![\w.])", arguments.split(" -- ")[0]):
                 known = f'"{flag}"' in source or f'"--{flag}"' in source or flag == "help"
                 assert known, f"{page.name}: python -m {name} --{flag}"
