@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+from tiny import small_model
 
 import threedim
 
@@ -40,3 +42,17 @@ def test_the_loop_is_that_of_the_sampler(run, tiny_config, pose):
     found = example().generate(model, view, targets, seed=4, num_steps=5, weight=2.0)
     assert np.abs(found - expected).max() <= 1, "rounding"
     assert np.mean(found != expected) < 0.02
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(threedim, "load", small_model)
+    shutil.copy(ROOT / "docs/car.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs/quickstart.ipynb").read_text())["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
+            assert cell["outputs"] or "=" in "".join(cell["source"][-1:]) or "save" in "".join(cell["source"])
+    assert names["views"].images.shape == (5, 64, 64, 3)
+    assert (tmp_path / "car/index.html").exists()
