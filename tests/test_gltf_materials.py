@@ -180,6 +180,12 @@ def test_unlit_shows_the_base_color_itself(file, path):
     np.testing.assert_allclose(middle(file, path), [130, 130, 130, 255], atol=1)
 
 
+def test_unlit_vertex_colors_need_no_texture(file, path):
+    colors = np.float32([[0.2, 0.2, 0.2, 1], [0.2, 0.2, 0.2, 1], [0.3, 0.3, 0.3, 1], [0.3, 0.3, 0.3, 1]])
+    file.add({"POSITION": QUAD, "COLOR_0": colors}, material=base() | extension("KHR_materials_unlit"))
+    np.testing.assert_allclose(middle(file, path)[:3], 255 * linear_to_srgb(0.25), atol=2)
+
+
 def test_alpha_modes(file, path):
     pane = file.texture(np.tile(np.uint8([200, 200, 200, 102]), (4, 4, 1)))
     file.add(material=base(pane))

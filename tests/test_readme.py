@@ -6,17 +6,14 @@ import re
 import webbrowser
 from unittest import mock
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
+from tiny import small_model
 
 import threedim
-from threedim import config as config_lib
-from threedim import trained
-from threedim.configs import base, shapes64
+from threedim.configs import base
 from threedim.data.objects import read_object
-from threedim.training.step import abstract_params
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -44,19 +41,7 @@ def run_example(folder):
 
 
 def test_python_example_runs(tmp_path, monkeypatch):
-    """With a small network of zeros in place of the packaged one, which takes half a minute to compile."""
-
-    def load(name):
-        assert name in trained.packaged_names()
-        c = shapes64.get_config()
-        m = c.model
-        m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.attn_resolutions = 8, (1, 1), 8, 0, (32,)
-        c.sample.num_steps, c.sample.guidance_weight = 1, 0.0
-        sampler = config_lib.sampler(c)
-        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(sampler.denoiser.network))
-        return threedim.Model(sampler, params, c, 0)
-
-    monkeypatch.setattr(threedim, "load", load)
+    monkeypatch.setattr(threedim, "load", small_model)
     monkeypatch.chdir(tmp_path)
     assert run_example(tmp_path).shape == (8, 64, 64, 3)
 
@@ -104,6 +89,8 @@ def test_flags_of_modules_exist(page):
                 source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
             if name.startswith("benchmarks."):
                 source += (ROOT / "benchmarks" / "record.py").read_text()  # --json of all of them
+            if "add_fit_flags" in source:
+                source += (ROOT / "threedim" / "consistency" / "flags.py").read_text()
             for flag in re.findall(r" --(\w+)(?![\w.])", arguments.split(" -- ")[0]):
                 known = f'"{flag}"' in source or f'"--{flag}"' in source or flag == "help"
                 assert known, f"{page.name}: python -m {name} --{flag}"

@@ -223,7 +223,7 @@ def test_a_photo_and_its_elevations(tiny_config, run, tmp_path, capsys):
     assert pixels.load_png(run / "tried/elevations.png").shape[0] > 2 * 128
     assert "elevations side by side: " in capsys.readouterr().out
     s.fov = None
-    with pytest.raises(UserError, match=r"sample\.fov must be given, since the training data is not here"):
+    with pytest.raises(UserError, match=r"sample\.fov must be given: the training data is not here"):
         make_tasks(tiny_config)
 
 

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+import threedim
+from threedim import config as config_lib
+from threedim import trained
 from threedim.cameras import Camera, intrinsics, look_at
+from threedim.configs import shapes64
 from threedim.models.xunet import XUNet
 from threedim.training.step import abstract_params
 
@@ -69,3 +73,15 @@ def inputs(seed=0, batch=2, size=SIZE):
 def plain(network):
     """A network's ``__call__``, compiled once for all tests."""
     return jax.jit(lambda params, *args: network.apply({"params": params}, *args, train=False))
+
+
+def small_model(name):
+    """A small network of zeros in place of a packaged one, which takes half a minute to compile."""
+    assert name in trained.packaged_names()
+    c = shapes64.get_config()
+    m = c.model
+    m.ch, m.ch_mult, m.emb_ch, m.num_res_blocks, m.attn_resolutions = 8, (1, 1), 8, 0, (32,)
+    c.sample.num_steps, c.sample.guidance_weight = 1, 0.0
+    sampler = config_lib.sampler(c)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(sampler.denoiser.network))
+    return threedim.Model(sampler, params, c, 0)

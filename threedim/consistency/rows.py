@@ -12,6 +12,7 @@ from etils import epath
 from threedim import files
 from threedim.cameras import Camera
 from threedim.consistency.field import Bounds, scene_bounds
+from threedim.consistency.fit import Rays
 from threedim.data import objects as objects_lib
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
@@ -96,6 +97,14 @@ def sampled_objects(folder: epath.Path) -> dict[str, tuple[list[int], list[int]]
 def default_inputs(num_views: int) -> tuple[int, ...]:
     """The input view where nothing says which."""
     return (PAPER_INPUT_VIEW,) if num_views > PAPER_INPUT_VIEW else (0,)
+
+
+def rays_of(pictures: np.ndarray, cameras: Camera) -> Rays:
+    """The rays of every pixel of pictures (view, height, width, 3) uint8."""
+    views, height, width = pictures.shape[:3]
+    _, directions = cameras.rays(height, width)
+    colors = pictures.reshape(views, -1, 3).astype(np.float32) / 255
+    return Rays(np.asarray(cameras.t), directions.reshape(views, -1, 3), colors)
 
 
 def read_row(

@@ -30,12 +30,19 @@ from etils import epath
 
 from threedim import errors, files, pixels, provenance
 from threedim.cameras import Camera
-from threedim.consistency import fit
+from threedim.consistency import fit, flags
 from threedim.consistency import results as results_lib
 from threedim.consistency.field import Bounds, FieldSettings, Rendering, render
-from threedim.consistency.fit import Rays
 from threedim.consistency.results import ScoreSettings
-from threedim.consistency.rows import Row, ScoredObject, default_inputs, named_folders, read_row, sampled_objects
+from threedim.consistency.rows import (
+    Row,
+    ScoredObject,
+    default_inputs,
+    named_folders,
+    rays_of,
+    read_row,
+    sampled_objects,
+)
 from threedim.data import srn
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
@@ -44,8 +51,6 @@ from threedim.evaluation.metrics import inception
 from threedim.output import sheets
 from threedim.progress import Progress
 
-# Rays per step on a CPU, where all pixels would take hours.
-CPU_RAYS_PER_STEP = 1536
 # The PSNR of a render that equals the view, which is infinite.
 _MAX_PSNR = 100.0
 _STRIP_VIEWS, _DIFFERENCE_GAIN = 4, 4
@@ -156,7 +161,7 @@ def _score_batch(
     loaded = [one.views() for _, one in batch]
     key = jax.random.key(settings.seed)
     keys = [jax.random.fold_in(key, zlib.crc32(one.folder.name.encode())) for _, one in batch]
-    rays = [_rays(pictures[training], cameras[training]) for pictures, cameras, training, _ in loaded]
+    rays = [rays_of(pictures[training], cameras[training]) for pictures, cameras, training, _ in loaded]
     # Padded, so that one program is compiled.
     keys, rays = ((each + each[:1] * width)[:width] for each in (keys, rays))
     rays = jax.tree.map(lambda *leaves: np.stack(leaves), *rays)
@@ -202,20 +207,13 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
 
 def _render(fitted, pictures: np.ndarray, cameras: Camera, bounds: Bounds, settings: ScoreSettings):
     """The field seen from these cameras, (view, height, width, 3) uint8, and the rendering of each pixel."""
-    rays = _rays(pictures, cameras)
+    rays = rays_of(pictures, cameras)
     rendering = render(fitted, rays.origins, rays.directions, bounds, settings.field)
     return pixels.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
 
 
 def _psnr(renders: np.ndarray, views: np.ndarray) -> np.ndarray:
     return np.minimum(image_metrics.psnr(renders, views), _MAX_PSNR)
-
-
-def _rays(pictures: np.ndarray, cameras: Camera) -> Rays:
-    views, height, width = pictures.shape[:3]
-    _, directions = cameras.rays(height, width)
-    colors = pictures.reshape(views, -1, 3).astype(np.float32) / 255
-    return Rays(np.asarray(cameras.t), directions.reshape(views, -1, 3), colors)
 
 
 def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: Rendering) -> np.ndarray:
@@ -235,35 +233,6 @@ def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: 
     )
 
 
-def _field_settings(rays_per_step: int | None, changes: Sequence[str]) -> FieldSettings:
-    """The frozen settings with ``changes``, NAME=VALUE."""
-    defaults = dataclasses.asdict(FieldSettings())
-    given = _changes("--set", changes, defaults)
-    if rays_per_step is None:
-        rays_per_step = CPU_RAYS_PER_STEP if jax.default_backend() == "cpu" else defaults["rays_per_step"]
-    try:
-        return FieldSettings(**{"rays_per_step": rays_per_step} | given)
-    except ValueError as error:
-        raise UserError(f"--set: {error}") from error
-
-
-def _changes(flag: str, changes: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The values of NAME=VALUE, of the same types as the defaults; None stands for a truth value."""
-    given = {}
-    for change in changes:
-        name, _, value = change.partition("=")
-        if name not in defaults:
-            raise UserError(f"{flag} {change}: no setting {name!r}; the settings are {', '.join(defaults)}")
-        is_bool = defaults[name] is None or isinstance(defaults[name], bool)
-        if is_bool and value not in ("True", "False"):
-            raise UserError(f"{flag} {change}: expected True or False")
-        try:
-            given[name] = value == "True" if is_bool else type(defaults[name])(value)
-        except ValueError as error:
-            raise UserError(f"{flag} {change}: {error}") from error
-    return given
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m threedim.evaluation.consistency", description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -272,29 +241,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--input_view", type=int, action="append", help="Number of a view that the others were sampled from; "
         "repeatable. Defaults to samples.json beside the views, then 64, then 0.")  # fmt: skip
     add("--size", type=int, default=0, help="Average views down to this many pixels.")
-    add("--seed", type=int, default=0, help="Seed of the fits.")
     add("--max_objects", type=int, default=0, help="Number of objects, chosen by a hash of their names; 0 for all.")
     add("--objects_at_once", type=int, default=1, help="Objects fitted side by side on an accelerator.")
-    add("--rays_per_step", type=int, help=f"Random rays per step; 0 for all pixels of all views. Defaults to "
-        f"{CPU_RAYS_PER_STEP} on a CPU, else 0. Only rows with equal numbers compare.")  # fmt: skip
     fid = "File with the weights of the FID's network; without it the FID is left out."
     add("--inception", type=files.path, help=fid)
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="Change a frozen field setting; repeatable.")
-    add("--data", action="append", default=[], metavar="NAME=VALUE", help="How folders are read, as --config.data.NAME "
-        "of threedim.main, such as axes=opengl or fit=pad; repeatable.")  # fmt: skip
-    cache = "Folder of compiled programs; empty for none."
-    add("--compilation_cache", type=files.path, default="~/.cache/threedim/xla", help=cache)
+    flags.add_fit_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the module's docstring."""
     given = _parser().parse_args(argv)
-    if given.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
     with errors.one_line():
-        field = _field_settings(given.rays_per_step, given.set)
-        read = ReadSettings(**_changes("--data", given.data, dataclasses.asdict(ReadSettings())))
+        field, read = flags.fit_settings(given)
         same = {name: getattr(given, name) for name in ("size", "seed", "max_objects", "objects_at_once")}
         same |= {"input_views": given.input_view, "weights": given.inception, "read": read}
         results = score(given.views, given.out, field, **same)

@@ -248,7 +248,7 @@ class _Caster:
             where = np.flatnonzero(texture >= 0)
             uv = (corners[where] @ self.geometry.uv[face[where]])[:, 0]
             rgba[where] *= self._sample(texture[where], uv)
-        if self.geometry.emission is not None:
+        if self.geometry.emission is not None and self.geometry.textures:
             texture = self.geometry.emission_texture[face]
             where = np.flatnonzero(texture >= 0)
             weights, face_where = corners[where], face[where]
