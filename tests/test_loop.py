@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from commands import start
 
+from threedim.data import sources
 from threedim.errors import MissingError, UserError
+from threedim.evaluation import protocol
 from threedim.training import loop
 from threedim.training.checkpoints import BEST, CheckpointError
 from threedim.training.step import RECENT, init_state
@@ -87,6 +89,15 @@ def test_a_changed_run_is_refused(tiny_config, run, field, value, said):
     with pytest.raises(UserError, match=re.escape(said)):
         loop.train(tiny_config, run)
     assert before == (sorted(path.name for path in (run / "checkpoints").iterdir()), (run / "config.json").read_text())
+
+
+def test_a_wrong_workdir_is_refused_before_data_is_prepared(tiny_config, run, monkeypatch):
+    monkeypatch.setattr(sources, "prepare_from_config", mock.Mock(side_effect=AssertionError))
+    tiny_config.model.ch = 64
+    with pytest.raises(UserError, match=r"model\.ch: 32 → 64"):
+        loop.train(tiny_config, run)
+    with pytest.raises(UserError, match=r"model\.ch: 32 → 64"):
+        protocol.evaluate(tiny_config, run)
 
 
 @pytest.mark.slow

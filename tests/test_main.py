@@ -202,3 +202,13 @@ def test_the_environment_does_not_change_random_numbers():
         jax.config.update(name, value)
         main._check_jax()
         assert getattr(jax.config, name) == expected
+
+
+def test_a_compilation_cache_of_the_environment_is_kept(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    for is_given, expected in ((False, before), (True, "elsewhere")):
+        monkeypatch.setattr(main, "_CACHE", mock.Mock(value="elsewhere", present=is_given))
+        main._use_cache()
+        assert jax.config.jax_compilation_cache_dir == expected
+    jax.config.update("jax_compilation_cache_dir", before)

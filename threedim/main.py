@@ -96,8 +96,7 @@ def main(argv: list[str]) -> None:
     try:
         config_lib.expand_paths(config)
         flags.FLAGS.workdir = files.path(_WORKDIR.value)
-        if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
-            jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
+        _use_cache()
         config_lib.check_seeds(config)
         cpu.split(config.mesh.cpu_devices)
         _join_processes()
@@ -146,6 +145,12 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
         shown = protocol.evaluate(config, _WORKDIR.value) / "report.html"
     if _OPEN.value and distributed.is_lead():
         page.open_in_browser(shown)
+
+
+def _use_cache() -> None:
+    """Keeps compiled programs in the flag's folder, unless the environment names another one."""
+    if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
+        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
 
 
 def _check_jax() -> None:
