@@ -360,6 +360,7 @@ def test_nsvf_intrinsics(tmp_path):
         ("nerfstudio", "transforms.json", '"masks/frame_00001.png"', "true", "'mask_path' must be a path"),
         ("colmap", "sparse/0/cameras.txt", " 64 64 ", " 64 inf ", "width and height must be positive"),
         ("colmap", "sparse/0/images.txt", "1 ", "1 x", "could not convert"),
+        ("colmap", "sparse/0/images.txt", "picture 001.png", "picture 000.png", r"lists picture 000\.png twice"),
         ("srn", "intrinsics.txt", "64 64", "64 nan", "width and height must be positive"),
     ],
 )
@@ -387,6 +388,15 @@ def scene(tmp_path):
     pictures, poses = make_scene()
     srn.write_object(tmp_path / "set/one", pictures, poses)
     return tmp_path / "set/one"
+
+
+@pytest.mark.parametrize("name", ["rgb/000001.png", "pose/000001.txt", "intrinsics.txt"])
+@pytest.mark.parametrize("damage", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.name)])
+def test_what_is_no_file_is_named(scene, name, damage):
+    (scene / name).unlink()
+    damage(scene / name)
+    with pytest.raises(BadObjectError, match=rf"^{scene}"):
+        read_object(scene)
 
 
 def test_pipes_are_refused(scene):
