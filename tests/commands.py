@@ -29,9 +29,9 @@ def flags_of(config):
     ]
 
 
-def start(mode, config, workdir, *more, devices=1):
+def start(mode, config, workdir, *more, devices=1, **environment):
     """Starts ``python -m threedim.main`` on some CPU devices."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"} | environment
     if devices > 1:  # flags are part of the compilation cache's keys
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "threedim.main", "--config=configs/base.py", f"--mode={mode}"]

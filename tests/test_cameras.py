@@ -278,3 +278,12 @@ def test_one_bad_camera_of_many_is_refused():
 def test_impossible_requests_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_numbers_that_float32_does_not_hold_are_not_finite():
+    pose = np.eye(4)
+    pose[0, 3] = 1e300
+    with pytest.raises(ValueError, match="not finite"):
+        Camera.from_matrix(pose, np.eye(3))
+    with pytest.raises(ValueError, match="not finite"):
+        Camera(np.eye(3), pose[:3, 3], np.eye(3))

@@ -173,6 +173,10 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(score.fit, "fit", None)  # not again
         assert score.score([str(views)], out, QUICK) == first
+    figures = (out / "views/scores/car_1.json").read_text()
+    (out / "views/scores/car_1.json").write_text(figures.replace('"fit_seconds": ', '"fit_seconds": 1e400'))
+    with pytest.raises(UserError, match=r"car_1\.json is damaged"):
+        score.score([str(views)], out, QUICK)
     (out / "views" / "scores" / "car_1.json").unlink()
     again = score.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
     assert again["car_1"]["psnr"] == row["objects"]["car_1"]["psnr"]  # the seed decides

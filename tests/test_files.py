@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from threedim import files
-from threedim.errors import ExistsError, UserError
+from threedim.errors import ExistsError, MissingError, UserError
 from threedim.files import check_name, interpreting, new_folder, read_json
 
 
@@ -77,6 +77,13 @@ def test_damaged_json_is_named(tmp_path, content):
         read_json(path)
 
 
+def test_json_that_cannot_be_read_is_named(tmp_path):
+    for name in ("loop.json", "gone.json"):
+        (tmp_path / name).symlink_to("loop.json" if name == "loop.json" else "nowhere")
+        with pytest.raises(UserError, match=rf"{name} cannot be read: "):
+            read_json(epath.Path(tmp_path / name))
+
+
 def test_fields_of_another_kind_are_named(tmp_path):
     for wrong in ({}, {"a": None}, {"a": {"b": "x"}}):
         with (
@@ -132,3 +139,9 @@ def test_a_pipe_in_place_of_a_file_is_named(tmp_path):
         files.read_json(epath.Path(tmp_path / "config.json"))
     with pytest.raises(UserError, match="is a folder; expected a file"):
         files.read_json(epath.Path(tmp_path))
+
+
+def test_errors_can_be_shown_on_a_terminal():
+    error = MissingError("a\x1b[31m\u2028 ü:\n  " + "9" * 5000)
+    assert str(error).startswith("a\\x1b[31m\\u2028 ü:\n  999")
+    assert len(str(error)) < 1100

@@ -74,9 +74,18 @@ def test_signs_of_life(tmp_path, monkeypatch):
     assert not any(thread.name == "lock" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]"])
+HOLDER = '{"token": "0", "what": "x", "since": 1, "host": "elsewhere", "pid": %s, "started": 1, "alive": %s}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "[" * 100_000, HOLDER % ("1e400", 1), HOLDER % (-1, 9e9), HOLDER % (1, "NaN")]
+)
 def test_an_empty_or_damaged_lock_is_replaced(tmp_path, content):
     (tmp_path / locks.NAME).write_text(content)
+    with locks.hold(tmp_path, "trains in"):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / locks.NAME).symlink_to("nowhere")
     with locks.hold(tmp_path, "trains in"):
         pass
     assert not list(tmp_path.iterdir())

@@ -106,6 +106,7 @@ def test_bad_files_are_named(tmp_path):
         ("point.obj", b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "all vertices coincide"),
         ("line.obj", b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "no triangle has an area"),
         ("nan.obj", b"v 0 0 0\nv nan 0 0\nv 0 1 0\nv 1 1 0\nf 1 2 3\nf 1 3 4\n", "not finite"),
+        ("shape.dae", b"<COLLADA>\n\0</COLLADA>", r"cannot be read as DAE \(.*line 2.*\)$"),
         ("shape.stl", b"solid", "cannot be read as STL|no triangles"),
         ("shape.fbx", b"solid", r"'\.fbx'.*\.glb"),
     ):

@@ -46,3 +46,12 @@ def test_an_object_has_the_name_of_its_folder(scene, monkeypatch):
     assert read_object("..").name == "one"
     monkeypatch.chdir(scene)
     assert read_object(".").name == "one"
+
+
+@pytest.mark.parametrize("name", ["rgb/000001.png", "pose/000001.txt", "intrinsics.txt"])
+@pytest.mark.parametrize("damage", [lambda path: path.mkdir(), lambda path: path.symlink_to(path.name)])
+def test_what_is_no_file_is_named(scene, name, damage):
+    (scene / name).unlink()
+    damage(scene / name)
+    with pytest.raises(BadObjectError, match=rf"^{scene}"):
+        read_object(scene)

@@ -183,6 +183,11 @@ def test_damaged_records_are_refused(prepared, tmp_path):
     metadata.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="record 0 of split 'train' is 'object_000'"):
         records.open_split(tmp_path / "copy", "train")[0]
+    fields["splits"]["train"]["fingerprint"] = "0" * 64
+    metadata.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"dataset\.json is damaged \(its fingerprint is not that of its splits\)"):
+        records.open_split(tmp_path / "copy", "train")
+    fields["splits"]["train"]["fingerprint"] = records.read_info(prepared).splits["train"].fingerprint
     for column in ("names", "views", "sizes"):
         fields["splits"]["train"][column].pop()
     metadata.write_text(json.dumps(fields))

@@ -53,6 +53,7 @@ class Camera:
     t: Any
     K: Any
 
+    @np.errstate(over="ignore")  # numbers that float32 does not hold are reported as not finite
     def __post_init__(self):
         for name, shape in (("R", (3, 3)), ("t", (3,)), ("K", (3, 3))):
             value = getattr(self, name)
@@ -94,6 +95,7 @@ class Camera:
         return jax.tree.map(lambda *leaves: _xnp(leaves[0]).stack(leaves), *cameras)
 
     @classmethod
+    @np.errstate(over="ignore")
     def from_matrix(cls, camera_to_world, K) -> Camera:
         """From (..., 4, 4) or (..., 3, 4) camera-to-world matrices with OpenCV axes."""
         camera_to_world = np.asarray(camera_to_world, np.float32)

@@ -9,14 +9,23 @@ import sys
 from collections.abc import Iterator
 
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_LONGEST = 1000  # letters of a line
 
 
 class UserError(ValueError):
     """A mistake that the user can fix: a wrong setting, a missing or damaged file, data that does not fit.
 
     Programs print it as one line. Any other exception is a bug, or raised by somebody's own code: it keeps its
-    traceback.
+    traceback. What the message quotes from files is shortened, and shown without control characters.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__("\n".join(map(_readable, str(message).split("\n"))))
+
+
+def _readable(line: str) -> str:
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 4 :]}"
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)
 
 
 class MissingError(UserError, FileNotFoundError):

@@ -63,7 +63,8 @@ def only_inside(folder: epath.PathLike | None) -> Iterator[None]:
 
 def leads_out(path: epath.PathLike) -> str | None:
     """What is wrong with reading a path, which links or ".." may lead out of the folder of `only_inside`, or None."""
-    if (folder := _inside.get()) is None or (target := pathlib.Path(path).resolve()).is_relative_to(folder):
+    # Not pathlib's resolve, which raises where links lead in a circle.
+    if (folder := _inside.get()) is None or (target := pathlib.Path(os.path.realpath(path))).is_relative_to(folder):
         return None
     return f"leads out of {folder}, to {target}; set allow_outside to read it"
 
@@ -145,10 +146,13 @@ def _digests(folder: epath.Path) -> dict[str, str]:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """The content of a file that this project wrote, a JSON object; `UserError` if it is damaged."""
+    """The content of a file that this project wrote, a JSON object; `UserError` if it is damaged or cannot be read."""
     check_regular(path)
     with interpreting(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:  # also a link that leads nowhere
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
         if not isinstance(content, dict):
             raise TypeError(f"holds a {type(content).__name__} instead of an object")
         return content

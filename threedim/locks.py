@@ -22,7 +22,7 @@ from threedim.errors import UserError
 NAME = ".lock"
 # Seconds between signs of life, and without one after which a process on another host counts as gone.
 _BEAT, _EXPIRES = 30.0, 120.0
-_FIELDS = ("token", "what", "since", "host", "pid", "started", "alive")
+_FIELDS = {"token": str, "what": str, "since": float, "host": str, "pid": int, "started": float, "alive": float}
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def _created(path: epath.Path, mine: dict[str, Any]) -> bool:
             with pathlib.Path(path).open("x") as file:
                 file.write(content)
         except FileExistsError as error:
-            if path.exists():
+            if os.path.lexists(path):
                 return False
             raise UserError(f"{path.parent} is not a folder") from error
         except OSError as error:
@@ -117,11 +117,14 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
         try:
             files.check_regular(path)
             holder = json.loads(path.read_text())
-            return {name: holder[name] for name in _FIELDS}
+            holder = {name: kind(holder[name]) for name, kind in _FIELDS.items()}
+            if all(0 <= number < 1e11 for number in holder.values() if not isinstance(number, str)):
+                return holder
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
-            time.sleep(0.5)  # it is being written, or its writer was killed
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            pass
+        time.sleep(0.5)  # it is being written, or its writer was killed
     return None
 
 

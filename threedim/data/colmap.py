@@ -6,6 +6,7 @@ center of the top left pixel is (0.5, 0.5), as here (https://colmap.github.io/fo
 
 from __future__ import annotations
 
+import collections
 import functools
 import struct
 from collections.abc import Iterator
@@ -58,7 +59,10 @@ def list_views(folder: epath.Path) -> Listing:
     for row in rows:
         if len(row) != 10:
             raise BadObjectError(path, f"{row}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
-    found = pictures.find(roots, [row[9] for row in rows], path)
+    names = [row[9] for row in rows]
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise BadObjectError(path, f"lists {twice[0]} twice; remove one of them")
+    found = pictures.find(roots, names, path)
     views = [_read_image(path, row, cameras, picture) for row, picture in zip(rows, found, strict=True)]
     used = {"sparse", "images"} | {
         f"{name}.{kind}" for name in ("cameras", "images", "points3D") for kind in ("txt", "bin")

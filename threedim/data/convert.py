@@ -136,7 +136,7 @@ class _ObjectsBuilder(tfds.core.ShardBasedBuilder):
                 raise UserError(f"split {split!r} has no valid objects; the first invalid one: {self._skipped[0]}")
             names, views, sizes, digests = (list(column) for column in zip(*written, strict=True))
             splits[split] = SplitInfo(names, views, sizes, records.digest_lines(digests))
-        fingerprint = records.digest_lines([f"{name} {split.fingerprint}" for name, split in splits.items()])
+        fingerprint = records.join_fingerprints(splits)
         return DatasetInfo(settings_lib.plain(description), splits, self._skipped, fingerprint, self._warnings)
 
     def _info(self) -> tfds.core.DatasetInfo:

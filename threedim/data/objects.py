@@ -5,9 +5,11 @@ A folder is an object if it is laid out as `srn` (also NSVF), `nerf`, `colmap` o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -16,7 +18,7 @@ from threedim import arrays, files
 from threedim.cameras import Camera
 from threedim.data import camera_checks, colmap, nerf, pictures, srn, zero123
 from threedim.data.views import UP_ROTATIONS, BadObjectError, Listing, ObjectViews, ReadSettings, blame
-from threedim.errors import MissingError
+from threedim.errors import MissingError, UserError
 
 _LAYOUTS = (srn, nerf, colmap, zero123)
 # Levels between a split and its objects: an unpacked release has chairs_train/chairs_2.0_train/<object>.
@@ -82,7 +84,7 @@ def read_object(
     folder = epath.Path(folder)
     if not folder.is_dir():
         raise BadObjectError(folder, "no such folder; expected an object, a folder of views")
-    with files.only_inside(None if settings.allow_outside else inside or folder):
+    with files.only_inside(None if settings.allow_outside else inside or folder), _readable(folder):
         _check_files(folder)
         layout = _layout(folder)
         if layout is None:
@@ -103,6 +105,17 @@ def read_object(
         cameras = Camera.from_matrix(poses, K)
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     return ObjectViews(name, pngs, cameras, size, tuple(warnings), tuple(_names(folder, _used(folder, listing))))
+
+
+@contextlib.contextmanager
+def _readable(folder: epath.Path) -> Iterator[None]:
+    """Names what the system does not read, such as a folder in the place of a file."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise BadObjectError(error.filename or folder, f"cannot be read ({error.strerror or error})") from error
 
 
 def _check_files(folder: epath.Path) -> None:

@@ -106,7 +106,8 @@ def load(path: epath.PathLike, size: tuple[int, int] | None = None, mask: epath.
     """
     path = epath.Path(path)
     try:
-        files.check_regular(path)
+        if path.exists() and not files.is_file(path):
+            raise BadObjectError(path, "is a folder, a pipe or a device; expected a file")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise BadObjectError(path, "file is missing") from error

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -83,7 +83,10 @@ def read_info(out_dir: epath.PathLike) -> DatasetInfo:
                 check_name(name, path)
                 if not (isinstance(views, int) and isinstance(size, int) and views > 0 < size):
                     raise ValueError(f"{name} has {views!r} views of {size!r} pixels")
-        return DatasetInfo(**fields)
+        info = DatasetInfo(**fields)
+        if info.fingerprint != join_fingerprints(info.splits):
+            raise ValueError("its fingerprint is not that of its splits")
+        return info
 
 
 def open_split(out_dir: epath.PathLike, split: str) -> ObjectDataset:
@@ -223,6 +226,11 @@ def check_supported() -> None:
     if array_record_data_source is None:
         where = "which has no wheel for Windows: use Linux, macOS or WSL. Sampling an object folder works without"
         raise UserError(f"prepared data needs the package array_record, {where}")
+
+
+def join_fingerprints(splits: Mapping[str, SplitInfo]) -> str:
+    """The fingerprint of a data set from those of its splits."""
+    return digest_lines(f"{name} {split.fingerprint}" for name, split in splits.items())
 
 
 def digest_lines(lines: Iterable[str]) -> str:

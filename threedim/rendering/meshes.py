@@ -97,7 +97,8 @@ def load_mesh(path: str | os.PathLike, up: str = "auto", inside: str | os.PathLi
     except UserError:
         raise
     except Exception as error:  # parsers of damaged files raise struct.error, KeyError, UnicodeDecodeError...
-        problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error})"
+        said = " ".join(str(error).split())
+        problem = f"cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {said})"
         raise BadMeshError(f"{path}: {problem}") from error
     return from_surfaces(surfaces, axis, str(path), warnings)
 
