@@ -67,7 +67,7 @@ def test_one_held_out_view_is_too_few(tiny_config, tmp_path, capsys):
         0,
         str(tmp_path / "all"),
     )
-    assert loop._check(tiny_config, tmp_path / "run").held_out is None
+    assert loop._check(tiny_config, tmp_path / "run", allow_change=False).held_out is None
     assert "nothing is held out" in capsys.readouterr().out
 
 

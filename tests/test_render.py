@@ -161,10 +161,10 @@ def test_a_target_that_cannot_be_written_is_one_line(folder, tmp_path, capsys, m
 
 
 def test_what_goes_wrong_with_one_mesh_does_not_stop_the_others(folder, tmp_path, monkeypatch):
-    def load(path, up):
+    def load(path, up, inside):
         if path.stem in problems:
             raise problems[path.stem]
-        return load_mesh(path, up)
+        return load_mesh(path, up, inside)
 
     problems = {"bar": MemoryError(), "slab": PermissionError(errno.EACCES, "Permission denied", "slab.PLY")}
     monkeypatch.setattr(render, "load_mesh", load)
