@@ -369,3 +369,10 @@ def test_strange_names_beside_checkpoints(run_copy):
     (folder / "3").write_text("")
     with pytest.raises(CheckpointError, match="checkpoints/3 is not the folder of a checkpoint; move it away"):
         checkpoints.find_step(run_copy)
+
+
+def test_what_is_damaged_and_not_used_is_not_reported(run_copy, caplog):
+    (run_copy / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(b"\xff")
+    with Checkpoints(run_copy, keep_last=3) as saved:
+        assert saved.latest_step() is not None
+    assert not caplog.records

@@ -85,7 +85,11 @@ def test_an_empty_or_damaged_lock_is_replaced(tmp_path, content):
     with locks.hold(tmp_path, "trains in"):
         pass
     assert not list(tmp_path.iterdir())
-    (tmp_path / locks.NAME).symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("target", ["nowhere", locks.NAME])
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path, target):
+    (tmp_path / locks.NAME).symlink_to(target)
     with locks.hold(tmp_path, "trains in"):
         pass
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
 """Opening what is trained: runs, weights files, and the weights that come with the package."""
 
 import dataclasses
+import functools
 import html
+import json
 import pathlib
 import runpy
 import shutil
@@ -68,6 +70,32 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
     address = urllib.parse.urlparse(opened.call_args[0][0])
     assert pathlib.Path(address.path).read_text() == views._page()
     pathlib.Path(address.path).unlink()
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("model", None, r"config\.json is damaged \("),
+        ("model.network", [], r"config\.json is damaged \("),
+        ("model.ch", "x", r"config\.model: "),
+        ("sample.preset", None, "config.sample.preset must be one of"),
+        ("train", 3, r"config\.json is damaged \("),
+    ],
+)
+def test_settings_of_a_run_that_make_no_sense_are_named(run, section, value, message):
+    content = json.loads((run / "config.json").read_text())
+    *parents, name = ["config", *section.split(".")]
+    functools.reduce(lambda node, key: node[key], parents, content)[name] = value
+    (run / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        open_trained(run)
+
+
+def test_settings_that_a_run_did_not_know_yet_have_their_defaults(run):
+    content = json.loads((run / "config.json").read_text())
+    del content["config"]["sample"]["fresh_uncond_noise"]
+    (run / "config.json").write_text(json.dumps(content))
+    assert not threedim.load(run).sampler.settings.fresh_uncond_noise
 
 
 def test_what_cannot_be_opened(run, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def sampler_settings(config: ml_collections.ConfigDict, num_steps: int | None = 
     """
     s = config.sample
     preset = PRESETS[_choice("sample.preset", s.preset, PRESETS)]
-    fields = preset | {f.name: s[f.name] for f in dataclasses.fields(Settings) if s[f.name] is not None}
+    fields = preset | {f.name: s[f.name] for f in dataclasses.fields(Settings) if s.get(f.name) is not None}
     if num_steps is not None:
         fields["num_steps"] = num_steps
     with _section("sample"):

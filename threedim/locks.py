@@ -114,6 +114,8 @@ def _created(path: epath.Path, mine: dict[str, Any]) -> bool:
 def _read(path: epath.Path) -> dict[str, Any] | None:
     """The holder; None if there is none, or if the file is damaged."""
     for _ in range(2):
+        if not path.exists():  # also a link in a circle
+            return None
         try:
             files.check_regular(path)
             holder = json.loads(path.read_text())

@@ -210,7 +210,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)
         # ml_collections raises on the first access if the file could not be loaded.
-        _ = _CONFIG.value and _CONFIG.value.lock()
+        _ = _CONFIG.present and _CONFIG.value.lock()
         return arguments
     except Exception as error:  # of ml_collections, which wraps some of what the file raises, or of the file
         problem = _config_problem(argv) or _unknown_field(argv)
@@ -237,8 +237,9 @@ def _config_problem(argv: list[str]) -> str | None:
     if not file.is_file():
         return f"--config={name}: no such file, and no packaged config: {', '.join(config_lib.names())}"
     try:
-        flags.FLAGS["config"].parser.parse(given)
-        return None
+        config = flags.FLAGS["config"].parser.parse(given)
+        is_config = isinstance(config, ml_collections.ConfigDict)
+        return None if is_config else f"--config={name}: get_config returns {config!r:.50}, not a ConfigDict"
     except Exception as error:  # the file may raise anything, and ml_collections wraps some of it
         chain = [error]
         while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:

@@ -90,6 +90,8 @@ def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     """Finds the weights of a run; see `open_trained`."""
     step = checkpoints.find_step(workdir, step)
     config = ml_collections.ConfigDict(run_info.read_run_info(workdir)[0])
+    with files.interpreting(epath.Path(workdir) / "config.json", "it holds the settings of the run"):
+        config_lib.sampler(config)
 
     def params(sharding: jax.sharding.Sharding | None = None) -> PyTree:
         shapes = abstract_params(config_lib.network(config))

@@ -12,8 +12,9 @@ def quiet_orbax() -> None:
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    raised = record.exc_info is not None
-    return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not raised)
+    # Of _CHECKPOINT_METADATA nothing is used.
+    is_known = record.exc_info is not None or "Failed to read Metadata file" in record.getMessage()
+    return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not is_known)
 
 
 def _not_unretrieved(record: logging.LogRecord) -> bool:
