@@ -316,6 +316,20 @@ def test_sampler_settings_are_the_users(tiny_config):
     assert (tiny_config.sample.num_objects, tiny_config.sample.objects_seed) == (2, None)
 
 
+def test_other_weights_of_the_fid_are_a_warning(ready, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(protocol.inception, "load_params", lambda _: {"weights": 0})
+    monkeypatch.setattr(protocol.inception, "FeatureExtractor", lambda _: Colors())
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"1")
+    ready.evaluate.inception = str(path)
+    results = results_of(protocol.evaluate(ready, "nowhere"))
+    said = "FID: weights.pth is not the published file of weights (6726825d...) by its sha256"
+    for words in (*results["warnings"], capsys.readouterr().out, (tmp_path / "out/report.html").read_text()):
+        assert said in words
+    monkeypatch.setattr(protocol.provenance, "file_identity", lambda _: {"name": "w.pth", "sha256": "6726825d" * 8})
+    assert results_of(protocol.evaluate(ready, "nowhere"))["warnings"] == []
+
+
 @pytest.mark.slow
 def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     shapes = {"inception": entry_shapes(), "lpips_backbone": lpips.backbone_shapes(), "lpips_lin": lpips.lin_shapes()}
@@ -334,7 +348,7 @@ def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     assert [files[name]["sha256"] for name in ("backbone", "lin")] == [digests["lpips_backbone"], digests["lpips_lin"]]
     distances = [one["lpips"] for one in results["objects"].values()]
     assert distances == sorted(distances)
-    assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 3)
+    assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 4)
     page = (tmp_path / "out/report.html").read_text()
     said = (f"{results['dataset']['fid']:.2f}", "covariance is singular", *digests.values(), "by VGG16")
     for words in (*said, "lpips_lin.npz is not the published file"):

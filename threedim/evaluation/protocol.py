@@ -96,7 +96,9 @@ def evaluate(
             scored.add(task, known, read_views(paths[task.name], known.targets, size))
             bar.advance(len(task.target_views))
     results = scored.results() | _provenance(config, views.settings)
-    results["inception"] = provenance.file_identity(e.inception) if e.inception and extract else None
+    results["inception"] = identity = provenance.file_identity(e.inception) if e.inception and extract else None
+    if identity and "fid" not in scored.not_computed:
+        results["warnings"] += inception.not_as_published(identity)
     results |= {"lpips_network": None, "lpips_weights": None}
     if "lpips" not in scored.not_computed:
         results["lpips_network"] = compare.name
