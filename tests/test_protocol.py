@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import finish, start_together
+from PIL import Image
 from synthetic import make_objects
 from test_image_metrics import slow_ssim
 from test_inception import make_entry
@@ -102,7 +103,7 @@ class Difference:
 
 def test_scores_against_numpy(ready):
     results = results_of(protocol.evaluate(ready, "nowhere", extract=Colors(), compare=Difference()))
-    found = {name: [] for name in ("psnr", "ssim", "lpips", "repeated_psnr", "repeated_lpips")}
+    found = {name: [] for name in ("psnr", "ssim", "ssim_uniform", "lpips", "repeated_psnr", "repeated_lpips")}
     ours, true = [], []
     for name, numbers, views, (truth, cameras), (given, camera) in views_of(ready):
         ours.append(views)
@@ -110,6 +111,7 @@ def test_scores_against_numpy(ready):
         expected = {
             "psnr": reference_psnr(views, truth),
             "ssim": np.array([slow_ssim(*pair) for pair in zip(views, truth, strict=True)]),
+            "ssim_uniform": np.array([slow_ssim(*pair, uniform=True) for pair in zip(views, truth, strict=True)]),
             "lpips": Difference()(truth, views)[0],
             "repeated_psnr": reference_psnr(given, truth),
             "repeated_lpips": Difference()(truth, given)[0],
@@ -126,7 +128,7 @@ def test_scores_against_numpy(ready):
     # So that means over objects differ from those over views.
     assert len({len(values) for values in found["psnr"]}) == 2
     dataset, repeated = results["dataset"], results["baselines"]["input view repeated"]
-    for metric in ("psnr", "ssim", "lpips"):
+    for metric in ("psnr", "ssim", "ssim_uniform", "lpips"):
         np.testing.assert_allclose(dataset[metric], np.concatenate(found[metric]).mean(), rtol=1e-5)
         spread = np.std([values.mean() for values in found[metric]], ddof=1)
         np.testing.assert_allclose(dataset[f"{metric}_std_over_objects"], spread, rtol=1e-3)
@@ -161,10 +163,14 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     assert (results["checkpoint_step"], results["sampling"]["input_views"]) == (2, [1])
     dataset = results["dataset"]
     assert [dataset[name] for name in ("ssim", "patch_distance", "fid", "lpips")] == [None] * 4
-    assert list(results["not_computed"]) == ["ssim", "lpips", "patch_distance", "fid"]
+    assert set(results["not_computed"]) == {"ssim", "lpips", "patch_distance", "fid"}
     said = capsys.readouterr().out
     for words in (
-        *(f"PSNR {dataset['psnr']:.4g}", "8 px are smaller than its window", "8 px are smaller than the 16 px"),
+        *(
+            f"PSNR {dataset['psnr']:.4g}",
+            "no SSIM: pictures of 8 px are smaller than the 11 px that it needs",
+            "8 px are smaller than the 16 px",
+        ),
         "no FID: no weights are given with --config.evaluate.inception=FILE; download",
         "no LPIPS: the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE",
     ):
@@ -245,9 +251,20 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
     assert results["equal_views"] == 1
     limit = 10 * math.log10(255**2 * 16 * 16 * 3)
     assert results["objects"][dataset.names[0]]["views"]["psnr"][1] == pytest.approx(limit, abs=1e-5)
+    assert results["psnr_of_equal_views"] == pytest.approx(limit)
     nearly = truth[0].copy()
     nearly[3, 3, 1] ^= 1
     assert reference_psnr(nearly, truth[0]) == pytest.approx(limit)
+
+
+def test_16_bit_views_are_scored_as_what_they_show(ready, tmp_path):
+    names = sources.open_from_config(ready.data, "test").names
+    gray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "theirs" / names[0] / "000002.png")
+    expected = results_of(protocol.evaluate(ready, "nowhere"))
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "theirs" / names[0] / "000002.png")
+    assert results_of(protocol.evaluate(ready, "nowhere"))["objects"] == expected["objects"]
+    assert expected["objects"][names[0]]["views"]["psnr"][1] < 15
 
 
 @pytest.mark.parametrize(
