@@ -218,7 +218,14 @@ def _strips(
 
 def _say(results: dict[str, Any], out: epath.Path) -> None:
     figures = results["dataset"]
-    shown = {"PSNR": "psnr", "SSIM": "ssim", "FID": "fid", "LPIPS": "lpips", "patch distance": "patch_distance"}
+    shown = {
+        "PSNR": "psnr",
+        "SSIM": "ssim",
+        "SSIM (uniform)": "ssim_uniform",
+        "FID": "fid",
+        "LPIPS": "lpips",
+        "patch distance": "patch_distance",
+    }
     parts = [f"{title} {figures[name]:.4g}" for title, name in shown.items() if figures[name] is not None]
     print(f"{results['num_objects']} objects, {results['num_views']} views: {', '.join(parts)}")
     for name, reason in results["not_computed"].items():

@@ -24,6 +24,19 @@ _NO_LPIPS = (
     f"--config.evaluate.lpips_lin=FILE; {lpips.HOW_TO_GET_WEIGHTS}"
 )
 _NO_FID = f"no weights are given with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
+# What each figure is, for results.json and the report.
+MEASURES = {
+    "means": "Means are over views: all that were sampled, and no input view. Objects with more views count more.",
+    "psnr": "PSNR is the mean of the views' dB, which is more than the dB of their mean error.",
+    "ssim": "SSIM has the Gaussian window of Wang et al. 2004 (11 px, sigma 1.5), SSIM (uniform) that of SRN, "
+    "PixelNeRF and LFN (7 px, sample covariance). Both are means over colors and all windows in the picture, without "
+    "padding.",
+    "fid": "FID is pytorch-fid's, whose resizing and scaling make it differ from the TensorFlow original's by some "
+    "percent. It compares all sampled views with the true ones from the same cameras. Fewer views give a larger FID: "
+    "compare only FIDs of equally many.",
+    "patch_distance": "Patch distance: sliced Wasserstein distance of 7x7 patches; only figures of this project "
+    "compare. It asks whether views look real, not whether they are right: the repeated input has true patches.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +131,9 @@ class Scores:
         """Entries of results.json: means over all views as in the paper [3], and the spread over objects.
 
         Returns:
-          "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row of the repeated input view in
-          "baselines"; "psnr_by_angle", bins that have views; "not_computed" and "warnings", sentences; and counts.
+          "measures", what the figures are; "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row
+          of the repeated input view in "baselines"; "psnr_by_angle", bins that have views; "not_computed" and "warnings",
+          sentences; and counts.
         """
         dataset, repeated = self._row(""), self._row("repeated_")
         warnings = []
@@ -131,6 +145,7 @@ class Scores:
             distance = fid.frechet_distance(*(each.moments for each in self._moments))
             dataset["fid"], warnings = distance.value, [f"FID: {warning}" for warning in distance.warnings]
         return {
+            "measures": MEASURES,
             "dataset": dataset,
             "baselines": {"input view repeated": repeated},
             "num_objects": len(self.objects),
