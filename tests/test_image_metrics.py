@@ -2,21 +2,28 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
+from threedim import pixels
 from threedim.evaluation.metrics import image as image_metrics
-from threedim.evaluation.metrics.image import psnr, ssim
+from threedim.evaluation.metrics.image import psnr, ssim, ssim_uniform
 
 
-def slow_ssim(a, b):
-    """Equations 13 to 17 of Wang et al. 2004 for one picture, color by color, on 0..255."""
+def slow_ssim(a, b, *, uniform=False):
+    """Equations 13 to 17 of Wang et al. 2004 for one picture, color by color, on 0..255.
+
+    With ``uniform`` as scikit-image's structural_similarity(a, b, channel_axis=-1, data_range=255), which it equals to
+    the last digit: window of 7 px, sample covariance, borders left out.
+    """
     offset = np.arange(11) - 5
     window = np.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * 1.5**2))
+    window, unbiased = (np.ones((7, 7)), 49 / 48) if uniform else (window, 1)
     window /= window.sum()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     maps = []
     for x, y in zip(*(np.moveaxis(each.astype(np.float64), -1, 0) for each in (a, b)), strict=True):
         mean_x, mean_y, xx, yy, xy = (convolve2d(each, window, "valid") for each in (x, y, x * x, y * y, x * y))
-        numerator = (2 * mean_x * mean_y + c1) * (2 * (xy - mean_x * mean_y) + c2)
-        maps.append(numerator / ((mean_x**2 + mean_y**2 + c1) * (xx - mean_x**2 + yy - mean_y**2 + c2)))
+        var, covar = unbiased * (xx - mean_x**2 + yy - mean_y**2), unbiased * (xy - mean_x * mean_y)
+        numerator = (2 * mean_x * mean_y + c1) * (2 * covar + c2)
+        maps.append(numerator / ((mean_x**2 + mean_y**2 + c1) * (var + c2)))
     return np.mean(maps)
 
 
@@ -46,6 +53,23 @@ def test_ssim_agrees_with_the_equations():
     assert ssim(images[1, 2], truth[1, 2]).shape == ()
 
 
+def test_ssim_with_a_uniform_window_agrees_with_the_equations():
+    rng = np.random.default_rng(1)
+    truth = smooth(rng, 6, 19, 24)
+    truth[3:, :, 12:] = 255
+    images = noisy(rng, truth, 25)
+    images[0] = 255 - truth[0]
+    expected = [slow_ssim(a, b, uniform=True) for a, b in zip(images, truth, strict=True)]
+    np.testing.assert_allclose(ssim_uniform(images, truth), expected, atol=2e-5)
+    np.testing.assert_allclose(ssim_uniform(truth, truth), 1, atol=1e-6)
+    assert np.abs(ssim_uniform(images, truth) - ssim(images, truth)).max() > 0.01
+    # The smallest picture has one window.
+    a, b = images[1, 5:12, 3:10], truth[1, 5:12, 3:10]
+    np.testing.assert_allclose(ssim_uniform(a, b), slow_ssim(a, b, uniform=True), atol=2e-5)
+    with pytest.raises(ValueError, match="ssim_uniform: pictures of 10 x 6 px are smaller than its window of 7 px"):
+        ssim_uniform(images[:, :6, :10], truth[:, :6, :10])
+
+
 def test_ssim_of_flat_pictures_agrees_with_the_equations():
     """Only the means differ. The variance is a difference of numbers near 1, whose rounding in float32 of about 1e-7
     is added to a constant of 9e-4."""
@@ -56,7 +80,7 @@ def test_ssim_of_flat_pictures_agrees_with_the_equations():
     np.testing.assert_allclose(ssim(images, truth), expected, atol=5e-4)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, ssim_uniform])
 def test_each_picture_alone_gives_the_same(metric, monkeypatch):
     """The result depends neither on chunks nor on leading axes."""
     monkeypatch.setattr(image_metrics, "_CHUNK_PICTURES", 4)
@@ -85,11 +109,12 @@ def test_psnr_agrees_with_its_definition():
     images = noisy(rng, truth, 20)
     images[0], images[1] = truth[0], truth[1] + np.uint8(1)
     error = ((images / 255 - truth / 255) ** 2).mean(axis=(1, 2, 3))[1:]
-    np.testing.assert_allclose(psnr(images, truth), [np.inf, *-10 * np.log10(error)], rtol=1e-5)
+    limit = pixels.psnr_limit(8, 8)  # of equal pictures
+    np.testing.assert_allclose(psnr(images, truth), [limit, *-10 * np.log10(error)], rtol=1e-5)
     np.testing.assert_allclose(psnr(images, truth)[1], 20 * np.log10(255), rtol=1e-5)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, ssim_uniform])
 def test_other_pictures(metric):
     pictures = np.zeros((2, 16, 16, 3), np.uint8)
     for images, truth, message in (

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import finish, start_together
+from PIL import Image
 from synthetic import make_objects
 from test_image_metrics import slow_ssim
 from test_inception import make_entry
@@ -102,7 +103,7 @@ class Difference:
 
 def test_scores_against_numpy(ready):
     results = results_of(protocol.evaluate(ready, "nowhere", extract=Colors(), compare=Difference()))
-    found = {name: [] for name in ("psnr", "ssim", "lpips", "repeated_psnr", "repeated_lpips")}
+    found = {name: [] for name in ("psnr", "ssim", "ssim_uniform", "lpips", "repeated_psnr", "repeated_lpips")}
     ours, true = [], []
     for name, numbers, views, (truth, cameras), (given, camera) in views_of(ready):
         ours.append(views)
@@ -110,6 +111,7 @@ def test_scores_against_numpy(ready):
         expected = {
             "psnr": reference_psnr(views, truth),
             "ssim": np.array([slow_ssim(*pair) for pair in zip(views, truth, strict=True)]),
+            "ssim_uniform": np.array([slow_ssim(*pair, uniform=True) for pair in zip(views, truth, strict=True)]),
             "lpips": Difference()(truth, views)[0],
             "repeated_psnr": reference_psnr(given, truth),
             "repeated_lpips": Difference()(truth, given)[0],
@@ -126,7 +128,7 @@ def test_scores_against_numpy(ready):
     # So that means over objects differ from those over views.
     assert len({len(values) for values in found["psnr"]}) == 2
     dataset, repeated = results["dataset"], results["baselines"]["input view repeated"]
-    for metric in ("psnr", "ssim", "lpips"):
+    for metric in ("psnr", "ssim", "ssim_uniform", "lpips"):
         np.testing.assert_allclose(dataset[metric], np.concatenate(found[metric]).mean(), rtol=1e-5)
         spread = np.std([values.mean() for values in found[metric]], ddof=1)
         np.testing.assert_allclose(dataset[f"{metric}_std_over_objects"], spread, rtol=1e-3)
@@ -161,10 +163,14 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
     assert (results["checkpoint_step"], results["sampling"]["input_views"]) == (2, [1])
     dataset = results["dataset"]
     assert [dataset[name] for name in ("ssim", "patch_distance", "fid", "lpips")] == [None] * 4
-    assert list(results["not_computed"]) == ["ssim", "lpips", "patch_distance", "fid"]
+    assert set(results["not_computed"]) == {"ssim", "lpips", "patch_distance", "fid"}
     said = capsys.readouterr().out
     for words in (
-        *(f"PSNR {dataset['psnr']:.4g}", "8 px are smaller than its window", "8 px are smaller than the 16 px"),
+        *(
+            f"PSNR {dataset['psnr']:.4g}",
+            "no SSIM: pictures of 8 px are smaller than the 11 px that it needs",
+            "8 px are smaller than the 16 px",
+        ),
         "no FID: no weights are given with --config.evaluate.inception=FILE; download",
         "no LPIPS: the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE",
     ):
@@ -245,9 +251,20 @@ def test_equal_views_get_the_highest_finite_psnr(ready, tmp_path):
     assert results["equal_views"] == 1
     limit = 10 * math.log10(255**2 * 16 * 16 * 3)
     assert results["objects"][dataset.names[0]]["views"]["psnr"][1] == pytest.approx(limit, abs=1e-5)
+    assert results["psnr_of_equal_views"] == pytest.approx(limit)
     nearly = truth[0].copy()
     nearly[3, 3, 1] ^= 1
     assert reference_psnr(nearly, truth[0]) == pytest.approx(limit)
+
+
+def test_16_bit_views_are_scored_as_what_they_show(ready, tmp_path):
+    names = sources.open_from_config(ready.data, "test").names
+    gray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "theirs" / names[0] / "000002.png")
+    expected = results_of(protocol.evaluate(ready, "nowhere"))
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "theirs" / names[0] / "000002.png")
+    assert results_of(protocol.evaluate(ready, "nowhere"))["objects"] == expected["objects"]
+    assert expected["objects"][names[0]]["views"]["psnr"][1] < 15
 
 
 @pytest.mark.parametrize(
@@ -316,6 +333,20 @@ def test_sampler_settings_are_the_users(tiny_config):
     assert (tiny_config.sample.num_objects, tiny_config.sample.objects_seed) == (2, None)
 
 
+def test_other_weights_of_the_fid_are_a_warning(ready, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(protocol.inception, "load_params", lambda _: {"weights": 0})
+    monkeypatch.setattr(protocol.inception, "FeatureExtractor", lambda _: Colors())
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"1")
+    ready.evaluate.inception = str(path)
+    results = results_of(protocol.evaluate(ready, "nowhere"))
+    said = "FID: weights.pth is not the published file of weights (6726825d...) by its sha256"
+    for words in (*results["warnings"], capsys.readouterr().out, (tmp_path / "out/report.html").read_text()):
+        assert said in words
+    monkeypatch.setattr(protocol.provenance, "file_identity", lambda _: {"name": "w.pth", "sha256": "6726825d" * 8})
+    assert results_of(protocol.evaluate(ready, "nowhere"))["warnings"] == []
+
+
 @pytest.mark.slow
 def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     shapes = {"inception": entry_shapes(), "lpips_backbone": lpips.backbone_shapes(), "lpips_lin": lpips.lin_shapes()}
@@ -334,7 +365,7 @@ def test_fid_and_lpips_from_named_files_of_weights(ready, tmp_path):
     assert [files[name]["sha256"] for name in ("backbone", "lin")] == [digests["lpips_backbone"], digests["lpips_lin"]]
     distances = [one["lpips"] for one in results["objects"].values()]
     assert distances == sorted(distances)
-    assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 3)
+    assert (results["lpips_network"], results["not_computed"], len(results["warnings"])) == ("VGG16", {}, 4)
     page = (tmp_path / "out/report.html").read_text()
     said = (f"{results['dataset']['fid']:.2f}", "covariance is singular", *digests.values(), "by VGG16")
     for words in (*said, "lpips_lin.npz is not the published file"):

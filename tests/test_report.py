@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parsed_page import Page
 
-from threedim.evaluation import plot, protocol, published, report
+from threedim.evaluation import plot, protocol, published, report, scores
 
 
 def bins():
@@ -21,7 +21,7 @@ def bins():
 
 
 def one_object(psnr):
-    row = {"psnr": psnr, "ssim": 0.6, "lpips": None}
+    row = {"psnr": psnr, "ssim": 0.6, "ssim_uniform": 0.58, "lpips": None}
     views = {"number": [0, 2], "angle_degrees": [10.5, 80.0], "psnr": [psnr + 1, psnr - 1], "ssim": [0.5, 0.7]}
     repeated = {"repeated_psnr": 11.25, "repeated_ssim": 0.4, "repeated_lpips": None}
     return row | repeated | {"input_views": [64], "views": views | {"lpips": None}}
@@ -31,7 +31,8 @@ def one_object(psnr):
 def results():
     return {
         "dataset": {"psnr": 21.4321, "psnr_std_over_objects": 1.5678, "ssim": 0.6543, "ssim_std_over_objects": 0.0123}
-        | {"fid": None, "patch_distance": 33.219, "lpips": None},
+        | {"ssim_uniform": 0.6321, "fid": None, "patch_distance": 33.219, "lpips": None},
+        "measures": scores.MEASURES,
         "baselines": {"input view repeated": {"psnr": 14.8765, "ssim": 0.4321, "patch_distance": 77.777}},
         "num_objects": 2,
         "num_views": 4,
@@ -79,6 +80,23 @@ def test_page_is_complete(results):
     assert "prefers-color-scheme: dark" in text
 
 
+def test_the_page_says_what_each_figure_is(results):
+    said = " ".join(Page(report.render(results, {})).text)
+    for words in (
+        "mean of the views' dB",
+        "no input view",
+        "11 px, sigma 1.5",
+        "7 px, sample covariance",
+        "without padding",
+    ):
+        assert words in said
+    assert "pytorch-fid" not in said
+    results["dataset"]["fid"] = 12.5
+    said = " ".join(Page(report.render(results, {})).text)
+    for words in ("pytorch-fid's", "true ones from the same cameras", "equally many"):
+        assert words in said
+
+
 def test_page_is_self_contained(results):
     text = report.render(results, {"Best objects": [strip("b&b")]})
     for tag, attributes in Page(text).tags:
@@ -117,13 +135,16 @@ def test_published_rows_are_shown(results):
         return re.findall(r"<tr class=\"[^\"]*\"><td>(.*?)</td>(.*?)</tr>", page)
 
     cars = {name: re.findall(r"<td>(.*?)</td>", cells) for name, cells in rows()}
-    assert cars["this run"] == ["21.43", "0.654", "–", "–", "33.22"]
-    assert cars["3DiM, 471M"] == ["21.01", "0.57", "8.99", "–", "–"]
-    assert cars["Splatter Image"] == ["24.00", "0.92", "–", "0.078", "–"]
+    assert cars["this run"] == ["21.43", "0.654", "0.632", "–", "–", "33.22"]
+    assert cars["3DiM, 471M"] == ["21.01", "0.57", "–", "8.99", "–", "–"]
+    assert cars["PixelNeRF"] == ["23.17", "–", "0.89", "59.24", "–", "–"]
+    assert cars["Splatter Image"] == ["24.00", "0.92", "–", "–", "0.078", "–"]
     assert len(cars) == 2 + len(published.TABLES["cars"].rows)
     assert "arXiv 2210.04628" in report.render(results, {})
-    chairs = {row.name: (row.psnr, row.ssim, row.fid) for row in published.TABLES["chairs"].rows}
+    chairs = {row.name: (row.psnr, row.ssim or row.ssim_uniform, row.fid) for row in published.TABLES["chairs"].rows}
     assert (chairs["3DiM, 471M"], chairs["VisionNeRF"]) == ((17.05, 0.53, 6.57), (24.48, 0.92, 10.05))
+    for name, table in published.TABLES.items():
+        assert ("SSIM's windows" in "".join(table.notes)) == (name != "chairs_star")
     assert published.table("chairs_star").rows[0].psnr == 14.29
     results["published"] = "none"
     assert [name for name, _ in rows()] == ["this run", "input view repeated"]

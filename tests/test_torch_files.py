@@ -8,7 +8,7 @@ import safetensors.numpy
 import torch_files
 from torch_files import MARK, PROTOCOL, REDUCE, STOP, integer, name, state_dict, storage, tensor, text
 
-from threedim.evaluation.metrics.torch_files import check_entries, read_state_dict
+from threedim.evaluation.metrics.torch_files import check_entries, not_as_published, read_state_dict
 
 FLAT = np.arange(24, dtype=np.float32) - 5
 FORMATS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -272,3 +272,23 @@ def test_check_entries_lists_everything():
         check_entries({"a": np.zeros((3, 2)), "c": np.zeros(4), "d": np.zeros(5)}, shapes, "file.npz")
     for line in ("missing: b ()", "not expected: d (5,)", "a is (3, 2), must be (2, 3)"):
         assert line in str(error.value)
+    many = {f"entry{i}": np.zeros(1) for i in range(1000)}
+    with pytest.raises(ValueError, match="1003 entries differ") as error:
+        check_entries(many, shapes, "file.npz")
+    assert len(str(error.value).splitlines()) < 30
+    check_entries({"a": np.zeros((2, 3)), "b": np.zeros(())}, shapes, "file.npz", unused=("c",))
+    with pytest.raises(ValueError, match=r"c is \(5,\), must be \(4,\)"):
+        check_entries({"a": np.zeros((2, 3)), "b": np.zeros(()), "c": np.zeros(5)}, shapes, "file.npz", unused=("c",))
+
+
+def test_names_of_data_parallel_are_named_in_one_line():
+    with pytest.raises(ValueError, match=r"file\.pth: all names begin with 'module\.'.*DataParallel") as error:
+        check_entries({"module.a": np.zeros(3), "module.b": np.zeros(2)}, {"a": (3,), "b": (2,)}, "file.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_other_files_than_the_published_are_named():
+    file = {"name": "own.npz", "sha256": "12345678" + 56 * "0"}
+    assert not_as_published("FID", file, "12345678") == []
+    (warning,) = not_as_published("FID", file, "87654321")
+    assert warning.startswith("FID: own.npz is not the published file of weights (87654321...) by its sha256")

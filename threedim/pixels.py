@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from etils import epath
 
@@ -30,10 +32,16 @@ def to_float(images) -> np.ndarray:
 
 
 def psnr(images, truth) -> np.ndarray:
-    """Peak signal-to-noise ratio of pictures (..., height, width, 3) uint8 in dB, (...,); infinite for equal ones."""
+    """Peak signal-to-noise ratio of pictures (..., height, width, 3) uint8 in dB, (...,); `psnr_limit` if equal."""
     error = (to_float(images) - to_float(truth)) / 2
     with np.errstate(divide="ignore"):
-        return -10 * np.log10(np.mean(error**2, axis=(-3, -2, -1)))
+        found = -10 * np.log10(np.mean(error**2, axis=(-3, -2, -1)))
+    return np.minimum(found, np.float32(psnr_limit(*error.shape[-3:-1])))
+
+
+def psnr_limit(height: int, width: int) -> float:
+    """The highest PSNR of two different pictures, which equal ones get instead of infinity: one value differs by 1."""
+    return 10 * math.log10(255**2 * height * width * 3)
 
 
 def save_png(path: epath.PathLike, image) -> None:

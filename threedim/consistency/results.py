@@ -89,7 +89,9 @@ def take_fid(out: epath.Path, row: Row, extract: inception.FeatureExtractor, wei
             true.add(pictures[held_out])
             bar.advance()
     distance = fid.frechet_distance(rendered.moments, true.moments)
-    about = {"fid": distance.value, "warnings": list(distance.warnings), "inception": weights}
+    warnings = [f"FID: {warning}" for warning in distance.warnings]
+    warnings += inception.not_as_published(weights) if weights else []
+    about = {"fid": distance.value, "warnings": warnings, "inception": weights}
     save(folder / "fid.json", about | {"of": _digest(_objects(folder))})
 
 

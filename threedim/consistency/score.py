@@ -51,8 +51,6 @@ from threedim.evaluation.metrics import inception
 from threedim.output import sheets
 from threedim.progress import Progress
 
-# The PSNR of a render that equals the view, which is infinite.
-_MAX_PSNR = 100.0
 _STRIP_VIEWS, _DIFFERENCE_GAIN = 4, 4
 
 Job = tuple[Row, ScoredObject]
@@ -183,7 +181,7 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
     inputs = [one.numbers.index(view) for view in settings.input_views]
     renders, rendering = _render(fitted, held, seen_by, bounds, settings)
     from_input, _ = _render(fitted, pictures[inputs], cameras[inputs], bounds, settings)
-    psnr, ssim = _psnr(renders, held), image_metrics.ssim(renders, held)
+    psnr, ssim = image_metrics.psnr(renders, held), image_metrics.ssim(renders, held)
     name = one.folder.name
     kept = folder / "renders" / name
     if kept.exists():  # of an interrupted attempt
@@ -198,7 +196,7 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
         "ssim": float(np.mean(ssim, dtype=np.float64)),
         "psnr_of_view": psnr.tolist(),
         "ssim_of_view": ssim.tolist(),
-        "input_psnr": float(np.mean(_psnr(from_input, pictures[inputs]), dtype=np.float64)),
+        "input_psnr": float(np.mean(image_metrics.psnr(from_input, pictures[inputs]), dtype=np.float64)),
         "fit_seconds": round(seconds, 2),
     }
     # Last: an object that has this file is finished.
@@ -210,10 +208,6 @@ def _render(fitted, pictures: np.ndarray, cameras: Camera, bounds: Bounds, setti
     rays = rays_of(pictures, cameras)
     rendering = render(fitted, rays.origins, rays.directions, bounds, settings.field)
     return pixels.to_uint8(2 * np.asarray(rendering.colors).reshape(pictures.shape) - 1), rendering
-
-
-def _psnr(renders: np.ndarray, views: np.ndarray) -> np.ndarray:
-    return np.minimum(image_metrics.psnr(renders, views), _MAX_PSNR)
 
 
 def _strip(one: ScoredObject, held: np.ndarray, renders: np.ndarray, rendering: Rendering) -> np.ndarray:

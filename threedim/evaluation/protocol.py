@@ -96,7 +96,9 @@ def evaluate(
             scored.add(task, known, read_views(paths[task.name], known.targets, size))
             bar.advance(len(task.target_views))
     results = scored.results() | _provenance(config, views.settings)
-    results["inception"] = provenance.file_identity(e.inception) if e.inception and extract else None
+    results["inception"] = identity = provenance.file_identity(e.inception) if e.inception and extract else None
+    if identity and "fid" not in scored.not_computed:
+        results["warnings"] += inception.not_as_published(identity)
     results |= {"lpips_network": None, "lpips_weights": None}
     if "lpips" not in scored.not_computed:
         results["lpips_network"] = compare.name
@@ -216,7 +218,14 @@ def _strips(
 
 def _say(results: dict[str, Any], out: epath.Path) -> None:
     figures = results["dataset"]
-    shown = {"PSNR": "psnr", "SSIM": "ssim", "FID": "fid", "LPIPS": "lpips", "patch distance": "patch_distance"}
+    shown = {
+        "PSNR": "psnr",
+        "SSIM": "ssim",
+        "SSIM (uniform)": "ssim_uniform",
+        "FID": "fid",
+        "LPIPS": "lpips",
+        "patch distance": "patch_distance",
+    }
     parts = [f"{title} {figures[name]:.4g}" for title, name in shown.items() if figures[name] is not None]
     print(f"{results['num_objects']} objects, {results['num_views']} views: {', '.join(parts)}")
     for name, reason in results["not_computed"].items():

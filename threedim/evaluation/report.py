@@ -13,6 +13,10 @@ from threedim.evaluation import plot, published
 from threedim.output import page
 from threedim.output.page import text
 
+# Figures of a data set, in the order of the page.
+_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "ssim_uniform": "SSIM (uniform)", "fid": "FID", "lpips": "LPIPS"}
+_TITLES["patch_distance"] = "patch distance"
+
 
 @dataclasses.dataclass(frozen=True)
 class StripView:
@@ -59,7 +63,7 @@ def render(results: Mapping[str, Any], strips: Mapping[str, Sequence[Strip]]) ->
         _angles(results["psnr_by_angle"]),
         *[_strips(heading, group) for heading, group in strips.items()],
         "<h2>Not computed</h2>",
-        _list([f"{_title(name)}: {reason}." for name, reason in results["not_computed"].items()]),
+        _list([f"{_TITLES[name]}: {reason}." for name, reason in results["not_computed"].items()]),
         "<h2>Settings</h2>",
         _settings(results),
         "<h2>Every object</h2>",
@@ -101,8 +105,8 @@ def _what(results: Mapping[str, Any]) -> str:
 def _headline(results: Mapping[str, Any]) -> str:
     dataset = results["dataset"]
     items = []
-    for name, unit in (("psnr", " dB"), ("ssim", ""), ("fid", ""), ("lpips", ""), ("patch_distance", "")):
-        value = dataset[name]
+    for name in _TITLES:
+        value, unit = dataset[name], " dB" if name == "psnr" else ""
         if name == "lpips" and value is None:
             # The paper has none, so that nobody misses it.
             continue
@@ -110,7 +114,7 @@ def _headline(results: Mapping[str, Any]) -> str:
         spread = dataset.get(f"{name}_std_over_objects")
         note = "" if spread is None else f"objects: ± {_number(name, spread)}"
         note = "not computed, see below" if value is None else note
-        items.append(f"<li>{text(_title(name))}<b>{text(shown)}</b><small class=soft>{text(note)}</small></li>")
+        items.append(f"<li>{text(_TITLES[name])}<b>{text(shown)}</b><small class=soft>{text(note)}</small></li>")
     return f"<ul class=figures>{''.join(items)}</ul>{_list(caveats(results))}"
 
 
@@ -118,13 +122,9 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
     dataset = results["dataset"]
     ours = [("this run", dataset, "this"), *[(name, figures, "") for name, figures in results["baselines"].items()]]
     others = [(row.name, dataclasses.asdict(row), "") for row in table.rows] if table else []
-    columns = [
-        name
-        for name in ("psnr", "ssim", "fid", "lpips", "patch_distance")
-        if any(figures.get(name) is not None for _, figures, _ in ours + others)
-    ]
-    arrows = {"psnr": "↑", "ssim": "↑"}
-    head = "".join(f"<th>{text(_title(name))} {arrows.get(name, '↓')}</th>" for name in columns)
+    columns = [name for name in _TITLES if any(figures.get(name) is not None for _, figures, _ in ours + others)]
+    higher = ("psnr", "ssim", "ssim_uniform")
+    head = "".join(f"<th>{text(_TITLES[name])} {'↑' if name in higher else '↓'}</th>" for name in columns)
     lines = []
     for rows, rounded in ((ours, _number), (others, _published_number)):
         for name, figures, kind in rows:
@@ -132,15 +132,11 @@ def _comparison(results: Mapping[str, Any], table: published.Table | None) -> st
             lines.append(f'<tr class="{kind}"><td>{text(name)}</td>{cells}</tr>')
     if table:
         lines.insert(len(ours), f"<tr><td colspan={len(columns) + 1} class=soft>as published</td></tr>")
-    notes = ["PSNR and SSIM are means over all views; FID is between all sampled and all true views."]
+    notes = [said for name, said in results["measures"].items() if name == "means" or dataset[name] is not None]
     if dataset["lpips"] is not None:
-        notes.append(f"LPIPS: version 0.1 by {results['lpips_network']}, mean over all views.")
+        notes.append(f"LPIPS: version 0.1 by {results['lpips_network']}.")
     if dataset["patch_distance"] is not None:
-        notes.append(
-            f"Patch distance: sliced Wasserstein distance of 7x7 patches, {results['patch_distance_views']:,} views "
-            "of a set; only figures of this project compare. It asks whether views look real, not whether they are "
-            "right: the repeated input consists of true patches."
-        )
+        notes.append(f"The patch distance is of {results['patch_distance_views']:,} views of a set.")
     if table:
         notes += [*table.notes, *[f"Source: {source}." for source in table.sources]]
     else:
@@ -217,9 +213,9 @@ def _settings(results: Mapping[str, Any]) -> str:
 
 
 def _objects(objects: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = {"psnr": "PSNR, dB", "ssim": "SSIM"}
+    columns = {"psnr": "PSNR, dB", "ssim": _TITLES["ssim"], "ssim_uniform": _TITLES["ssim_uniform"]}
     if any(each["lpips"] is not None for each in objects.values()):
-        columns["lpips"] = "LPIPS"
+        columns["lpips"] = _TITLES["lpips"]
     lines = "".join(
         f"<tr><td>{text(name)}</td><td>{len(each['views']['number']):,}</td>"
         + "".join(f"<td>{_number(column, each[column])}</td>" for column in columns)
@@ -238,14 +234,10 @@ def _list(sentences: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{text(each)}</li>" for each in sentences) + "</ul>" if sentences else ""
 
 
-def _title(name: str) -> str:
-    return "patch distance" if name == "patch_distance" else name.upper()
-
-
 def _number(name: str, value: float | None) -> str:
-    return "–" if value is None else f"{value:.{3 if name in ('ssim', 'lpips') else 2}f}"
+    return "–" if value is None else f"{value:.{3 if name in ('ssim', 'ssim_uniform', 'lpips') else 2}f}"
 
 
 def _published_number(name: str, value: float | None) -> str:
     """With as many digits as papers give."""
-    return f"{value:.2f}" if name == "ssim" and value is not None else _number(name, value)
+    return f"{value:.2f}" if name.startswith("ssim") and value is not None else _number(name, value)

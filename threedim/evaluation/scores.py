@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 
+from threedim import pixels
 from threedim.evaluation.metrics import fid, inception, lpips, patches
 from threedim.evaluation.metrics import image as image_metrics
 from threedim.tasks import Task, Views
@@ -15,15 +15,28 @@ from threedim.tasks import Task, Views
 # The patch distance sorts all patches that it compares, so it takes at most this many views.
 PATCH_VIEWS = 1000
 BIN_DEGREES = 15
-# Pixels of a view below which there is no SSIM or patch distance: its window, its coarsest level.
-_SSIM_SIZE, _PATCH_SIZE = 11, 16
+# Pixels of a view below which there is no such figure: SSIM's windows, the coarsest level of the patch distance.
+_SMALLEST = {"ssim": image_metrics.WINDOW, "ssim_uniform": image_metrics.UNIFORM_WINDOW, "patch_distance": 16}
 
-_VIEW_METRICS = ("psnr", "ssim", "lpips")
+_VIEW_METRICS = ("psnr", "ssim", "ssim_uniform", "lpips")
 _NO_LPIPS = (
     "the paper has none, and no weights are given with --config.evaluate.lpips_backbone=FILE "
     f"--config.evaluate.lpips_lin=FILE; {lpips.HOW_TO_GET_WEIGHTS}"
 )
 _NO_FID = f"no weights are given with --config.evaluate.inception=FILE; {inception.HOW_TO_GET_WEIGHTS}"
+# What each figure is, for results.json and the report.
+MEASURES = {
+    "means": "Means are over views: all that were sampled, and no input view. Objects with more views count more.",
+    "psnr": "PSNR is the mean of the views' dB, which is more than the dB of their mean error.",
+    "ssim": "SSIM has the Gaussian window of Wang et al. 2004 (11 px, sigma 1.5), SSIM (uniform) that of SRN, "
+    "PixelNeRF and LFN (7 px, sample covariance). Both are means over colors and all windows in the picture, without "
+    "padding.",
+    "fid": "FID is pytorch-fid's, whose resizing and scaling make it differ from the TensorFlow original's by some "
+    "percent. It compares all sampled views with the true ones from the same cameras. Fewer views give a larger FID: "
+    "compare only FIDs of equally many.",
+    "patch_distance": "Patch distance: sliced Wasserstein distance of 7x7 patches; only figures of this project "
+    "compare. It asks whether views look real, not whether they are right: the repeated input has true patches.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +47,8 @@ class ObjectScores:
       input_views, views: numbers of the given views and of the sampled ones.
       angle: degrees between the optical axes of each view's camera and the first input's, (view,) float64.
       equal: number of sampled views that equal the truth in every pixel.
-      figures: (view,) float64 in the order of ``views``, or None if not computed: "psnr" in dB, at most `psnr_limit`,
-        "ssim" and "lpips"; and "repeated_..." of the input view in place of every view, a baseline.
+      figures: (view,) float64 in the order of ``views``, or None if not computed: "psnr" in dB, "ssim", "ssim_uniform"
+        and "lpips"; and "repeated_..." of the input view in place of every view, a baseline.
     """
 
     input_views: list[int]
@@ -76,16 +89,15 @@ class Scores:
         compare: lpips.PerceptualDistance | None = None,
     ):
         self.objects: dict[str, ObjectScores] = {}
-        small, none = f"pictures of {size} px are smaller than ", ""
-        reasons = {
-            "ssim": f"{small}its window of {_SSIM_SIZE} px" if size < _SSIM_SIZE else none,
-            "lpips": _NO_LPIPS if not compare else none,
-            "patch_distance": f"{small}the {_PATCH_SIZE} px of its smallest level" if size < _PATCH_SIZE else none,
-            "fid": _NO_FID if not extract else "a covariance needs at least 2 views" if num_views < 2 else none,
+        needed = _SMALLEST | ({"lpips": compare.smallest} if compare else {})
+        small = f"pictures of {size} px are smaller than the"
+        self.not_computed = {
+            name: f"{small} {least} px that it needs" for name, least in needed.items() if size < least
         }
-        if compare and size < compare.smallest:
-            reasons["lpips"] = f"{small}the {compare.smallest} px that {compare.name} needs"
-        self.not_computed = {name: reason for name, reason in reasons.items() if reason}
+        if not compare:
+            self.not_computed["lpips"] = _NO_LPIPS
+        if not extract or num_views < 2:
+            self.not_computed["fid"] = "a covariance needs at least 2 views" if extract else _NO_FID
         self._size, self._seed, self._compare = size, seed, compare
         self._moments = [fid.PictureMoments(extract, extract.num_features) for _ in "ab"] if extract else []
         self._in_patches = np.zeros(num_views, bool)
@@ -101,11 +113,12 @@ class Scores:
         if "lpips" not in self.not_computed:
             # One input view stands for its repetitions: LPIPS depends on nothing else.
             distances = self._compare(truth, sampled, views.inputs[:1])
-        limit, figures = psnr_limit(*truth.shape[1:3]), {}
+        figures = {}
         for prefix, images, distance in zip(("", "repeated_"), (sampled, repeated), distances, strict=True):
-            ssim = None if "ssim" in self.not_computed else image_metrics.ssim(images, truth).astype(np.float64)
-            figures[f"{prefix}psnr"] = np.minimum(image_metrics.psnr(images, truth).astype(np.float64), limit)
-            figures |= {f"{prefix}ssim": ssim, f"{prefix}lpips": distance}
+            for metric in (image_metrics.psnr, image_metrics.ssim, image_metrics.ssim_uniform):
+                name, known = metric.__name__, metric.__name__ not in self.not_computed
+                figures[prefix + name] = metric(images, truth).astype(np.float64) if known else None
+            figures[f"{prefix}lpips"] = distance
         equal = int(np.all(sampled == truth, axis=(1, 2, 3)).sum())
         self.objects[task.name] = ObjectScores(task.input_views, task.target_views, angles(views), equal, figures)
         chosen = self._in_patches[self._seen : self._seen + len(sampled)]
@@ -118,8 +131,9 @@ class Scores:
         """Entries of results.json: means over all views as in the paper [3], and the spread over objects.
 
         Returns:
-          "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row of the repeated input view in
-          "baselines"; "psnr_by_angle", bins that have views; "not_computed" and "warnings", sentences; and counts.
+          "measures", what the figures are; "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row
+          of the repeated input view in "baselines"; "psnr_by_angle", bins that have views; "not_computed" and
+          "warnings", sentences; and counts.
         """
         dataset, repeated = self._row(""), self._row("repeated_")
         warnings = []
@@ -131,12 +145,13 @@ class Scores:
             distance = fid.frechet_distance(*(each.moments for each in self._moments))
             dataset["fid"], warnings = distance.value, [f"FID: {warning}" for warning in distance.warnings]
         return {
+            "measures": MEASURES,
             "dataset": dataset,
             "baselines": {"input view repeated": repeated},
             "num_objects": len(self.objects),
             "num_views": self._seen,
             "equal_views": sum(one.equal for one in self.objects.values()),
-            "psnr_of_equal_views": psnr_limit(self._size, self._size),
+            "psnr_of_equal_views": pixels.psnr_limit(self._size, self._size),
             "patch_distance_views": min(self._seen, PATCH_VIEWS),
             "not_computed": self.not_computed,
             "warnings": warnings,
@@ -170,11 +185,6 @@ class Scores:
             for index in np.unique(bins).tolist()
             for inside in [bins == index]
         ]
-
-
-def psnr_limit(height: int, width: int) -> float:
-    """The highest PSNR of two different images, which equal ones get instead of infinity: one value differs by 1."""
-    return 10 * math.log10(255**2 * height * width * 3)
 
 
 def angles(views: Views) -> np.ndarray:

@@ -28,6 +28,7 @@ HOW_TO_GET_WEIGHTS = (
     ".safetensors file with the same names works"
 )
 
+_PUBLISHED = "6726825d"  # first digits of the published file's sha256, as its name says
 _SIDE, _NUM_CLASSES, _EPSILON = 299, 1008, 1e-3
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
@@ -142,8 +143,13 @@ def entry_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def fold(state: Mapping[str, np.ndarray], source: str = "weights") -> dict[str, Any]:
-    """Parameters of `InceptionV3` from the published entries; `UserError` for other entries or values."""
-    torch_files.check_entries(state, entry_shapes(), source)
+    """Parameters of `InceptionV3` from the published entries; `UserError` for other entries or values.
+
+    What the features do not need may be missing: the classifier "fc.*" and "num_batches_tracked".
+    """
+    shapes = entry_shapes()
+    unused = [name for name in shapes if name.startswith("fc.") or name.endswith(".num_batches_tracked")]
+    torch_files.check_entries(state, shapes, source, unused)
     params = {}
     for layer in (name.removesuffix(".conv.weight") for name in state if name.endswith(".conv.weight")):
         scale, shift, mean, variance = (np.asarray(state[f"{layer}.bn.{part}"], np.float64) for part in _NORM_PARTS)
@@ -163,6 +169,11 @@ def load_params(path: epath.PathLike) -> dict[str, Any]:
     if not files.is_file(path):
         raise MissingError(f"{path}: no such file, so no FID; {HOW_TO_GET_WEIGHTS}")
     return fold(torch_files.read_state_dict(path), str(path))
+
+
+def not_as_published(file: Mapping[str, str]) -> list[str]:
+    """A warning if a file, given by "name" and "sha256", is not the published one: other weights, other distances."""
+    return torch_files.not_as_published("FID", file, _PUBLISHED)
 
 
 # Separate from the resizing, so that pictures of another size do not recompile the network.

@@ -16,7 +16,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from threedim import files
+from threedim import arrays, files
 from threedim.errors import MissingError, UserError
 
 _ZIP_MAGIC, _LEGACY_MAGIC, _LEGACY_PROTOCOL = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
@@ -42,6 +42,7 @@ _DICT, _SIZE = "collections OrderedDict", "torch Size"
 _TENSOR = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
 # The second name dates from 2017; the published VGG networks use it.
 _PARAMETER = ("torch._utils _rebuild_parameter", "torch.nn.parameter Parameter")
+_WRAPPED = "module."
 _ALLOWED = {_DICT, _SIZE, *_TENSOR, *_PARAMETER, *_STORAGES}
 
 
@@ -62,8 +63,8 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     try:
         if path.suffix == ".npz":
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return dict(arrays)
+            with np.load(io.BytesIO(data), allow_pickle=False) as found:
+                return dict(found)
         if path.suffix == ".safetensors":
             return safetensors.numpy.load(data)
         if data.startswith(b"<"):
@@ -76,14 +77,37 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not {kinds[path.suffix]}: {error}") from error
 
 
-def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raises a UserError that lists every difference unless ``state`` has just the names and shapes in ``shapes``."""
-    wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in state]
+def check_entries(
+    state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: str, unused: Container[str] = ()
+) -> None:
+    """Raises a UserError that lists the differences unless ``state`` has just the names and shapes in ``shapes``.
+
+    Entries of ``unused`` may be missing, but have these shapes where they are: they tell networks apart.
+    """
+    if state and all(name.startswith(_WRAPPED) for name in state):
+        raise UserError(
+            f"{source}: all names begin with {_WRAPPED!r}, which torch.nn.DataParallel adds; save "
+            "model.module.state_dict() instead"
+        )
+    wrong = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in state and name not in unused]
     wrong += [f"not expected: {name} {array.shape}" for name, array in state.items() if name not in shapes]
     found = {name: state[name].shape for name in shapes if name in state}
     wrong += [f"{name} is {shape}, must be {shapes[name]}" for name, shape in found.items() if shape != shapes[name]]
     if wrong:
-        raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
+        raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  {arrays.listed(wrong)}")
+
+
+def not_as_published(metric: str, file: Mapping[str, str], digits: str) -> list[str]:
+    """A warning if a file, given by "name" and "sha256", is not the published one by the first digits of its sha256.
+
+    PyTorch's downloads have these digits in their names. Other networks have entries of the same names and shapes.
+    """
+    if file["sha256"].startswith(digits):
+        return []
+    return [
+        f"{metric}: {file['name']} is not the published file of weights ({digits}...) by its sha256; unless it was "
+        "converted from that file, compare its results only with each other"
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +195,7 @@ def _storages(root: Any) -> dict[str, _Storage]:
 
 def _arrays(tensors: Mapping[str, _Tensor], read: Callable[[str], bytes]) -> dict[str, np.ndarray]:
     """Copies of the tensors, so that none of them keeps the whole file in memory."""
-    arrays = {}
+    copies = {}
     for name, tensor in tensors.items():
         key, dtype, count = dataclasses.astuple(tensor.storage)
         shape, strides = tensor.shape, tensor.strides
@@ -183,8 +207,8 @@ def _arrays(tensors: Mapping[str, _Tensor], read: Callable[[str], bytes]) -> dic
             raise UserError(f"entry {name!r} reaches beyond its storage")
         view = np.frombuffer(data, dtype)[tensor.offset :]
         view = np.lib.stride_tricks.as_strided(view, shape, [stride * dtype.itemsize for stride in strides])
-        arrays[name] = np.array(view, order="C")
-    return arrays
+        copies[name] = np.array(view, order="C")
+    return copies
 
 
 class _Mark:
