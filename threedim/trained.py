@@ -13,7 +13,7 @@ import ml_collections
 from etils import epath
 
 from threedim import config as config_lib
-from threedim import provenance, weights_file
+from threedim import files, provenance, weights_file
 from threedim import settings as settings_lib
 from threedim.errors import MissingError, UserError
 from threedim.training import checkpoints, run_info

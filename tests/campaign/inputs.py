@@ -82,6 +82,7 @@ def kinds(inputs: pathlib.Path) -> dict[str, Kind]:
     found = {
         "checkpoint": Kind(run, functools.partial(_restored, c), True, "checkpoints/**/*", command=resume),
         "config.json": Kind(run, functools.partial(_run_info, c), changed="config.json", command=sampling),
+        "config.json, loaded": Kind(run, _load, changed="config.json"),
         "metrics.jsonl": Kind(run, _log, changed="metrics.jsonl", writes=True, command=resume),
         "weights": Kind(functools.partial(_weights, inputs), _loaded, True, command=with_weights),
         "records": Kind(
@@ -124,9 +125,8 @@ def kinds(inputs: pathlib.Path) -> dict[str, Kind]:
     writers |= {"zero123": layouts.write_zero123}
     for name, write in writers.items():
         found[f"views, {name}"] = Kind(functools.partial(_views, write), _object, changed="objects/**/*", command=view)
-    for name, file in _MESHES.items():
-        read = functools.partial(_mesh, file)
-        found[f"mesh, {name}"] = Kind(functools.partial(_write_mesh, name), read, command=render_command)
+    for name in _MESHES:
+        found[f"mesh, {name}"] = Kind(functools.partial(_write_mesh, name), _mesh, command=render_command)
     for name in (".pth", ".pth, legacy", ".npz", ".safetensors"):
         # A zip has checksums.
         file = f"w{name.partition(',')[0]}"
@@ -170,9 +170,12 @@ def _restored(c, folder):
 
 
 def _run_info(c, folder):
-    read = run_info.check_run_info(folder, c), run_info.resized_at(folder, 2, 4)
+    return run_info.check_run_info(folder, c), run_info.resized_at(folder, 2, 4)
+
+
+def _load(folder):
     model = trained.load(folder)
-    return read, model.config.to_json(), model.params
+    return model.sampler, model.config.to_json(), model.params
 
 
 def _log(folder):
@@ -296,12 +299,10 @@ def _write_mesh(name, folder):
         box.export(path, file_type="stl_ascii" if name == "stl, text" else None)
 
 
-def _mesh(file, folder):
-    # As in rendering, files beside it may be missing.
-    (name,) = render.find_meshes(folder / "meshes").values()
-    mesh = load_mesh(name, inside=folder / "meshes")
-    pictures = render.render_views(mesh, render.ViewSettings(2, SIZE).cameras("a"), SIZE, 1)
-    return {field.name: getattr(mesh, field.name) for field in dataclasses.fields(mesh)}, pictures
+def _mesh(folder):
+    found = render.find_meshes(folder / "meshes")
+    meshes = [load_mesh(path, inside=folder / "meshes") for path in found.values()]
+    return meshes, [render.render_views(mesh, render.ViewSettings(2, SIZE).cameras("a"), SIZE, 1) for mesh in meshes]
 
 
 def _rendered(folder):
