@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from threedim import arrays as arrays_lib
 from threedim import files
 from threedim.errors import MissingError, UserError
 
@@ -83,7 +84,9 @@ def check_entries(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     found = {name: state[name].shape for name in shapes if name in state}
     wrong += [f"{name} is {shape}, must be {shapes[name]}" for name, shape in found.items() if shape != shapes[name]]
     if wrong:
-        raise UserError(f"{source}: not the expected weights, {len(wrong)} entries differ:\n  " + "\n  ".join(wrong))
+        raise UserError(
+            f"{source}: not the expected weights, {len(wrong)} entries differ:\n  {arrays_lib.listed(wrong)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
