@@ -68,7 +68,8 @@ def test_only_what_killed_processes_left_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN', b'{"a": ' + b"9" * 5000 + b"}"]
+    "content",
+    [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a": NaN}', b'{"a": 1e400}', b'{"a": ' + b"9" * 5000 + b"}"],
 )
 def test_damaged_json_is_named(tmp_path, content):
     path = epath.Path(tmp_path / "config.json")

@@ -270,6 +270,9 @@ def test_check_entries_lists_everything():
     check_entries({"c": np.zeros(4), "a": np.zeros((2, 3)), "b": np.zeros(())}, shapes, "file.npz")
     with pytest.raises(ValueError, match=r"file\.npz: .* 3 entries differ") as error:
         check_entries({"a": np.zeros((3, 2)), "c": np.zeros(4), "d": np.zeros(5)}, shapes, "file.npz")
+    many = {f"n{index}": (1,) for index in range(600)}
+    with pytest.raises(ValueError, match=r"600 entries differ(.|\n)*\n  and 580 more$"):
+        check_entries({}, many, "file.npz")
     for line in ("missing: b ()", "not expected: d (5,)", "a is (3, 2), must be (2, 3)"):
         assert line in str(error.value)
     many = {f"entry{i}": np.zeros(1) for i in range(1000)}

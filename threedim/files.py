@@ -155,6 +155,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         if not isinstance(content, dict):
             raise TypeError(f"holds a {type(content).__name__} instead of an object")
+        json.dumps(content, allow_nan=False)  # of NaN and infinity, which this project does not write
         return content
 
 

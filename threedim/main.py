@@ -35,8 +35,8 @@ from absl import app, flags, logging
 from etils import epy
 from ml_collections import config_flags
 
+from threedim import compilation_cache, cpu, distributed, files, provenance
 from threedim import config as config_lib
-from threedim import cpu, distributed, files, provenance
 from threedim.errors import MissingError, UserError, disk_errors, one_line
 
 # Imported on first use: a training run that restarts does not wait for what samples and scores.
@@ -149,8 +149,8 @@ def _run_mode(config: ml_collections.ConfigDict, mode: str) -> None:
 
 def _use_cache() -> None:
     """Keeps compiled programs in the flag's folder, unless the environment names another one."""
-    if _CACHE.value and (_CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ):
-        jax.config.update("jax_compilation_cache_dir", files.path(_CACHE.value))
+    is_chosen = _CACHE.present or "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    compilation_cache.use(files.path(_CACHE.value) if is_chosen else "")
 
 
 def _check_jax() -> None:

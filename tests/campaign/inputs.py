@@ -271,7 +271,8 @@ def _write_mesh(name, folder):
     folder = folder / "meshes"
     folder.mkdir(parents=True)
     path, box = folder / _MESHES[name], trimesh.creation.box([1, 2, 3])
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)).save(folder / "t.png")
+    if name in ("gltf", "obj", "dae"):
+        PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)).save(folder / "t.png")
     if name in ("glb", "gltf"):
         file = gltf_files.File()
         texture = file.texture(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8))

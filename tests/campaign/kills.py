@@ -39,7 +39,7 @@ PHASES = {
     "prepare": (2, {"starting": (1, 5.0), "rendering": (4, 2.0), "converting": (3, 0.2)}),
     "train": (
         6,
-        {"starting": (2, 12.0), "between saves": (2, 0.5), "first save": (3, 0.7), "later saves": (12, 0.7)},
+        {"starting": (2, 12.0), "between saves": (2, 0.5), "first save": (3, 0.7), "later saves": (16, 0.7)},
     ),
     "sample": (2, {"starting": (1, 10.0), "sampling": (3, 4.0), "writing an object": (2, 0.5)}),
 }
@@ -190,7 +190,7 @@ def chain(number, seed, kills, folder, xla, expected, bar):
     for mode, (most, phases) in PHASES.items():
         left, problems = min(most, kills - len(entries)), []
         while left and not problems:
-            possible = [name for name in phases if name != ("later saves", "first save")[bool(folders.saved())]]
+            possible = [name for name in phases if name != "first save" or not folders.saved()]
             weights = np.array([phases[name][0] for name in possible], float)
             aim = str(rng.choice(possible, p=weights / weights.sum()))
             phase, problems = one_run(folders, mode, xla, number % 2, rng, aim)

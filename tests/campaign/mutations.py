@@ -377,10 +377,10 @@ def main():
     given = parser.parse_args()
     out = given.out.resolve()
     log = Log(out)
-    if not (out / "inputs").exists():
-        shutil.rmtree(out / "making", ignore_errors=True)
-        subprocess.run([sys.executable, "-c", _MAKE, str(out / "making")], cwd=commands.REPOSITORY, check=True)
-        (out / "making").rename(out / "inputs")
+    if not (out / "made").exists():
+        shutil.rmtree(out / "inputs", ignore_errors=True)
+        subprocess.run([sys.executable, "-c", _MAKE, str(out / "inputs")], cwd=commands.REPOSITORY, check=True)
+        (out / "made").touch()
     todo = [(i, False) for i in range(given.mutations)] + [(i, True) for i in range(given.command_lines)]
     done = {(entry["case"], entry["by_command"]) for entry in log.entries}
     left = [each for each in todo if each not in done]

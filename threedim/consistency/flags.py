@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from threedim import files
+from threedim import compilation_cache, files
 from threedim.consistency.field import FieldSettings
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
@@ -37,8 +37,7 @@ def fit_settings(given: argparse.Namespace) -> tuple[FieldSettings, ReadSettings
     Raises:
       UserError: if a name or a value is wrong.
     """
-    if given.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", given.compilation_cache)
+    compilation_cache.use(given.compilation_cache)
     read = ReadSettings(**changes("--data", given.data, dataclasses.asdict(ReadSettings())))
     return field_settings(given.rays_per_step, given.set), read
 

@@ -118,25 +118,17 @@ def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
 
 def _row(path: epath.Path) -> dict[str, Any]:
     objects, fid_path = _objects(path.parent), path.parent / "fid.json"
-    distance = _read_finite(fid_path) if fid_path.exists() else {}
+    distance = read_json(fid_path) if fid_path.exists() else {}
     # The FID of other objects than the row has now does not count.
     distance = distance if distance.pop("of", None) == _digest(objects) else {"fid": None}
     figures = ("psnr", "ssim", "input_psnr")
     with files.interpreting(path.parent / "scores"):
         means = {name: float(np.mean([float(one[name]) for one in objects.values()])) for name in figures}
-    return {**_read_finite(path), "num_objects": len(objects), **means, **distance, "objects": objects}
+    return {**read_json(path), "num_objects": len(objects), **means, **distance, "objects": objects}
 
 
 def _objects(row: epath.Path) -> dict[str, Any]:
-    return {path.stem: _read_finite(path) for path in sorted((row / "scores").glob("*.json"))}
-
-
-def _read_finite(path: epath.Path) -> dict[str, Any]:
-    """A file that `save` wrote, which writes no NaN."""
-    content = read_json(path)
-    with files.interpreting(path):
-        json.dumps(content, allow_nan=False)
-    return content
+    return {path.stem: read_json(path) for path in sorted((row / "scores").glob("*.json"))}
 
 
 def _digest(objects: dict[str, Any]) -> str:
