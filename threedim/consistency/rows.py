@@ -15,6 +15,7 @@ from threedim.consistency.field import Bounds, scene_bounds
 from threedim.data import objects as objects_lib
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
+from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.sampled import read_samples
 from threedim.progress import Progress
 
@@ -98,6 +99,15 @@ def default_inputs(num_views: int) -> tuple[int, ...]:
     return (PAPER_INPUT_VIEW,) if num_views > PAPER_INPUT_VIEW else (0,)
 
 
+def _check_pictures(path: epath.Path, pictures: np.ndarray) -> None:
+    """Raises `UserError` if views (view, height, width, 3) can have no score, or one that means nothing."""
+    if min(pictures.shape[1:3]) < image_metrics.WINDOW:
+        small = f"views of {pictures.shape[2]} px are smaller than SSIM's window of {image_metrics.WINDOW} px"
+        raise UserError(f"{path}: {small}")
+    if np.all(pictures == pictures[0]):
+        raise UserError(f"{path}: all views are the same picture, which a field fits without showing any object")
+
+
 def read_row(
     name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int, settings: ReadSettings
 ) -> Row:
@@ -107,7 +117,7 @@ def read_row(
 
     Raises:
       MissingError, BadObjectError: if the folder does not exist or holds no objects.
-      UserError: if views are too few or too small, or were sampled from other input views.
+      UserError: if views are too few, too small or all equal, or were sampled from other input views.
     """
     samples, objects, distances = sampled_objects(folder), [], []
     found = objects_lib.find_objects(folder)
@@ -118,6 +128,7 @@ def read_row(
             count = len(one.pngs)
             if size > one.size:
                 raise UserError(f"{path}: views of {one.size} px cannot be averaged to {size} px")
+            _check_pictures(path, one.decode(size=size or None)[0])
             numbers, inputs = tuple(range(count)), default_inputs(count) if input_views is None else input_views
             if path.name in samples:
                 sampled_from, targets = samples[path.name]
