@@ -193,7 +193,8 @@ def _evaluate() -> ml_collections.ConfigDict:
     e = ml_collections.ConfigDict()
     e.input_view = 64  # number of the input view
     e.max_objects = 0  # limits evaluation to a random subset; 0 for all
-    e.seed = 0  # of that subset, and of the patch distance
+    e.max_views = 0  # limits it to this many views of each object, spread evenly; 0 for all
+    e.seed = 0  # of the subset of objects, and of the patch distance
     e.views = ""  # folder of existing views to score instead, from any method: DIR/<object>/000000.png
     e.inception = ""  # Inception weights file for FID; "" skips FID
     e.lpips_backbone = ""  # torchvision VGG16 weights file for LPIPS; "" (both) skips LPIPS

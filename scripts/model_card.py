@@ -295,12 +295,12 @@ def _commands(given: argparse.Namespace, stages: Sequence[Stage], dtype: str, re
     todo.append([*head, f"--config.sample.weights={file}", *flags])
     card = ["scripts.model_card", f"--workdir={run}", f"--evaluation={evaluation}", f"--weights={file}"]
     if consistency:
-        settings, rows = consistency["settings"], consistency["rows"]
+        settings, rows, changed = (consistency[name] for name in ("settings", "rows", "not_the_frozen_settings"))
         places = {row: one["views"] for row, one in rows.items()} | {name: f"{evaluation}/views"}
         score = ["threedim.evaluation.consistency", *(f"--views={row}={place}" for row, place in places.items())]
         score += [f"--input_view={view}" for view in settings["input_views"]]
         score += [f"--max_objects={rows[name]['num_objects']}", f"--rays_per_step={settings['field']['rays_per_step']}"]
-        score += [f"--set={key}={value}" for key, value in consistency["not_the_frozen_settings"].items()]
+        score += [f"--set={key}={value}" for key, value in changed.items() if key != "rays_per_step"]
         todo.append([*score, f"--out={run}/consistency"])
         card.append(f"--consistency={run}/consistency")
     card += [f"--started_from=runs/{stage.workdir.name}={stage.config_file}" for stage in stages[-2::-1]]

@@ -23,6 +23,7 @@ from threedim.data.objects import read_object
 from threedim.data.views import ReadSettings
 from threedim.errors import MissingError, UserError
 from threedim.evaluation.metrics import image as image_metrics
+from threedim.evaluation.metrics.patches import sharpness
 from threedim.procedural import shapes
 from threedim.rendering import raycast, render, viewpoints
 
@@ -144,7 +145,7 @@ def test_fid_compares_held_out_views_with_renders_of_all_objects(views, tmp_path
     one, two = (each[0] - each[1] for each in means)
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + (one @ one + two @ two - 2 * abs(one @ two)) / 2
     assert row["fid"] == pytest.approx(expected, rel=1e-3)
-    assert "singular" in row["warnings"][0]
+    assert row["warnings"][0].startswith("FID: a set has 2 pictures")
     # It stays where the objects are the same, and goes where they are not.
     assert score.score([str(views)], out, QUICK)["rows"]["views"]["fid"] == row["fid"]
     path = out / "views" / "scores" / "car_1.json"
@@ -165,8 +166,17 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     Page(html)
     assert first["settings"]["field"]["levels"] == 1
     assert first["not_the_frozen_settings"]["levels"] == 1
+    assert first["not_the_frozen_settings"]["rays_per_step"] == 32
+    for said in (
+        "rewards blur and emptiness",
+        "white background",
+        "10 views of an object, 1 held out; input view 0; box ± 1.3",
+    ):
+        assert said in html
     row = first["rows"]["views"]
     assert row["psnr"] == pytest.approx(np.mean([one["psnr"] for one in row["objects"].values()]))
+    sharp = [sharpness(read_object(views / name).decode()[0]) for name in ("car_0", "car_1")]
+    assert row["sharpness"] == pytest.approx(np.mean(sharp))
     assert row["bounds"] == pytest.approx({"near": 0.975, "far": 3.9, "half_width": 1.3}, rel=1e-5)
     assert pixels.load_png(out / "views" / "strips" / "car_0.png").shape[1] > 4 * 128
 
@@ -208,6 +218,24 @@ def test_wrong_rows_are_refused(views, tmp_path):
             score.score([str(folder) for folder in folders], tmp_path / out, QUICK, **settings)
 
 
+def test_what_has_no_meaningful_score_is_refused_before_the_fit(views, tmp_path, monkeypatch):
+    monkeypatch.setattr(score.fit, "fit", None)
+    images, camera = read_object(views / "car_0").decode()
+    srn.write_object(tmp_path / "plain" / "a", np.full_like(images, 128), camera)
+    small = camera.resized((16, 16), (10, 10))
+    srn.write_object(tmp_path / "small" / "a", images[:, :10, :10], small)
+    shutil.rmtree(views / "car_1")
+    for folder, settings, said in (
+        (tmp_path / "plain", {}, "plain/a: all views are the same picture"),
+        (tmp_path / "small", {}, "small/a: views of 10 px are smaller than SSIM's window of 11 px"),
+        (views, {"size": 10}, "views of 10 px are smaller"),
+        (views, {"extract": MeanColors()}, "views: one held-out view has no FID, which needs two"),
+    ):
+        with pytest.raises(UserError, match=said):
+            score.score([str(folder)], tmp_path / "out", QUICK, **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_samples_json_numbers_the_views(views, tmp_path):
     targets = [view for view in range(10) if view != 7]
 
@@ -245,6 +273,24 @@ def test_settings_of_folders(views, tmp_path):
     for one, other in zip(row.objects, expected.objects, strict=True):
         np.testing.assert_allclose(one.views()[1].t, 2 * other.views()[1].t, rtol=1e-6)
         assert one.fingerprint() != other.fingerprint()
+
+
+def test_warnings_of_the_fid_are_shown(views, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(score.inception, "load_params", lambda _: {"weights": 0})
+    monkeypatch.setattr(score.inception, "FeatureExtractor", lambda _: MeanColors())
+    (tmp_path / "w.pth").write_bytes(b"1")
+    quick = [f"--set={name}={getattr(QUICK, name)}" for name in QUICK.__dataclass_fields__]
+    out = tmp_path / "out"
+    score.main(
+        [f"--views={views}", "--compilation_cache=", f"--out={out}", f"--inception={tmp_path / 'w.pth'}", *quick]
+    )
+    shown = [capsys.readouterr().out, (out / "report.html").read_text(), (out / "results.json").read_text()]
+    for text in shown:
+        for said in (
+            "FID: w.pth is not the published file of weights (6726825d...)",
+            "FID: a set has 2 pictures for 3",
+        ):
+            assert said in text
 
 
 def test_command_line(views, tmp_path, capsys):

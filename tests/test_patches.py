@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.stats
 
 from threedim.evaluation.metrics import patches as patches_lib
-from threedim.evaluation.metrics.patches import sliced_wasserstein
+from threedim.evaluation.metrics.patches import sharpness, sliced_wasserstein
 
 
 def make_pictures(seed, count, size):
@@ -141,3 +142,17 @@ GOOD = np.zeros((2, 16, 16, 3), np.uint8)
 def test_errors(images, truth, settings, message):
     with pytest.raises(ValueError, match=message):
         sliced_wasserstein(images, truth, **settings)
+
+
+def test_sharpness_falls_with_blur():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 3, 24, 20, 3), np.uint8)
+    weights = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    detail = [
+        [one[..., c] - scipy.ndimage.convolve(one[..., c].astype(float), weights, mode="mirror") for c in range(3)]
+        for one in images.reshape(6, 24, 20, 3)
+    ]
+    assert sharpness(images) == pytest.approx(np.mean([np.sqrt(np.mean(np.square(each))) for each in detail]), rel=1e-5)
+    blurred = scipy.ndimage.gaussian_filter(images.astype(float), (0, 0, 1, 1, 0)).astype(np.uint8)
+    assert sharpness(blurred) < sharpness(images) / 4
+    assert sharpness(np.full_like(images, 77)) == pytest.approx(0, abs=1e-4)

@@ -209,6 +209,38 @@ def test_samples_scores_and_does_not_sample_again(tiny_config, run, monkeypatch,
         protocol.evaluate(tiny_config, run)
 
 
+def test_fewer_views_are_spread_evenly(tiny_config, run):
+    tiny_config.evaluate.input_view, tiny_config.evaluate.max_views = 1, 2
+    out = protocol.evaluate(tiny_config, run)
+    results = results_of(out)
+    assert results["num_views"] == 4
+    assert results["protocol"]["max_views"] == 2
+    truth_of = sources.open_from_config(tiny_config.data, "test")
+    for index, name in enumerate(truth_of.names):
+        views = results["objects"][name]["views"]
+        assert views["number"] == [2, 4]  # of 0, 2, 3 and 4
+        pictures, _ = read_object(out / "views" / name).decode()
+        np.testing.assert_allclose(
+            views["psnr"], reference_psnr(pictures[1:], truth_of.views(index, [2, 4])[0]), rtol=1e-5
+        )
+    assert "Only 2 views of each object, spread evenly" in (out / "report.html").read_text()
+    tiny_config.evaluate.max_views = 0
+    with pytest.raises(UserError, match="max_views: 2 → null"):
+        protocol.evaluate(tiny_config, run)
+    (out / "results.json").unlink()
+    with pytest.raises(UserError, match="num_views: 2 → 0"):
+        protocol.evaluate(tiny_config, run)
+
+
+def test_fewer_of_the_ready_made_views(ready):
+    whole = results_of(protocol.evaluate(ready, "nowhere"))["objects"]
+    ready.evaluate.max_views, ready.evaluate.out = 3, ready.evaluate.out + "3"
+    for name, one in results_of(protocol.evaluate(ready, "nowhere"))["objects"].items():
+        known = dict(zip(whole[name]["views"]["number"], whole[name]["views"]["psnr"], strict=True))
+        assert len(one["views"]["number"]) == 3
+        assert one["views"]["psnr"] == [known[number] for number in one["views"]["number"]]
+
+
 def test_objects_are_chosen_by_the_seed_and_none_are_lost(ready, tmp_path):
     def names(count, seed):
         ready.evaluate.max_objects, ready.evaluate.seed = count, seed
@@ -272,6 +304,7 @@ def test_16_bit_views_are_scored_as_what_they_show(ready, tmp_path):
     [
         ("evaluate.published", "boats", "evaluate.published must be one of none, cars, chairs, chairs_star, got"),
         ("evaluate.max_objects", -1, "evaluate.max_objects must be 0 (all) or more, got -1"),
+        ("evaluate.max_views", -2, "evaluate.max_views must be 0 (all) or more, got -2"),
         ("evaluate.inception", "weights.pth", "weights.pth: no such file"),
         ("evaluate.lpips_lin", "lin.pth", "must both be set, or neither; only lpips_lin is; download https://"),
         ("evaluate.input_view", 9, "evaluate.input_view"),

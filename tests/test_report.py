@@ -155,11 +155,12 @@ def test_published_rows_are_shown(results):
 def test_deviations_from_the_paper_are_named(results):
     assert report.caveats(results) == []
     other = copy.deepcopy(results)
-    other["protocol"] |= {"objects_in_split": 704, "image_size": 64, "input_view": 0, "seed": 3}
+    other["protocol"] |= {"objects_in_split": 704, "image_size": 64, "input_view": 0, "seed": 3, "max_views": 20}
     other["warnings"] = ["FID: a set has 4 pictures"]
     found = "\n".join(report.caveats(other))
     for words in (
         *("Only 2 of 704 test objects, chosen by seed 3", "64 px; the paper's are of 128 px"),
+        "Only 20 views of each object, spread evenly: FID between fewer views is larger, and each was sampled with",
         *("number 0; the paper's is number 64", "FID: a set has 4 pictures."),
     ):
         assert words in found

@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,12 +47,15 @@ PyTree = Any
 _FREE = ("num_objects", "num_samples", "objects_seed", "batch_size", "out")
 
 
-def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.Path:
+def sample(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike, tasks: Sequence[Task] | None = None
+) -> epath.Path:
     """Samples the views that ``config.sample`` asks for with the averaged weights of a run or file.
 
     Args:
       config: its section ``sample`` says which views, with which weights and settings.
       workdir: folder of the run; with ``config.sample.weights`` only the place for the output.
+      tasks: objects and views, instead of those that `make_tasks` makes of ``config``.
 
     Returns:
       The output folder.
@@ -72,7 +75,7 @@ def sample(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> epath.
     # Read at once: a running trainer may remove them while data is prepared.
     trained, params = read(lambda: find_weights(config, workdir), NamedSharding(split.mesh, PartitionSpec()))
     sampler = config_lib.sampler(config)
-    tasks = distributed.lead_first(lambda: make_tasks(config))
+    tasks = distributed.lead_first(lambda: make_tasks(config)) if tasks is None else list(tasks)
 
     out = output_folder(config, workdir, trained)
     with locks.hold(out, "writes views to") if distributed.is_lead() else contextlib.nullcontext():

@@ -53,6 +53,20 @@ class Task:
         check_name(self.name, "config.sample")  # what is sampled is written, and removed, under this name
 
 
+def with_fewer_views(task: Task, count: int) -> Task:
+    """The task with ``count`` of its target views, spread evenly; itself if it has no more, or ``count`` is 0."""
+    total = len(task.target_views)
+    if not 0 < count < total:
+        return task
+    chosen = (2 * np.arange(count) + 1) * total // (2 * count)
+
+    def load() -> Views:
+        views = task.load()
+        return views._replace(targets=views.targets[chosen], truth=views.truth[chosen])
+
+    return dataclasses.replace(task, target_views=[task.target_views[i] for i in chosen.tolist()], load=load)
+
+
 def make_tasks(config: ml_collections.ConfigDict) -> list[Task]:
     """The tasks of ``config.sample``, from the data set or ``config.sample.object``.
 

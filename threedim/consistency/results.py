@@ -29,12 +29,12 @@ from threedim.files import read_json
 from threedim.progress import Progress
 
 _MEASURE = (
-    "3D consistency score (arXiv 2210.04628, section 4): PSNR in dB, SSIM with a Gaussian window; input_psnr: the "
-    "field's render from the input camera against the input view, which it was fitted to"
+    "3D consistency score (arXiv 2210.04628, section 4) of held-out views, averaged over the views of an object, then "
+    "over objects: PSNR in dB, SSIM with a Gaussian window of 11 px without padding, FID as pytorch-fid's; input_psnr: "
+    "the field's render from the input camera against the input view, which it was fitted to; sharpness: what a blur "
+    "of 1 px takes from all views, root mean square in gray levels"
 )
 _NO_FID = f"null without weights: --inception=FILE adds it (finished fits are kept); {inception.HOW_TO_GET_WEIGHTS}"
-# They depend on the machine, and are listed among the settings.
-_MACHINE_SETTINGS = ("rays_per_step", "rays_per_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def collect(out: epath.Path, settings: ScoreSettings) -> dict[str, Any]:
     results = {
         "measure": _MEASURE,
         "settings": settings_lib.plain(dataclasses.asdict(settings)),
-        "not_the_frozen_settings": {k: v for k, v in now.items() if v != frozen[k] and k not in _MACHINE_SETTINGS},
+        "not_the_frozen_settings": {k: v for k, v in now.items() if v != frozen[k] and k != "rays_per_chunk"},
         "fid": _NO_FID,
         "jax_backend": jax.default_backend(),
         "rows": {path.parent.name: _row(path) for path in sorted(out.glob("*/row.json"))},
@@ -121,7 +121,7 @@ def _row(path: epath.Path) -> dict[str, Any]:
     distance = read_json(fid_path) if fid_path.exists() else {}
     # The FID of other objects than the row has now does not count.
     distance = distance if distance.pop("of", None) == _digest(objects) else {"fid": None}
-    figures = ("psnr", "ssim", "input_psnr")
+    figures = ("psnr", "ssim", "input_psnr", "sharpness")
     with files.interpreting(path.parent / "scores"):
         means = {name: float(np.mean([float(one[name]) for one in objects.values()])) for name in figures}
     return {**read_json(path), "num_objects": len(objects), **means, **distance, "objects": objects}

@@ -16,6 +16,7 @@ from threedim.consistency.fit import Rays
 from threedim.data import objects as objects_lib
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
+from threedim.evaluation.metrics import image as image_metrics
 from threedim.evaluation.sampled import read_samples
 from threedim.progress import Progress
 
@@ -107,6 +108,15 @@ def rays_of(pictures: np.ndarray, cameras: Camera) -> Rays:
     return Rays(np.asarray(cameras.t), directions.reshape(views, -1, 3), colors)
 
 
+def _check_pictures(path: epath.Path, pictures: np.ndarray) -> None:
+    """Raises `UserError` if views (view, height, width, 3) can have no score, or one that means nothing."""
+    if min(pictures.shape[1:3]) < image_metrics.WINDOW:
+        small = f"views of {pictures.shape[2]} px are smaller than SSIM's window of {image_metrics.WINDOW} px"
+        raise UserError(f"{path}: {small}")
+    if np.all(pictures == pictures[0]):
+        raise UserError(f"{path}: all views are the same picture, which a field fits without showing any object")
+
+
 def read_row(
     name: str, folder: epath.Path, input_views: Sequence[int] | None, size: int, settings: ReadSettings
 ) -> Row:
@@ -116,7 +126,7 @@ def read_row(
 
     Raises:
       MissingError, BadObjectError: if the folder does not exist or holds no objects.
-      UserError: if views are too few or too small, or were sampled from other input views.
+      UserError: if views are too few, too small or all equal, or were sampled from other input views.
     """
     samples, objects, distances = sampled_objects(folder), [], []
     found = objects_lib.find_objects(folder)
@@ -127,6 +137,7 @@ def read_row(
             count = len(one.pngs)
             if size > one.size:
                 raise UserError(f"{path}: views of {one.size} px cannot be averaged to {size} px")
+            _check_pictures(path, one.decode(size=size or None)[0])
             numbers, inputs = tuple(range(count)), default_inputs(count) if input_views is None else input_views
             if path.name in samples:
                 sampled_from, targets = samples[path.name]

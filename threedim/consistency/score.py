@@ -9,7 +9,8 @@ for each folder, ``report.html`` to look at it, and per folder ``NAME/scores/<ob
 The same command resumes after an interruption; other settings need another folder.
 
 A second figure is how well the field's render from the input camera agrees with the input view: views may agree with
-each other and yet show another object than the given one.
+each other and yet show another object than the given one. A third is the sharpness of the views: blurred ones agree
+better.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from threedim.data import srn
 from threedim.data.views import ReadSettings
 from threedim.errors import UserError
 from threedim.evaluation.metrics import image as image_metrics
-from threedim.evaluation.metrics import inception
+from threedim.evaluation.metrics import inception, patches
 from threedim.output import sheets
 from threedim.progress import Progress
 
@@ -86,8 +87,8 @@ def score(
 
     Raises:
       MissingError, BadObjectError: if a folder does not exist or holds no objects.
-      UserError: if ``out`` holds scores made with other settings or of other views, two rows have one name, or views
-        were sampled from other input views than those given.
+      UserError: if ``out`` holds scores made with other settings or of other views, two rows have one name, views
+        were sampled from other input views than those given, or they are too few, too small or all equal.
     """
     # Check everything before the fits, which take long.
     if objects_at_once < 1 or max_objects < 0 or size < 0:
@@ -96,6 +97,14 @@ def score(
     params = inception.load_params(weights) if weights and not extract else None
     read = read or ReadSettings()
     rows, input_views = _read_rows(views, input_views, size, read)
+    jobs = []
+    for row in rows:
+        by_hash = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
+        jobs += [(row, one) for one in (by_hash[:max_objects] if max_objects else row.objects)]
+    for row in rows if params or extract else ():
+        if sum(len(one.held_out) for of, one in jobs if of is row) < 2:
+            problem = "one held-out view has no FID, which needs two: score more objects or views, or leave it out"
+            raise UserError(f"{row.folder}: {problem}")
     settings = ScoreSettings(field, tuple(map(int, input_views)), size, seed)
     out = epath.Path(out)
     results_lib.claim(out / "settings.json", dataclasses.asdict(settings), "scores made with")
@@ -104,10 +113,6 @@ def score(
         results_lib.claim(out / row.name / "row.json", about, "scores of other views, with")
 
     # Fit and score what is not finished.
-    jobs = []
-    for row in rows:
-        by_hash = sorted(row.objects, key=lambda one: hashlib.sha256(one.folder.name.encode()).digest())
-        jobs += [(row, one) for one in (by_hash[:max_objects] if max_objects else row.objects)]
     todo = [job for job in jobs if not results_lib.is_done(out, *job)]
     steps = field.num_steps
     done = (len(jobs) - len(todo)) * steps
@@ -194,6 +199,7 @@ def _write_score(folder, one: ScoredObject, views, fitted, bounds: Bounds, setti
         "held_out": list(one.held_out),
         "psnr": float(np.mean(psnr, dtype=np.float64)),
         "ssim": float(np.mean(ssim, dtype=np.float64)),
+        "sharpness": patches.sharpness(pictures),
         "psnr_of_view": psnr.tolist(),
         "ssim_of_view": ssim.tolist(),
         "input_psnr": float(np.mean(image_metrics.psnr(from_input, pictures[inputs]), dtype=np.float64)),
@@ -257,7 +263,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         fid = "" if row["fid"] is None else f"   FID {row['fid']:.2f}"
         print(
             f"{name:24} {row['psnr']:6.2f} dB   SSIM {row['ssim']:.3f}{fid}   input view {row['input_psnr']:.2f} dB   "
-            f"{row['num_objects']} objects   {seconds:.0f} s each"
+            f"sharpness {row['sharpness']:.2f}   {row['num_objects']} objects   {seconds:.0f} s each"
         )
+        for warning in row.get("warnings", ()):
+            print(f"  {warning}")
     for name in ("results.json", "report.html"):
         print(epath.Path(given.out) / name)

@@ -30,7 +30,7 @@ from threedim.evaluation.metrics import inception, lpips
 from threedim.evaluation.sampled import SampledViews, read_views
 from threedim.output import object_folder, page
 from threedim.progress import Progress
-from threedim.tasks import Task, make_tasks
+from threedim.tasks import Task, make_tasks, with_fewer_views
 
 # Views of each object in the report.
 _STRIP_VIEWS = 6
@@ -62,8 +62,9 @@ def evaluate(
     # Check everything before sampling, which may take days.
     e, workdir = config.evaluate, epath.Path(workdir)
     published.table(e.published)
-    if e.max_objects < 0:
-        raise UserError(f"evaluate.max_objects must be 0 (all) or more, got {e.max_objects}")
+    for field in ("max_objects", "max_views"):
+        if e[field] < 0:
+            raise UserError(f"evaluate.{field} must be 0 (all) or more, got {e[field]}")
     inception_params = inception.load_params(e.inception) if e.inception and not extract else None
     lpips_weights = _lpips_weights(e) if not compare else None
     sampling = sampling_config(config)
@@ -73,12 +74,13 @@ def evaluate(
         name = sample_lib.output_folder(sampling, workdir, sample_lib.find_weights(sampling, workdir)).name
     out = epath.Path(e.out or workdir / "evaluation" / name)
     sampling.sample.out = str(out)
-    tasks = distributed.lead_first(lambda: make_tasks(sampling))
+    tasks = [with_fewer_views(task, e.max_views) for task in distributed.lead_first(lambda: make_tasks(sampling))]
     _check_old_results(out, tasks, _protocol(config))
 
     # Sample.
     if not e.views:
-        sample_lib.sample(sampling, workdir)
+        sampling.sample.num_views = e.max_views  # recorded with the views
+        sample_lib.sample(sampling, workdir, tasks)
         distributed.wait_for_all("every object is sampled")
         views = SampledViews(out / "views")
     if not distributed.is_lead():
@@ -166,6 +168,7 @@ def _protocol(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "objects_in_split": len(dataset),
         "data_fingerprint": dataset.fingerprint,
         "input_view": config.evaluate.input_view,
+        "max_views": config.evaluate.max_views or None,
         "image_size": config.model.image_size,
         "views": config.evaluate.views or _SAMPLED_HERE,
     }

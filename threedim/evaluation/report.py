@@ -81,6 +81,9 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
             f"Only {results['num_objects']:,} of {protocol['objects_in_split']:,} test objects, chosen by seed "
             f"{protocol['seed']}: a quick look, not the test set."
         )
+    if count := protocol.get("max_views"):
+        sampled = "" if results["sampling"] is None else ", and each was sampled with fewer others known"
+        found.append(f"Only {count:,} views of each object, spread evenly: FID between fewer views is larger{sampled}.")
     if results["published"] != "none" and protocol["image_size"] != 128:
         found.append(f"Pictures are of {protocol['image_size']} px; the paper's are of 128 px.")
     if results["published"] in ("cars", "chairs") and protocol["input_view"] != 64:

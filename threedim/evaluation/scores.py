@@ -132,8 +132,8 @@ class Scores:
 
         Returns:
           "measures", what the figures are; "dataset", a row (`published.Row`) with the "..._std_over_objects"; the row
-          of the repeated input view in "baselines"; "psnr_by_angle", bins that have views; "not_computed" and
-          "warnings", sentences; and counts.
+          of the repeated input view in "baselines"; "psnr_by_angle", bins that have views; sentences "not_computed" and
+          "warnings"; and counts.
         """
         dataset, repeated = self._row(""), self._row("repeated_")
         warnings = []
