@@ -15,13 +15,12 @@ from synthetic import make_objects
 from test_image_metrics import slow_ssim
 from test_inception import make_entry
 
-from threedim import provenance
 from threedim import sample as sample_lib
 from threedim.configs import base
 from threedim.data import png, sources
 from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
-from threedim.evaluation import protocol, sampled, scores
+from threedim.evaluation import protocol, scores
 from threedim.evaluation.metrics import fid, lpips
 from threedim.evaluation.metrics.inception import entry_shapes
 from threedim.evaluation.metrics.patches import sliced_wasserstein
@@ -213,8 +212,7 @@ def test_fewer_views_are_spread_evenly(tiny_config, run):
     tiny_config.evaluate.input_view, tiny_config.evaluate.max_views = 1, 2
     out = protocol.evaluate(tiny_config, run)
     results = results_of(out)
-    assert results["num_views"] == 4
-    assert results["protocol"]["max_views"] == 2
+    assert (results["num_views"], results["protocol"]["max_views"]) == (4, 2)
     truth_of = sources.open_from_config(tiny_config.data, "test")
     for index, name in enumerate(truth_of.names):
         views = results["objects"][name]["views"]
@@ -331,16 +329,6 @@ def test_damaged_and_duplicate_views_are_named(ready, tmp_path):
         protocol.evaluate(ready, "nowhere")
 
 
-def test_samples_json_of_an_orbit_or_damaged(tmp_path):
-    (tmp_path / "views").mkdir()
-    (tmp_path / "samples.json").write_text('{"settings": {"cameras": "orbit"}, "objects": {}}')
-    with pytest.raises(UserError, match="holds an orbit"):
-        sampled.SampledViews(tmp_path)
-    (tmp_path / "samples.json").write_text('{"settings": {}, "objects": {"a": {"input_views": [0]}}}')
-    with pytest.raises(UserError, match=r"samples.json is damaged \(it has no 'target_views'"):
-        sampled.SampledViews(tmp_path)
-
-
 def test_patch_distance_uses_a_subset(ready, monkeypatch):
     monkeypatch.setattr(scores, "PATCH_VIEWS", 7)
     found = []
@@ -348,14 +336,6 @@ def test_patch_distance_uses_a_subset(ready, monkeypatch):
     ready.evaluate.seed = 3
     assert results_of(protocol.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
     assert found == [(7, 3), (7, 3)]
-
-
-def test_commit_is_of_this_code(monkeypatch, tmp_path):
-    known = provenance.commit()
-    assert known is None or re.fullmatch("[0-9a-f]{40}", known["hash"])
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "a/b/provenance.py"))
-    (tmp_path / "a/b").mkdir(parents=True)
-    assert provenance.commit() is None
 
 
 def test_sampler_settings_are_the_users(tiny_config):
