@@ -251,7 +251,8 @@ def _config_problem(argv: list[str]) -> str | None:
             lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).resolve() == file]
             if isinstance(error, SyntaxError) or lines:
                 line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
-                return f"--config={name}, line {line}: {type(error).__name__}: {error}"
+                where = f", line {line}" if line else ""
+                return f"--config={name}{where}: {type(error).__name__}: {error}"
         return f"--config={name}: it has no function get_config that takes {repr(argument) if argument else 'nothing'}"
 
 

@@ -25,8 +25,9 @@ import test_ply  # isort: skip
 import torch_files  # isort: skip
 from commands import REPOSITORY, flags_of  # isort: skip
 
+import threedim
 from threedim import config as config_lib
-from threedim import locks, main, sample, trained
+from threedim import locks, main, sample
 from threedim.consistency import results
 from threedim.consistency.field import FieldSettings
 from threedim.data import objects, records, release, srn
@@ -59,10 +60,10 @@ class Kind:
 def kinds(inputs: pathlib.Path) -> dict[str, Kind]:
     """All kinds by name. ``inputs`` holds the valid ones, and what they need."""
     c = conftest.make_config(inputs / "objects", inputs / "data")
-    threedim = ["threedim.main", "--config=configs/base.py", "--compilation_cache=", *flags_of(c)]
+    program = ["threedim.main", "--config=configs/base.py", "--compilation_cache=", *flags_of(c)]
 
     def command(*arguments):
-        return lambda folder: [*threedim, *(each.replace("FOLDER", str(folder)) for each in arguments)]
+        return lambda folder: [*program, *(each.replace("FOLDER", str(folder)) for each in arguments)]
 
     def render_command(folder):
         few = ["--views=2", "--size=8", "--samples=1", "--workers=1"]
@@ -166,7 +167,7 @@ def _state_shapes(network, recipe):
 def _restored(c, folder):
     shapes = _state_shapes(config_lib.network(c), config_lib.recipe(c))
     with checkpoints.Checkpoints(folder, keep_last=3) as saved:
-        return saved.latest_step(), saved.restore(shapes), trained.load(folder).params
+        return saved.latest_step(), saved.restore(shapes), threedim.load(folder).params
 
 
 def _run_info(c, folder):
@@ -174,7 +175,7 @@ def _run_info(c, folder):
 
 
 def _load(folder):
-    model = trained.load(folder)
+    model = threedim.load(folder)
     return model.sampler, model.config.to_json(), model.params
 
 
@@ -186,13 +187,13 @@ def _log(folder):
 def _weights(inputs, folder):
     from threedim import weights_file
 
-    model = trained.load(inputs / "run")
+    model = threedim.load(inputs / "run")
     folder.mkdir()
     weights_file.save_weights(folder / "w.safetensors", model.params, model.config, training_steps=2, dtype="float32")
 
 
 def _loaded(folder):
-    model = trained.load(folder / "w.safetensors")
+    model = threedim.load(folder / "w.safetensors")
     return model.params, model.step, model.config.to_json()
 
 

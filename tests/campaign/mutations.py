@@ -149,7 +149,7 @@ def digest(value):
         if dataclasses.is_dataclass(value):
             value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if isinstance(value, dict):
-            value = [each for item in value.items() for each in item]
+            value = [each for item in sorted(value.items(), key=lambda item: repr(item[0])) for each in item]
         if isinstance(value, list | tuple):
             total.update(f"[{len(value)}".encode())
             for each in value:
