@@ -3,9 +3,6 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
-import threading
-import types
 from unittest import mock
 
 import jax
@@ -381,19 +378,6 @@ def test_what_is_damaged_and_not_used_is_not_reported(run_copy, caplog):
         with Checkpoints(run_copy, keep_last=3) as saved:
             assert saved.latest_step() is not None
     assert not caplog.records
-
-
-def test_what_tensorstore_reports_too_late_is_dropped(monkeypatch):
-    shown = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
-    quiet_orbax()
-    quiet_orbax()
-    for message in ("Event loop is closed", "another"):
-        unraisable = types.SimpleNamespace(exc_value=RuntimeError(message))
-        thread = threading.Thread(target=sys.unraisablehook, args=(unraisable,))
-        thread.start()
-        thread.join()
-    assert shown == ["another"]
 
 
 def test_a_pipe_that_orbax_would_wait_for_is_named(run_copy):

@@ -17,8 +17,8 @@ _ABOUT = (
     "them, and its renders are compared with the rest, never with the ground truth. Input view: the field's render "
     "from the input camera against the input view, which it was fitted to. Sharpness: what a blur of one pixel takes "
     "from the views, in gray levels. Figures are means over objects, of the means over an object's held-out views.",
-    "The score rewards blur and emptiness: a car's true views score 23.35 dB, the same blurred by 2 px 26.80 dB, "
-    "plain gray 34.46 dB, and plain white has no error at all. So compare scores of equal sharpness only.",
+    "The score rewards blur and emptiness: a car's true views score 23.35 dB, the same blurred by 2 px 26.80 dB, plain "
+    "gray 34.46 dB, and plain white has no error at all. So compare scores of equal sharpness only.",
     "It asks for a white background, an object within the field's box (below), and all views of an object. A tenth of "
     "them is held out, none of the input views.",
 )
