@@ -3,6 +3,9 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
+import threading
+import types
 from unittest import mock
 
 import jax
@@ -14,6 +17,7 @@ from commands import run_python
 from etils import epath
 from orbax.checkpoint._src.path import atomicity
 
+from threedim.errors import UserError
 from threedim.training import checkpoints
 from threedim.training.checkpoints import CheckpointError, Checkpoints
 from threedim.training.orbax_log import quiet_orbax
@@ -372,7 +376,28 @@ def test_strange_names_beside_checkpoints(run_copy):
 
 
 def test_what_is_damaged_and_not_used_is_not_reported(run_copy, caplog):
-    (run_copy / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(b"\xff")
-    with Checkpoints(run_copy, keep_last=3) as saved:
-        assert saved.latest_step() is not None
+    for content in (b"\xff", b""):
+        (run_copy / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(content)
+        with Checkpoints(run_copy, keep_last=3) as saved:
+            assert saved.latest_step() is not None
     assert not caplog.records
+
+
+def test_what_tensorstore_reports_too_late_is_dropped(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    quiet_orbax()
+    quiet_orbax()
+    for message in ("Event loop is closed", "another"):
+        unraisable = types.SimpleNamespace(exc_value=RuntimeError(message))
+        thread = threading.Thread(target=sys.unraisablehook, args=(unraisable,))
+        thread.start()
+        thread.join()
+    assert shown == ["another"]
+
+
+def test_a_pipe_that_orbax_would_wait_for_is_named(run_copy):
+    (run_copy / "checkpoints/1/_CHECKPOINT_METADATA").unlink()
+    os.mkfifo(run_copy / "checkpoints/1/_CHECKPOINT_METADATA")
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA is a pipe"):
+        Checkpoints(run_copy, keep_last=3)

@@ -31,7 +31,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from threedim import arrays as arrays_lib
 from threedim.errors import MissingError, UserError
-from threedim.files import is_file
+from threedim.files import check_regular, is_file
 from threedim.training import preservation
 from threedim.training.orbax_log import quiet_orbax
 
@@ -229,11 +229,11 @@ def _checkpoint_folder(workdir: epath.PathLike) -> epath.Path:
 
 
 def _finished_steps(folder: epath.Path) -> list[int]:
-    if not folder.exists():
-        return []
-    steps = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+    paths = folder.iterdir() if folder.exists() else ()
+    steps = [path for path in paths if path.name.isascii() and path.name.isdigit()]
     if wrong := [path for path in steps if not path.is_dir()]:
         raise CheckpointError(f"{wrong[0]} is not the folder of a checkpoint; move it away")
+    [check_regular(path / "_CHECKPOINT_METADATA") for path in steps]  # Orbax would wait for a pipe
     return sorted(int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path))
 
 
