@@ -48,6 +48,13 @@ def test_z_is_up_and_surfaces_are_gray(tmp_path, suffix):
     assert geometry.warnings == ()
 
 
+def test_what_trimesh_logs_is_not_shown(tmp_path, caplog):
+    lines = BOX.export(file_type="stl_ascii").splitlines()
+    (tmp_path / "box.stl").write_text("\n".join(line.replace("facet normal", "facet normal \0", 1) for line in lines))
+    assert len(load_mesh(tmp_path / "box.stl").triangles) == 12
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("header", "bits"), [(b"COLOR=", 0b0_00000_00000_11111), (b"", 0b1_11111_00000_00000)])
 def test_colors_of_stl(tmp_path, header, bits):
     data = bytearray(BOX.export(file_type="stl"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 import zipfile
 
 import numpy as np
 import trimesh
+
+# It logs what it reads in another way.
+logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
 
 def load(path: pathlib.Path) -> tuple[trimesh.Scene, list[str]]:
