@@ -359,6 +359,7 @@ def test_nsvf_intrinsics(tmp_path):
         ("colmap", "sparse/0/cameras.txt", " 64 64 ", " 64 inf ", "width and height must be positive"),
         ("colmap", "sparse/0/images.txt", "1 ", "1 x", "could not convert"),
         ("colmap", "sparse/0/images.txt", "picture 001.png", "picture 000.png", r"lists picture 000\.png twice"),
+        ("srn", "intrinsics.txt", "76.8", "1e300", "not finite"),
         ("srn", "intrinsics.txt", "64 64", "64 nan", "width and height must be positive"),
     ],
 )

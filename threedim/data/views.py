@@ -130,6 +130,7 @@ class ObjectViews:
             say(f"not read in {folder}: {', '.join(self.unread)}")
 
 
+@np.errstate(over="ignore")  # as `Camera`
 def checked_K(path: epath.PathLike, K, size: tuple[float, float] | None = None) -> np.ndarray:
     """K (3, 3) as float32, if it can be that of an image of ``size``, width and height.
 
