@@ -79,12 +79,13 @@ def test_a_run_and_its_weights_file_are_the_same_model(run, objects, tmp_path):
         ("model.network", [], r"config\.json is damaged \("),
         ("model.ch", "x", r"config\.model: "),
         ("sample.preset", None, "config.sample.preset must be one of"),
+        ("sample.a.b", 3, r"config\.json is damaged \("),
         ("train", 3, r"config\.json is damaged \("),
     ],
 )
 def test_settings_of_a_run_that_make_no_sense_are_named(run, section, value, message):
     content = json.loads((run / "config.json").read_text())
-    *parents, name = ["config", *section.split(".")]
+    *parents, name = ["config", *section.split(".", 1)]
     functools.reduce(lambda node, key: node[key], parents, content)[name] = value
     (run / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):

@@ -89,8 +89,8 @@ def read(find: Callable[[], Trained], sharding: jax.sharding.Sharding | None = N
 def open_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     """Finds the weights of a run; see `open_trained`."""
     step = checkpoints.find_step(workdir, step)
-    config = ml_collections.ConfigDict(run_info.read_run_info(workdir)[0])
     with files.interpreting(epath.Path(workdir) / "config.json", "it holds the settings of the run"):
+        config = ml_collections.ConfigDict(run_info.read_run_info(workdir)[0])
         config_lib.sampler(config)
 
     def params(sharding: jax.sharding.Sharding | None = None) -> PyTree:
