@@ -187,7 +187,9 @@ def read(kind, folder, expected):
             error = found
         except BaseException as found:
             return "fault", f"{type(found).__name__}: {found}"[:2000]
-    noise = [line for line in "".join(said).splitlines() if not re.search(r"\(\d+ %\)|^$", line)]
+    noise = [
+        line for line in "".join(said).splitlines() if not re.search(r"\(\d+ %\)|^$|did you forget a return", line)
+    ]
     if _status("VmHWM") - memory > _BYTES:
         return "fault", f"takes {(_status('VmHWM') - memory) / 2**30:.1f} GiB"
     if noise or [each for each in warned if not issubclass(each.category, SyntaxWarning)]:
