@@ -253,6 +253,12 @@ def test_npz_and_safetensors(tmp_path, refused):
             refused(whole[:length], "not a readable", f"damaged{(tmp_path / file).suffix}")
     refused(safetensors.numpy.save({"a": FLAT.astype(ml_dtypes.bfloat16)}), "BF16", "w.safetensors")
     np.save(tmp_path / "one.npy", FLAT)
+    data = (tmp_path / "w.npz").read_bytes()
+    refused(
+        data.replace(bytes.fromhex("0000803f"), bytes.fromhex("0100803f"), 1),
+        "the checksum of .* does not match",
+        "copy.npz",
+    )
     np.savez(tmp_path / "objects.npz", a=np.array([{"key": 1}], object))
     for file in ("one.npy", "objects.npz"):
         refused((tmp_path / file).read_bytes(), r"not a readable \.npz of plain arrays", "copy.npz")

@@ -63,6 +63,9 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
     data = path.read_bytes()
     try:
         if path.suffix == ".npz":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # NumPy does not compare the checksums
+                if name := archive.testzip():
+                    raise UserError(f"{path} is damaged: the checksum of {name} does not match")
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
                 return dict(found)
         if path.suffix == ".safetensors":
