@@ -233,7 +233,7 @@ def _config_problem(argv: list[str]) -> str | None:
     if (given := _value_of(argv, "config")) is None:
         return None
     name, _, argument = given.partition(":")
-    file = pathlib.Path(name).resolve()
+    file = pathlib.Path(os.path.realpath(name))  # not pathlib's resolve, which raises where links lead in a circle
     if not file.is_file():
         return f"--config={name}: no such file, and no packaged config: {', '.join(config_lib.names())}"
     try:
