@@ -376,7 +376,7 @@ def test_strange_names_beside_checkpoints(run_copy):
 
 
 def test_what_is_damaged_and_not_used_is_not_reported(run_copy, caplog):
-    for content in (b"\xff", b""):
+    for content in (b"\xff", b"", b'{"unknown": 1}'):
         (run_copy / "checkpoints/1/_CHECKPOINT_METADATA").write_bytes(content)
         with Checkpoints(run_copy, keep_last=3) as saved:
             assert saved.latest_step() is not None

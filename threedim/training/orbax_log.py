@@ -31,7 +31,7 @@ class _NotTooLate:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     # Of _CHECKPOINT_METADATA nothing is used.
-    is_known = record.exc_info is not None or "Metadata file" in record.getMessage()
+    is_known = record.exc_info is not None or "/metadata/" in record.pathname
     return "/orbax/" not in record.pathname or (record.levelno >= logging.WARNING and not is_known)
 
 
