@@ -43,6 +43,7 @@ PHASES = {
     ),
     "sample": (2, {"starting": (1, 10.0), "sampling": (3, 4.0), "writing an object": (2, 0.5)}),
 }
+_GONE_WITHIN = 60  # seconds; of a busy machine, on which a worker may still import what it needs
 # What differs between equal runs: times, TensorBoard's copy of the log, and bytes of records and of arrays, of which
 # the checksums are compared with those in other files.
 _TIMES = ("time", "seconds_per_step", "examples_per_second", "examples_per_second_per_device", "data_wait_fraction")
@@ -115,6 +116,7 @@ class Folders:
                 found[name] = [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
             elif name == "run/config.json":
                 found[name] = json.loads(path.read_text().replace(str(self.root), ""))["config"]
+                del found[name]["train"]["num_workers"]
             elif re.fullmatch(r"run/checkpoints/.*", name):
                 # Of arrays, the checksums; `damage` has compared these with the arrays.
                 if name.endswith("leaves/metadata"):
@@ -165,7 +167,7 @@ def one_run(folders, mode, xla, num_workers, rng=None, aim=None):
             process.kill()
             process.wait()
             phase = folders.phase(mode, before)
-            left = psutil.wait_procs(children, timeout=15)[1]
+            left = psutil.wait_procs(children, timeout=_GONE_WITHIN)[1]
             problems += [f"process left: {' '.join(child.cmdline())[:200]}" for child in left]
             [child.kill() for child in left]
             problems += [f"left: {name}" for name in shared if pathlib.Path(name).exists()]
@@ -186,27 +188,28 @@ def _shared_memory(pid):
 
 def chain(number, seed, kills, folder, xla, expected, bar):
     """Prepares, trains and samples with so many kills at most; the entries for the log."""
-    rng, folders, entries = np.random.default_rng([seed, number]), Folders(folder), []
+    rng, folders, entries, failed = np.random.default_rng([seed, number]), Folders(folder), [], []
     for mode, (most, phases) in PHASES.items():
-        left, problems = min(most, kills - len(entries)), []
-        while left and not problems:
+        left = min(most, kills - len(entries))
+        while left:
             possible = [name for name in phases if name != "first save" or not folders.saved()]
             weights = np.array([phases[name][0] for name in possible], float)
             aim = str(rng.choice(possible, p=weights / weights.sum()))
             phase, problems = one_run(folders, mode, xla, number % 2, rng, aim)
-            if phase is None:
-                break  # it ended before
+            if phase is None:  # it ended before
+                failed += problems
+                break
             entries.append({"chain": number, "mode": mode, "aim": aim, "phase": phase, "problems": problems})
             left -= 1
             bar.advance()
-        problems += one_run(folders, mode, xla, number % 2)[1]
-        if problems:
+        failed += one_run(folders, mode, xla, number % 2)[1]
+        if failed:
             break
-    problems += folders.damage(slice(None))
+    failed += folders.damage(slice(None))
     found = folders.content()
     differing = [name for name in found.keys() | expected.keys() if found.get(name, 0) != expected.get(name, 0)]
-    problems += [f"differs: {', '.join(sorted(differing)[:20])}"] if differing else []
-    return [*entries, {"chain": number, "equal": not problems, "problems": problems}]
+    failed += [f"differs: {', '.join(sorted(differing)[:20])}"] if differing else []
+    return [*entries, {"chain": number, "equal": not failed, "problems": failed}]
 
 
 def reference(folder, xla):
