@@ -344,7 +344,7 @@ def _consistency(folder):
     (folder / "one/row.json").write_text(json.dumps({"folder": "views", "input_views": [0]}))
     (folder / "one/fid.json").write_text(json.dumps({"fid": 3.0, "of": ""}))
     for name in ("a", "b"):
-        figures = {"psnr": 20.0, "ssim": 0.5, "input_psnr": 21.0, "fit_seconds": 1.0}
+        figures = {"psnr": 20.0, "ssim": 0.5, "input_psnr": 21.0, "sharpness": 1.0, "fit_seconds": 1.0}
         (folder / f"one/scores/{name}.json").write_text(json.dumps(figures))
 
 
