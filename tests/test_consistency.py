@@ -187,6 +187,9 @@ def test_scores_are_kept_and_nothing_else_is_mixed_in(views, tmp_path, monkeypat
     (out / "views/scores/car_1.json").write_text(figures.replace('"fit_seconds": ', '"fit_seconds": 1e400'))
     with pytest.raises(UserError, match=r"car_1\.json is damaged"):
         score.score([str(views)], out, QUICK)
+    (out / "views/scores/car_1.json").write_text(figures.replace("num_views", "views"))
+    with pytest.raises(UserError, match="not as this version writes them"):
+        score.score([str(views)], out, QUICK)
     (out / "views" / "scores" / "car_1.json").unlink()
     again = score.score([f"views={views}"], out, QUICK)["rows"]["views"]["objects"]
     assert again["car_1"]["psnr"] == row["objects"]["car_1"]["psnr"]  # the seed decides

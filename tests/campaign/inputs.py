@@ -27,7 +27,7 @@ from commands import REPOSITORY, flags_of  # isort: skip
 
 import threedim
 from threedim import config as config_lib
-from threedim import locks, main, sample
+from threedim import locks, main, pixels, sample
 from threedim.consistency import results
 from threedim.consistency.field import FieldSettings
 from threedim.data import objects, records, release, srn
@@ -339,18 +339,23 @@ _SETTINGS = results.ScoreSettings(FieldSettings(), (0,), 0, 0)
 
 
 def _consistency(folder):
-    (folder / "one/scores").mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps({"seed": 0}))
-    (folder / "one/row.json").write_text(json.dumps({"folder": "views", "input_views": [0]}))
-    (folder / "one/fid.json").write_text(json.dumps({"fid": 3.0, "of": ""}))
-    for name in ("a", "b"):
-        figures = {"psnr": 20.0, "ssim": 0.5, "input_psnr": 21.0, "sharpness": 1.0, "fit_seconds": 1.0}
-        (folder / f"one/scores/{name}.json").write_text(json.dumps(figures))
+    figures = {"psnr": 20.0, "ssim": 0.5, "input_psnr": 21.0, "sharpness": 1.0, "fit_seconds": 1.0}
+    row = {"folder": "views", "bounds": {"near": 1.0, "far": 3.0, "half_width": 1.3}}
+    for name, content in {
+        "settings.json": {"seed": 0},
+        "one/row.json": row,
+        "one/fid.json": {"fid": 3.0, "of": "", "warnings": []},
+        "one/scores/a.json": figures | {"num_views": 5, "held_out": [1]},
+        "one/scores/b.json": figures | {"num_views": 5, "held_out": [1]},
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    pixels.save_png(folder / "one/strips/a.png", np.zeros((4, 8, 3), np.uint8))
 
 
 def _collected(folder):
     results.claim(epath.Path(folder) / "settings.json", {"seed": 0}, "scores made with")
-    return results.collect(epath.Path(folder), _SETTINGS)
+    return results.collect(epath.Path(folder), _SETTINGS), (folder / "report.html").read_text()
 
 
 def _lock(folder):
