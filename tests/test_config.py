@@ -143,6 +143,7 @@ def test_differences():
     assert settings_lib.differences(before, after) == lines
     assert settings_lib.differences(before, after, only=("a",)) == lines[:2]
     assert settings_lib.differences(before, after, ignore=("a.c", "d")) == lines[1:3]
+    assert settings_lib.differences({"a": 10**120}, {}) == [f"a: {str(10**120)[:80]}… (121 long) → (absent)"]
     settings_lib.refuse("nothing", [], "")
     with pytest.raises(UserError, match=re.escape("settings differ (before → now):\n  ab: 0 → 2\nChange it.")):
         settings_lib.refuse("settings differ", ["ab: 0 → 2"], "Change it.")

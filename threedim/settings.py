@@ -66,7 +66,7 @@ def refuse(what: str, changes: Sequence[str], advice: str) -> None:
 
 def _text(flat: Mapping[str, Any], name: str) -> str:
     text = json.dumps(flat[name], ensure_ascii=False) if name in flat else "(absent)"
-    return text if len(text) <= 100 else f"{text[:80]}… ({len(flat[name])} long)"
+    return text if len(text) <= 100 else f"{text[:80]}… ({len(text)} long)"
 
 
 def check_claim(
