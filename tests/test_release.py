@@ -8,6 +8,7 @@ from synthetic import make_objects
 
 from threedim.data import release
 from threedim.data.objects import find_objects, read_object
+from threedim.errors import UserError
 
 
 def zip_folder(folder, archive, extra=()):
@@ -77,6 +78,36 @@ def test_damaged_zips_leave_nothing(tmp_path, source):
     zip_folder(tmp_path / "nothing", archive, [("__MACOSX/x", b"")])
     with pytest.raises(ValueError, match="contains no files"):
         release.unpack_zip(archive, tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_entries_of_any_method_are_named(tmp_path, method):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", method) as opened:
+        opened.writestr("a", bytes(range(256)) * 9)
+    whole = archive.read_bytes()
+    directory = whole.rindex(b"PK\1\2")
+    for start, content in ((31, b"\xff" * 20), (directory + 16, bytes(8))):  # the data; checksum and length of the data
+        archive.write_bytes(whole[:start] + content + whole[start + len(content) :])
+        with pytest.raises(UserError, match=r"x\.zip: not a complete zip file"):
+            release.unpack_zip(archive, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda at, data: data[: at + 32] + b"\xff\1" + data[at + 34 :], lambda _, data: data[4:]]
+)
+def test_a_damaged_directory_hides_nothing(tmp_path, cut):
+    """The length of an entry's comment, which covers the entries after it; and bytes that are missing before them."""
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        for index in range(40):
+            opened.writestr(f"{index:03d}", b"content")
+    data = archive.read_bytes()
+    archive.write_bytes(cut(data.index(b"PK\1\2"), data))
+    with pytest.raises(UserError, match=r"x\.zip: not a complete zip file"):
+        release.unpack_zip(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):

@@ -259,6 +259,14 @@ def test_npz_and_safetensors(tmp_path, refused):
         "the checksum of .* does not match",
         "copy.npz",
     )
+    at = data.index(b"PK\1\2")
+    length = len(data) - 22 - at - 46 - len("a.weight.npy")  # of a comment that covers the rest
+    refused(
+        data[: at + 32] + length.to_bytes(2, "little") + data[at + 34 :],
+        "3 entries are listed, but 1 found",
+        "copy.npz",
+    )
+    refused(data[: at + 16] + bytes(8) + data[at + 24 :], "is no array", "copy.npz")  # checksum and length of the data
     np.savez(tmp_path / "objects.npz", a=np.array([{"key": 1}], object))
     for file in ("one.npy", "objects.npz"):
         refused((tmp_path / file).read_bytes(), r"not a readable \.npz of plain arrays", "copy.npz")

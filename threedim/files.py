@@ -12,6 +12,7 @@ import pathlib
 import socket
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,6 +80,22 @@ def check_regular(path: epath.PathLike) -> None:
     path = epath.Path(path)
     if path.exists() and not is_file(path):
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'a pipe or a device'}; expected a file")
+
+
+def check_zip(archive: zipfile.ZipFile) -> None:
+    """Raises `zipfile.BadZipFile` if the directory has fewer entries than it says, or leads out of the file.
+
+    A damaged length in it hides the entries that follow, which `zipfile` does not notice.
+    """
+    entries = archive.infolist()
+    archive.fp.seek(0, os.SEEK_END)
+    archive.fp.seek(-min(archive.fp.tell(), 22 + 0xFFFF), os.SEEK_END)  # it ends with this record and a comment
+    end = archive.fp.read().rpartition(b"PK\5\6")[2]
+    count = int.from_bytes(end[6:8], "little")
+    if count not in (0xFFFF, len(entries) & 0xFFFF):
+        raise zipfile.BadZipFile(f"{count} entries are listed, but {len(entries)} found")
+    if any(entry.header_offset < 0 for entry in entries):
+        raise zipfile.BadZipFile("an entry begins before the file")
 
 
 def write_atomically(path: epath.PathLike, data: bytes | str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
 import stat
@@ -12,13 +13,15 @@ import zlib
 from etils import epath
 
 from threedim.errors import ExistsError, MissingError, UserError
-from threedim.files import check_regular, new_folder
+from threedim.files import check_regular, check_zip, new_folder
 from threedim.progress import Progress
 
 _REPOSITORY = "https://github.com/vsitzmann/scene-representation-networks"
 _RECORD = ".unpacked_from"
 # Zips of Windows' Explorer beyond 2 GB, among others, use methods that Python does not read.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+# What zipfile and the decoders raise on damaged bytes; bz2 raises an OSError without a number.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, UnicodeError)
 _OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 98: "PPMd", 99: "AES encryption"}
 
 
@@ -59,12 +62,15 @@ def unpack_zip(archive: epath.PathLike, folder: epath.PathLike) -> epath.Path:
     with archive.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as opened:
+                check_zip(opened)
                 entries = _safe_entries(archive, opened.infolist())
                 lines = [f"{entry.filename}\n{entry.file_size} {entry.CRC}\n" for entry in entries.values()]
                 record = hashlib.sha256("".join(lines).encode()).hexdigest()
                 if not folder.exists():
                     _unpack(opened, entries, archive, folder, record)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except _DAMAGED as error:
+            if isinstance(error, UserError) or getattr(error, "errno", None):  # of the disk
+                raise
             hint = "Download it again; once a quota is used up, Google Drive sends a web page instead"
             raise UserError(f"{archive}: not a complete zip file ({error}). {hint}") from error
     path = folder / _RECORD
@@ -108,5 +114,7 @@ def _unpack(opened: zipfile.ZipFile, entries, archive: epath.Path, folder: epath
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(entry) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
+                if sink.tell() != entry.file_size:
+                    raise zipfile.BadZipFile(f"{name} has {sink.tell()} bytes instead of {entry.file_size}")
             bar.advance(entry.file_size)
         (temporary / _RECORD).write_text(record)

@@ -10,6 +10,8 @@ import zipfile
 import numpy as np
 import trimesh
 
+from threedim.files import check_zip
+
 # It logs what it reads in another way.
 logging.getLogger("trimesh").setLevel(logging.CRITICAL)
 
@@ -23,6 +25,7 @@ def load(path: pathlib.Path) -> tuple[trimesh.Scene, list[str]]:
         _color_stl(parts[0])
     elif suffix == ".3mf":
         with zipfile.ZipFile(path) as archive:
+            check_zip(archive)
             models = [archive.read(name) for name in archive.namelist() if name.lower().endswith(".model")]
         if any(re.search(rb"<(\w+:)?(basematerials|colorgroup|texture2d)\b", model) for model in models):
             warnings.append(f"{path}: colors and textures of 3MF files are not read; shown gray")

@@ -64,10 +64,14 @@ def read_state_dict(path: epath.PathLike) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(io.BytesIO(data)) as archive:  # NumPy does not compare the checksums
+                files.check_zip(archive)
                 if name := archive.testzip():
                     raise UserError(f"{path} is damaged: the checksum of {name} does not match")
             with np.load(io.BytesIO(data), allow_pickle=False) as found:
-                return dict(found)
+                entries = dict(found)
+            if wrong := [name for name, array in entries.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{wrong[0]} is no array")
+            return entries
         if path.suffix == ".safetensors":
             return safetensors.numpy.load(data)
         if data.startswith(b"<"):
