@@ -105,6 +105,7 @@ def test_bad_files_are_named(tmp_path):
         ("points.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "cannot be read as OBJ|no triangles"),
         ("point.obj", b"v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "all vertices coincide"),
         ("line.obj", b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "no triangle has an area"),
+        ("inf.obj", b"v 0 0 1e400\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "not finite"),
         ("nan.obj", b"v 0 0 0\nv nan 0 0\nv 0 1 0\nv 1 1 0\nf 1 2 3\nf 1 3 4\n", "not finite"),
         ("shape.dae", b"<COLLADA>\n\0</COLLADA>", r"cannot be read as DAE \(.*line 2.*\)$"),
         ("shape.stl", b"solid", "cannot be read as STL|no triangles"),
@@ -160,3 +161,8 @@ def test_files_outside_of_the_meshes_are_read_only_if_allowed(tmp_path):
     (tmp_path / "y.obj").write_text((folder / "a.obj").read_text())
     with pytest.raises(BadMeshError, match=r"link.obj leads out of .*meshes, to .*y.obj; set allow_outside"):
         load_mesh(tmp_path / "meshes/link.obj")
+
+
+def test_normals_that_are_not_finite_are_those_of_the_face(tmp_path):
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nvn 0 0 1e400\nvn 1e200 0 0\nf 1//1 2//2 3//2\n")
+    np.testing.assert_array_equal(load_mesh(tmp_path / "a.obj", up="z").normals, [[[0, 0, 1]] * 3])

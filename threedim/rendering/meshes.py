@@ -132,6 +132,7 @@ def _surfaces_of(mesh: trimesh.Trimesh | trimesh.Scene, linear_colors: bool, nam
     ]
 
 
+@np.errstate(all="ignore")  # numbers that are not finite are refused, or replaced
 def from_surfaces(surfaces: list[Surface], up: str = "z", name: str = "mesh", warnings: Sequence[str] = ()) -> Geometry:
     """Joins surfaces into a normalized `Geometry`. Arguments and errors as for `from_trimesh`."""
     if not any(len(surface.triangles) for surface in surfaces):
