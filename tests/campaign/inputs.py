@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -225,9 +226,10 @@ def _object(folder):
 
 def _zip(inputs, folder):
     folder.mkdir()
-    with zipfile.ZipFile(folder / "cars.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted((inputs / "objects").rglob("*")):
-            archive.write(path, f"cars/{path.relative_to(inputs / 'objects')}")
+    methods = itertools.cycle((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    with zipfile.ZipFile(folder / "cars.zip", "w") as archive:
+        for path, method in zip(sorted((inputs / "objects").rglob("*")), methods, strict=False):
+            archive.write(path, f"cars/{path.relative_to(inputs / 'objects')}", method)
 
 
 def _unpacked(folder, out):
