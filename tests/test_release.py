@@ -95,7 +95,8 @@ def test_damaged_entries_of_any_method_are_named(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "cut", [lambda at, data: data[: at + 32] + b"\xff\1" + data[at + 34 :], lambda _, data: data[4:]]
+    "cut",
+    [lambda at, data: data[: at + 32] + (39 * 49).to_bytes(2, "little") + data[at + 34 :], lambda _, data: data[4:]],
 )
 def test_a_damaged_directory_hides_nothing(tmp_path, cut):
     """The length of an entry's comment, which covers the entries after it; and bytes that are missing before them."""
