@@ -1,26 +1,25 @@
-"""Compares samplers of fewer steps with the paper's 250 ancestral ones, on a trained network.
+"""Compares samplers, guidance weights and numbers of input views on a trained network.
 
-    python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
-    python -m benchmarks.samplers --config=configs/demo.py --workdir=runs/demo
+    python -m benchmarks.samplers --config=configs/shapes64.py --workdir=runs/samplers --config.sample.weights=shapes64
 
-Samples the views that ``config.sample`` asks for with every sampler and several seeds, and writes ``samplers.json``,
-``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_step_N``. Run again, the command resumes
-after the last finished sampler. Measures are means over seeds: PSNR and SSIM against the true views, patch distance to
-them (`evaluation.metrics.patches`), and the agreement of a rollout with itself. For that, the first cameras are sampled
-again at the end, conditioned on everything in between, and the two views of each camera are compared by PSNR;
-"independent" is the same between rollouts of different seeds. A sampler is worse than the reference in a measure if it
-is so by more than twice the standard error of the difference.
+Samples the views that ``config.sample`` asks for in every way and with several seeds, and writes ``samplers.json``,
+``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_<weights or step>``. Run again, the
+command resumes after the last finished row. Measures are means over objects and seeds, ± the bootstrapped standard
+error over objects: PSNR and SSIM against the true views, patch distance to them (`evaluation.metrics.patches`), and the
+agreement of a rollout with itself. For that, the first cameras are sampled again at the end, conditioned on everything
+in between, and the two views of each camera are compared by PSNR; "independent" is the same between rollouts of
+different seeds. A row is worse than the reference, the paper's sampler, in a measure if the 95 % interval of their
+difference, bootstrapped over the objects, is on the wrong side of zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +33,7 @@ from threedim import config as config_lib
 from threedim import files, pixels
 from threedim.cameras import Camera
 from threedim.errors import UserError
+from threedim.evaluation.bootstrap import estimate
 from threedim.evaluation.metrics.image import psnr, ssim
 from threedim.evaluation.metrics.patches import sliced_wasserstein
 from threedim.output.sheets import make_grid
@@ -48,36 +48,53 @@ MEASURES = {
     "patch_distance": ("patch distance", False),
     "agreement": ("agreement, dB", True),
 }
-REFERENCE, FAST = "ancestral 250", "preset fast"
 # The interval of log signal-to-noise ratios that Kynkäänniemi et al. found best for images.
 GUIDED = (-1.0, 3.0)
 
 Row = dict[str, Any]
 
 
-def candidates(reference: Settings, steps: list[int]) -> dict[str, Settings]:
-    """Every sampler to compare, by name; the reference first."""
+class Trial(NamedTuple):
+    """One way to sample."""
+
+    family: str  # rows that differ in one number: what a line of the picture joins
+    settings: Settings
+    inputs: int = 1  # number of input views
+
+
+def candidates(
+    base: Settings, reference: int, steps: list[int], weights: list[float], inputs: list[int]
+) -> dict[str, Trial]:
+    """Everything to compare, by name; the reference, the paper's sampler with so many steps, first.
+
+    Args:
+      base: the sampler's other settings.
+      reference, steps: numbers of steps of the reference, and of each solver.
+      weights, inputs: guidance weights and numbers of input views to try with the preset "fast".
+    """
     solvers: dict[str, dict[str, Any]] = {
         "ancestral": {},
-        "DDIM": {"solver": "ddim"},
-        "DDIM η=0.5": {"solver": "ddim", "eta": 0.5},
-        "2M": {"solver": "dpm_solver_2m"},
-        "2M SDE": {"solver": "dpm_solver_2m_sde"},
-        "2M SDE, λ": {"solver": "dpm_solver_2m_sde", "spacing": "logsnr", "logsnr_range": (-8.0, 8.0)},
+        "ancestral, guided in [-1, 3]": {"guidance_interval": GUIDED},
+        "DDIM": {"solver": "ddim", "guidance_interval": GUIDED},
+        "2M": {"solver": "dpm_solver_2m", "guidance_interval": GUIDED},
+        "2M SDE": {"solver": "dpm_solver_2m_sde", "guidance_interval": GUIDED},
     }
-    rows = {REFERENCE: reference}
-    for name, fields in solvers.items():
+    rows = {f"ancestral {reference}": Trial("ancestral", dataclasses.replace(base, num_steps=reference))}
+    for family, fields in solvers.items():
         for count in steps:
-            settings = dataclasses.replace(reference, num_steps=count, **fields)
-            rows[f"{name} {count}"] = settings
-            if reference.guidance_weight and name in ("ancestral", "2M SDE"):
-                rows[f"{name} {count}, guided in [-1, 3]"] = dataclasses.replace(settings, guidance_interval=GUIDED)
-    fast = dataclasses.replace(reference, **config_lib.PRESETS["fast"])
-    return {name: settings for name, settings in rows.items() if settings != fast} | {FAST: fast}
+            rows[f"{family} {count}"] = Trial(family, dataclasses.replace(base, num_steps=count, **fields))
+    for name, fields in config_lib.PRESETS.items():
+        if name != "paper":  # the reference
+            rows[f"preset {name}"] = Trial("preset", dataclasses.replace(base, **fields))
+    fast = rows["preset fast"].settings
+    for weight in weights:
+        rows[f"fast, w = {weight:g}"] = Trial("weight", dataclasses.replace(fast, guidance_weight=weight))
+    rows |= {f"fast, {count} input views": Trial("inputs", fast, count) for count in inputs}
+    return rows
 
 
 def sample(
-    model: threedim.Model, objects: list[Views], repeated: int, seeds: int, settings: Settings, report: Callable
+    model: threedim.Model, objects: list[Views], repeated: int, seeds: int, trial: Trial, report: Callable
 ) -> tuple[np.ndarray, float]:
     """Samples every object's views, then the first ``repeated`` cameras again, in ``seeds`` rollouts each.
 
@@ -99,10 +116,10 @@ def sample(
         finished.append(time.perf_counter())
         report(index)
 
-    sampled = dataclasses.replace(model.sampler, settings=settings).sample_views(
+    sampled = dataclasses.replace(model.sampler, settings=trial.settings).sample_views(
         model.params,
-        per_seed(np.stack([pixels.to_float(each.inputs) for each in objects])),
-        jax.tree.map(per_seed, Camera.stack([each.cameras for each in objects])),
+        per_seed(np.stack([pixels.to_float(each.inputs[: trial.inputs]) for each in objects])),
+        jax.tree.map(per_seed, Camera.stack([each.cameras[: trial.inputs] for each in objects])),
         jax.tree.map(per_seed, Camera.stack(targets)),
         keys,
         on_view=on_view,
@@ -114,99 +131,122 @@ def sample(
 
 
 def measure(views: np.ndarray, truth: np.ndarray, repeated: int) -> dict[str, list[float]]:
-    """Every measure of what `sample` returns, a number for each seed.
+    """Every measure of what `sample` returns: a mean over the seeds for each object.
 
     ``truth`` holds the true views, (object, view, height, width, 3) uint8.
     """
     seeds, count = views.shape[1], truth.shape[1]
     first, again = views[:, :, :repeated], views[:, :, count:]
-    rows: dict[str, list[float]] = {name: [] for name in [*MEASURES, "independent"]}
-    for seed in range(seeds):
-        sampled = views[:, seed, :count]
-        rows["psnr"].append(float(psnr(sampled, truth).mean()))
-        rows["ssim"].append(float(ssim(sampled, truth).mean()))
-        rows["patch_distance"].append(sliced_wasserstein(sampled, truth))
-        rows["agreement"].append(_psnr_of_mean(first[:, seed], again[:, seed]))
-        rows["independent"].append(_psnr_of_mean(first[:, seed], again[:, (seed + 1) % seeds]))
-    return rows
+    found: dict[str, list[float]] = {name: [] for name in [*MEASURES, "independent"]}
+    for index, true in enumerate(truth):
+        sampled = views[index, :, :count]
+        found["psnr"].append(np.mean([psnr(each, true) for each in sampled]))
+        found["ssim"].append(np.mean([ssim(each, true) for each in sampled]))
+        found["patch_distance"].append(np.mean([sliced_wasserstein(each, true) for each in sampled]))
+        pairs = list(zip(first[index], again[index], again[index][[*range(1, seeds), 0]], strict=True))
+        found["agreement"].append(np.mean([_psnr_of_mean(one, same) for one, same, _ in pairs]))
+        found["independent"].append(np.mean([_psnr_of_mean(one, other) for one, _, other in pairs]))
+    return {name: [float(value) for value in values] for name, values in found.items()}
 
 
 def worse_in(row: dict[str, list[float]], reference: dict[str, list[float]]) -> list[str]:
-    """Measures in which a sampler is worse than the reference by more than twice the standard error."""
+    """Measures in which a row is worse than the reference on the same objects."""
     worse = []
     for name, (_, more_is_better) in MEASURES.items():
-        difference = np.mean(row[name]) - np.mean(reference[name])
-        error = math.sqrt((np.var(row[name], ddof=1) + np.var(reference[name], ddof=1)) / len(row[name]))
-        if (difference if more_is_better else -difference) < -2 * error:
+        difference = estimate((np.array(row[name]) - reference[name]) * (1 if more_is_better else -1))
+        if difference.high is not None and difference.high < 0:
             worse.append(name)
     return worse
 
 
 def table(rows: dict[str, Row]) -> str:
-    """Markdown, one line per sampler."""
+    """Markdown, one line per row."""
     titles = ["sampler", "evaluations", "s/view", *(title for title, _ in MEASURES.values()), "independent, dB"]
     titles.append("worse than the reference in")
     lines = [f"| {' | '.join(titles)} |", "| --- |" + " --- |" * (len(titles) - 1)]
-    reference = rows[REFERENCE]["measures"]
+    reference = next(iter(rows.values()))
     for name, row in rows.items():
-        cells = [name, str(row["evaluations"]), f"{row['seconds_per_view']:.4f}"]
+        cells = [name, str(row["evaluations"]), f"{row['seconds_per_view']:.3f}"]
         for key in MEASURES:
-            digits = 3 if key == "ssim" else 2
-            values = row["measures"][key]
-            cells.append(f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}")
+            digits, found = 3 if key == "ssim" else 2, estimate(row["measures"][key])
+            error = "" if found.standard_error is None else f" ± {found.standard_error:.{digits}f}"
+            cells.append(f"{found.mean:.{digits}f}{error}")
         cells.append(f"{np.mean(row['measures']['independent']):.2f}")
-        worse = ", ".join(worse_in(row["measures"], reference)) or "nothing"
-        lines.append(f"| {' | '.join(cells)} | {'(reference)' if name == REFERENCE else worse} |")
+        worse = ", ".join(worse_in(row["measures"], reference["measures"])) or "nothing"
+        lines.append(f"| {' | '.join(cells)} | {'(reference)' if row is reference else worse} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: dict[str, Row], path: epath.Path) -> None:
-    """Each measure against network evaluations."""
+def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> None:
+    """Each measure against network evaluations, the guidance weight, and the number of input views.
+
+    Bars are standard errors of the difference from the reference on the same objects, which is what can be compared:
+    the spread between objects is larger, and common to all.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    reference = next(iter(rows.values()))
     families: dict[str, list[str]] = {}
-    for name, row in rows.items():
-        if name not in (REFERENCE, FAST):
-            families.setdefault(name.replace(f" {row['settings']['num_steps']}", ""), []).append(name)
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(4 * len(MEASURES), 4.5), constrained_layout=True)
-    for axis, (measured, (title, _)) in zip(axes, MEASURES.items(), strict=True):
-        middle, error = _mean_and_error(rows[REFERENCE], measured)
-        axis.axhspan(middle - error, middle + error, color="0.85", label=f"{REFERENCE}, ± 2 standard errors")
-        for family, names in families.items():
-            y, bars = zip(*(_mean_and_error(rows[name], measured) for name in names), strict=True)
-            x = [rows[name]["evaluations"] for name in names]
-            axis.errorbar(x, y, bars, marker=".", capsize=2, linewidth=1, label=family)
-        axis.plot(rows[FAST]["evaluations"], _mean_and_error(rows[FAST], measured)[0], "k*", markersize=11, label=FAST)
-        axis.set(xscale="log", xlabel="network evaluations", ylabel=title)
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    for name in rows:
+        families.setdefault(trials[name].family, []).append(name)
+    across = {
+        "network evaluations per view": lambda name: rows[name]["evaluations"],
+        "guidance weight": lambda name: trials[name].settings.guidance_weight,
+        "input views": lambda name: trials[name].inputs,
+    }
+    lines = [[f for f in families if f not in ("weight", "inputs", "preset")], ["weight"], ["inputs"]]
+    shown = [(x, kinds) for x, kinds in zip(across.items(), lines, strict=True) if set(kinds) & set(families)]
+    size = (4 * len(MEASURES), 4 * len(shown) + 0.5)
+    figure, axes = plt.subplots(len(shown), len(MEASURES), figsize=size, constrained_layout=True, squeeze=False)
+    for ((label, position), kinds), line in zip(shown, axes, strict=True):
+        for axis, (measured, (title, _)) in zip(line, MEASURES.items(), strict=True):
+            for family in kinds:
+                also = ["preset fast"] if family in ("weight", "inputs") else []
+                names = sorted([*families[family], *also], key=position)
+                y = [np.mean(rows[name]["measures"][measured]) for name in names]
+                bars = [_difference_error(rows[name], reference, measured) for name in names]
+                x = [position(name) for name in names]
+                axis.errorbar(x, y, bars, marker=".", capsize=2, linewidth=1, label=family)
+            if position("preset fast") == rows["preset fast"]["evaluations"]:
+                for marker, name in zip("*PX", families["preset"], strict=False):
+                    y = np.mean(rows[name]["measures"][measured])
+                    axis.plot(position(name), y, f"k{marker}", markersize=10, label=name)
+                axis.set_xscale("log")
+            axis.set(xlabel=label, ylabel=title)
+            axis.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     with path.open("wb") as file:
-        figure.savefig(file, dpi=100, format="png")
+        figure.savefig(file, dpi=80, format="png")
     plt.close(figure)
 
 
-def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated: int) -> epath.Path:
+def compare(config, workdir: epath.Path, seeds: int, repeated: int, trials: dict[str, Trial]) -> epath.Path:
     """Samples and measures what is not measured yet, and writes table, plot and sheets to the folder returned.
 
     Raises:
-      UserError: if there are no true views, their number differs between objects, or the folder has another protocol.
+      UserError: if there are no true views, their number differs between objects, a trial needs more input views than
+        ``config.sample.input_views`` has, or the folder has another protocol.
     """
     head = record.head("samplers")
+    most = max(trial.inputs for trial in trials.values())
+    if len(config.sample.input_views) < most:
+        raise UserError(f"config.sample.input_views has {len(config.sample.input_views)} views, but rows use {most}")
     tasks = make_tasks(config)
     objects = [task.load() for task in tasks]
     if any(each.truth is None for each in objects):
         raise UserError("an orbit has no true views to compare with; use --config.sample.cameras=object")
     if len({(len(task.input_views), len(task.target_views)) for task in tasks}) > 1 or len(objects[0].truth) < repeated:
         raise UserError(f"all objects must have as many views, at least {repeated}; set config.sample.num_views")
-    model = threedim.load(workdir, config.sample.checkpoint_step)
+    model = threedim.load(config.sample.weights or workdir, config.sample.checkpoint_step)
     truth = np.stack([each.truth for each in objects])
-    out = workdir / f"samplers_step_{model.step:07d}"
+    named = epath.Path(config.sample.weights).stem if config.sample.weights else f"step_{model.step:07d}"
+    out = workdir / f"samplers_{named}"
     protocol = {
         "objects": [task.name for task in tasks],
-        "views": truth.shape[1],
+        "views": tasks[0].target_views,
         "repeated": repeated,
         "seeds": seeds,
         "inputs": tasks[0].input_views,
@@ -223,23 +263,19 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
             raise UserError(f"{path} has another protocol: {figures['protocol']}, now {protocol}; move it away")
         rows = figures["samplers"]
 
-    reference = Settings(
-        guidance_weight=config.sample.guidance_weight, fresh_uncond_noise=config.sample.fresh_uncond_noise
-    )
-    wanted = candidates(reference, steps)
-    plain = {name: json.loads(json.dumps(dataclasses.asdict(settings))) for name, settings in wanted.items()}
-    todo = {name: settings for name, settings in wanted.items() if rows.get(name, {}).get("settings") != plain[name]}
-    views_each = truth.shape[1] + repeated
-    total = sum(settings.evaluations(model.sampler.process) for settings in todo.values()) * views_each
+    plain = {name: json.loads(json.dumps(dataclasses.asdict(trial.settings))) for name, trial in trials.items()}
+    todo = {name: trial for name, trial in trials.items() if rows.get(name, {}).get("settings") != plain[name]}
+    process, views_each = model.sampler.process, truth.shape[1] + repeated
+    total = sum(trial.settings.evaluations(process) for trial in todo.values()) * views_each
     done = 0
     with Progress(total, desc="network evaluations", enabled=total > 0) as bar:
-        for name, settings in todo.items():
-            evaluations = settings.evaluations(model.sampler.process)
+        for name, trial in todo.items():
+            evaluations = trial.settings.evaluations(process)
 
             def report(index: int, done=done, evaluations=evaluations) -> None:
                 bar.set(done + (index + 1) * evaluations)
 
-            views, seconds = sample(model, objects, repeated, seeds, settings, report)
+            views, seconds = sample(model, objects, repeated, seeds, trial, report)
             done += evaluations * views_each
             rows[name] = {
                 "settings": plain[name],
@@ -253,16 +289,16 @@ def compare(config, workdir: epath.Path, seeds: int, steps: list[int], repeated:
             grid = make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
             pixels.save_png(out / "sheets" / f"{name}.png", grid)
             jax.clear_caches()
-    rows = {name: rows[name] for name in wanted}
+    rows = {name: rows[name] for name in trials}
     files.write_atomically(out / "samplers.md", table(rows))
-    plot(rows, out / "samplers.png")
+    plot(rows, trials, out / "samplers.png")
     return out
 
 
-def _mean_and_error(row: Row, measure: str) -> tuple[float, float]:
-    """Mean over seeds, and twice its standard error."""
-    values = row["measures"][measure]
-    return float(np.mean(values)), 2 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def _difference_error(row: Row, reference: Row, measure: str) -> float:
+    """Standard error over objects of the difference from the reference; 0 for the reference or a single object."""
+    difference = np.subtract(row["measures"][measure], reference["measures"][measure])
+    return estimate(difference).standard_error or 0.0
 
 
 def _psnr_of_mean(a: np.ndarray, b: np.ndarray) -> float:
@@ -272,18 +308,24 @@ def _psnr_of_mean(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _measure(given: flags.FlagValues) -> dict:
-    steps = [int(count) for count in given.steps]
     config_lib.expand_paths(given.config)
-    out = compare(given.config, epath.Path(files.path(given.workdir)), given.seeds, steps, given.repeated)
+    s = given.config.sample
+    base = Settings(guidance_weight=s.guidance_weight, fresh_uncond_noise=s.fresh_uncond_noise)
+    numbers = [[int(count) for count in given.steps], [float(weight) for weight in given.weights]]
+    trials = candidates(base, given.reference, *numbers, [int(count) for count in given.inputs])
+    out = compare(given.config, epath.Path(files.path(given.workdir)), given.seeds, given.repeated, trials)
     print(out)
     return record.read(out / "samplers.json")["figures"]
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_integer("seeds", 5, "Rollouts of every object, for error bars.", lower_bound=2)
-    flags.DEFINE_list("steps", ["8", "16", "24", "32", "50", "100"], "Numbers of steps to compare.")
-    flags.DEFINE_integer("repeated", 4, "Cameras that are sampled a second time.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "Folder of the run, or with config.sample.weights of the results.")
+    flags.DEFINE_integer("seeds", 3, "Rollouts of every object.", lower_bound=2)
+    flags.DEFINE_integer("reference", 250, "Ancestral steps of the reference.", lower_bound=1)
+    flags.DEFINE_list("steps", ["8", "16", "32", "50", "100"], "Numbers of steps of each solver.")
+    flags.DEFINE_list("weights", [], "Guidance weights to try with the preset fast, such as 0,0.5,1,2,3,4,6.")
+    flags.DEFINE_list("inputs", [], "Numbers of input views to try, the first ones of config.sample.input_views.")
+    flags.DEFINE_integer("repeated", 1, "Cameras that are sampled a second time.", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"])
     record.run("samplers", _measure, lambda figures: table(figures["samplers"]))

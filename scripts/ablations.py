@@ -38,7 +38,8 @@ from threedim.settings import check_claim
 from threedim.trained import open_run
 
 # Names of the data in configs/ablations, by the config file of the whole model.
-DATA = {"srn_cars": "cars", "srn_chairs_star": "chairs_star", "demo": "demo", "shapes16": "shapes16"}
+DATA = {"srn_cars": "cars", "srn_chairs_star": "chairs_star", "demo": "demo"}
+DATA |= {name: name for name in ("shapes16", "shapes32")}
 # Files of weights that scores need, by their flags.
 _WEIGHTS = ("inception", "lpips_backbone", "lpips_lin")
 # A regression is sampled in one step without guidance, and has a prediction of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -19,12 +20,13 @@ from threedim import files, pixels, provenance
 from threedim.data.objects import read_object
 from threedim.errors import MissingError, UserError
 from threedim.evaluation import published
+from threedim.evaluation.bootstrap import estimate
 from threedim.files import read_json
 from threedim.output import sheets
 from threedim.training.step import abstract_params
 
 REAL_DATA = "real_data"  # the folder of the true views
-_DECIDES = 2.0  # standard errors by which a difference must exceed zero
+_OF_VIEWS = ("psnr", "ssim", "lpips", "patch_distance")  # figures of each object in results.json
 _WORST_FIRST = ("does not hold", "not measured", "undecided", "holds")
 _OBJECTS, _VIEWS = 4, 3  # in the picture
 
@@ -69,25 +71,51 @@ CLAIMS = (
 )
 
 
-def figure(values: Sequence[float]) -> dict[str, float | int | None] | None:
-    """Mean, standard error of the mean, and number of values; None without values."""
+def figure(values: Sequence[float], objects: dict[str, float] | None = None) -> dict[str, Any] | None:
+    """A cell of the table; None without values.
+
+    Args:
+      values: one for each sampling seed.
+      objects: the mean over seeds for each object, if there is such a figure. The mean is then theirs, and the standard
+        error that of other objects; else that of other sampling seeds.
+    """
+    if objects:
+        found = estimate(list(objects.values()))
+        return {"mean": found.mean, "standard_error": found.standard_error, "n": len(values), "objects": objects}
     if not values:
         return None
     error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "standard_error": error, "n": len(values)}
 
 
-def verdict(difference: float, error: float | None) -> str:
-    """Whether a difference is more than two standard errors from zero: "holds", "does not hold" or "undecided"."""
-    if error is None or abs(difference) <= _DECIDES * error:
+def verdict(low: float | None, high: float | None) -> str:
+    """Where the 95 % interval of a difference lies: "holds" above zero, "does not hold" below, or "undecided"."""
+    if low is None or low <= 0 <= high:
         return "undecided"
-    return "holds" if difference > 0 else "does not hold"
+    return "holds" if low > 0 else "does not hold"
+
+
+def compared(one: dict[str, Any], other: dict[str, Any], sign: int) -> dict[str, Any]:
+    """The difference of two cells in favor of the first, with its 95 % interval and the probability that it is real.
+
+    On the same objects if both have figures for each (a paired bootstrap), else from the errors over sampling seeds.
+    """
+    if one.get("objects") and other.get("objects"):
+        names = sorted(one["objects"].keys() & other["objects"].keys())
+        found = estimate([sign * (one["objects"][name] - other["objects"][name]) for name in names])
+        part = {"difference": found.mean, "low": found.low, "high": found.high, "certainty": found.positive}
+        return part | {"objects": len(names), "verdict": verdict(found.low, found.high)}
+    difference = sign * (one["mean"] - other["mean"]) + 0.0  # not -0.0
+    both = (one["standard_error"], other["standard_error"])
+    spread = None if None in both else 1.96 * math.hypot(*both)
+    low, high = (None, None) if spread is None else (difference - spread, difference + spread)
+    return {"difference": difference, "low": low, "high": high, "certainty": None, "verdict": verdict(low, high)}
 
 
 def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
     """Which of `CLAIMS` hold by {row: {"figures": {measure: `figure`}}}: those all of whose parts hold.
 
-    A part has the "difference" in favor of the claim.
+    A part is what `compared` returns for one measure.
     """
     found = []
     for text, better, worse, measures in CLAIMS:
@@ -98,11 +126,7 @@ def orderings(rows: dict[str, Any]) -> list[dict[str, Any]]:
             if name is None:
                 parts.append({"measure": choice[-1], "verdict": "not measured"})
                 continue
-            difference = MEASURES[name][3] * (one[name]["mean"] - other[name]["mean"]) + 0.0  # not -0.0
-            both = (one[name]["standard_error"], other[name]["standard_error"])
-            error = None if None in both else math.hypot(*both)
-            part = {"measure": name, "difference": difference, "standard_error": error}
-            parts.append(part | {"verdict": verdict(difference, error)})
+            parts.append({"measure": name} | compared(one[name], other[name], MEASURES[name][3]))
         overall = min((part["verdict"] for part in parts), key=_WORST_FIRST.index)
         found.append({"text": text, "better": better, "worse": worse, "verdict": overall, "parts": parts})
     return found
@@ -127,10 +151,15 @@ def collect(out: epath.Path) -> dict[str, Any]:
                 raise UserError(f"{out / row.key / name} is of step {step}, {others}; move one away")
         if not seeds:
             continue
-        scored = []
+        scored, objects = [], {}
         for name, one in seeds.items():
             field = fields.get(f"{row.key}_{name.replace('_', '')}", {})
             scored.append(one["dataset"] | {f"consistency_{key}": value for key, value in field.items()})
+            for prefix, source, measures in (("", one, _OF_VIEWS), ("consistency_", field, ("psnr", "ssim"))):
+                for each, (key, found) in itertools.product(measures, source.get("objects", {}).items()):
+                    if found.get(each) is not None:
+                        objects.setdefault(prefix + each, {}).setdefault(key, []).append(found[each])
+        means = {m: {key: float(np.mean(values)) for key, values in each.items()} for m, each in objects.items()}
         config = ml_collections.ConfigDict(next(iter(seeds.values()))["config"])
         params = jax.tree.leaves(abstract_params(config_lib.network(config)))
         rows[row.key] = {
@@ -139,7 +168,9 @@ def collect(out: epath.Path) -> dict[str, Any]:
             "training_steps": steps[row.trained_as],
             "batch_size": config.train.batch_size,
             "seeds": len(seeds),
-            "figures": {m: figure([each[m] for each in scored if each.get(m) is not None]) for m in MEASURES},
+            "figures": {
+                m: figure([each[m] for each in scored if each.get(m) is not None], means.get(m)) for m in MEASURES
+            },
         }
     if first is None:
         raise MissingError(f"{out} has no scores yet, such as {out / ROWS[0].key}/seed_0/results.json")
@@ -175,27 +206,30 @@ def markdown(results: dict[str, Any]) -> str:
     protocol, commands = results["protocol"], "\n".join(results["seconds_by_command"])
     return (
         f"# Ablations\n\n{results['num_objects']} test objects, {results['num_views']:,} views of "
-        f"{protocol['image_size']} px sampled from view {protocol['input_view']}; mean ± standard error over the "
-        "sampling seeds, which says nothing about other objects or trainings.\n\n"
+        f"{protocol['image_size']} px sampled from view {protocol['input_view']}. Means over objects and sampling "
+        "seeds ± bootstrapped standard errors over the objects (of FID: over the seeds). One training run per row: "
+        "other runs are not covered.\n\n"
         f"{table(lines)}\n\n## Which of the paper's orderings hold\n\n{_orderings(results)}\n\n"
-        "A positive difference favors the paper's finding. It holds if the difference is more than two standard errors "
-        "above zero, fails if it is as far below, and is undecided between; a single seed decides nothing.\n\n"
+        "A positive difference favors the paper's finding; in brackets, its 95 % interval by a paired bootstrap over "
+        "the objects, then the share of resampled sets of objects in which it is positive. It holds if the interval is "
+        "above zero, fails if it is below, and is undecided between.\n\n"
         f"## Commands\n\n```\n{commands}\n```\n"
     )
 
 
 def _orderings(results: dict[str, Any]) -> str:
     paper = results["published"] if results["published"] in published.CONSISTENCY else "cars"
-    lines = [["the paper finds", "", "measure", "difference", f"in the paper, {published.TABLES[paper].title}"]]
+    lines = [["the paper finds", "", "measure", "difference", "positive", f"paper, {published.TABLES[paper].title}"]]
     for claim in results["orderings"]:
         head = [claim["text"], f"**{claim['verdict']}**"]
         for part in claim["parts"]:
             title, unit, decimals, _ = MEASURES[part["measure"]]
-            ours, error = part.get("difference"), part.get("standard_error")
+            ours, low, certainty = part.get("difference"), part.get("low"), part.get("certainty")
             theirs = published_difference(paper, claim, part["measure"])
-            spread = "" if error is None else f" ± {error:.{decimals}f}"
-            ours = "–" if ours is None else f"{ours:+.{decimals}f}{spread}{unit}"
-            lines.append([*head, title, ours, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
+            interval = "" if low is None else f" [{low:+.{decimals}f}, {part['high']:+.{decimals}f}]"
+            ours = "–" if ours is None else f"{ours:+.{decimals}f}{unit}{interval}"
+            share = "–" if certainty is None else f"{100 * certainty:.1f} %"
+            lines.append([*head, title, ours, share, "–" if theirs is None else f"{theirs:+.{decimals}f}{unit}"])
             head = ["", ""]
     return table(lines)
 

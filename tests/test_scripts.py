@@ -15,7 +15,7 @@ from etils import epath
 from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
 from threedim import settings as settings_lib
-from threedim.configs import demo, shapes16, srn_cars, srn_chairs_star
+from threedim.configs import demo, shapes16, shapes32, srn_cars, srn_chairs_star
 from threedim.data.objects import read_object
 from threedim.errors import UserError
 from threedim.evaluation import protocol
@@ -24,6 +24,7 @@ from threedim.weights_file import save_weights
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 WHOLE = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}
+WHOLE["shapes32"] = shapes32
 CHANGES = {
     "image_to_image": {"sample.conditioning": "input"},
     "concat_unet": {"model.network": "concat_unet", "sample.batch_size": 4},
@@ -47,7 +48,7 @@ def test_an_ablation_changes_only_what_it_is_about(variant, data):
     assert changed == {name: value for name, value in CHANGES[variant].items() if before[name] != value}
     config_lib.recipe(config)
     assert config_lib.sampler(config, num_steps=config.train.sample_steps)
-    with pytest.raises(UserError, match=r"cars, chairs_star, demo, shapes16, not .*'planes'"):
+    with pytest.raises(UserError, match=r"cars, chairs_star, demo, shapes16, shapes32, not .*'planes'"):
         get_config("planes")
 
 
@@ -121,17 +122,24 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
         if "--mode=evaluate" in command:
             folder = pathlib.Path(next(a.partition("=")[2] for a in command if a.startswith("--config.evaluate.out")))
             seed = int(folder.name[-1])
-            dataset = results["dataset"] | {"psnr": 10 + shift[folder.parent.name] + 0.1 * seed, "ssim": 0.5}
-            dataset["patch_distance"] = 50.0 - shift[folder.parent.name] + seed
+            # Objects differ by 4 dB, but by the same from row to row.
+            objects = {
+                name: one | {"psnr": 10 + shift[folder.parent.name] + 0.1 * seed + 4 * place, "ssim": 0.5}
+                for place, (name, one) in enumerate(sorted(results["objects"].items()))
+            }
+            dataset = results["dataset"] | {"fid": 50.0 - shift[folder.parent.name] + seed}
             if folder.exists():
                 raise subprocess.CalledProcessError(7, command)
             folder.mkdir(parents=True)
-            (folder / "results.json").write_text(json.dumps(results | {"dataset": dataset}))
+            (folder / "results.json").write_text(json.dumps(results | {"dataset": dataset, "objects": objects}))
             (folder / "samples.json").write_text((evaluated / "evaluation/samples.json").read_text())
             (folder / "views").symlink_to(evaluated / "evaluation/views")
         if "threedim.evaluation.consistency" in command:
             rows = {f"{row}_seed{seed}": 20 + 5 * (row == "3dim") + 0.1 * seed for row in shift for seed in (0, 1)}
-            rows = {row: {"psnr": psnr, "ssim": 0.9, "fid": None} for row, psnr in (rows | {"real_data": 30}).items()}
+            rows = {
+                row: {"psnr": psnr, "ssim": 0.9, "fid": None, "objects": {"a": {"psnr": psnr}, "b": {"psnr": psnr + 9}}}
+                for row, psnr in (rows | {"real_data": 30}).items()
+            }
             (out / "consistency").mkdir(exist_ok=True)
             (out / "consistency/results.json").write_text(json.dumps({"rows": rows}))
 
@@ -168,15 +176,18 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     ablations.main([f"--out={out}", "--config=", "--table"])
     found = json.loads((out / "ablations.json").read_text())
     psnr = found["rows"]["3dim"]["figures"]["psnr"]
-    np.testing.assert_allclose([psnr["mean"], psnr["standard_error"], psnr["n"]], [10.05, 0.05, 2])
+    assert len(names) == 2
+    np.testing.assert_allclose([psnr["mean"], psnr["n"]], [12.05, 2])
+    np.testing.assert_allclose(psnr["standard_error"], 2 / 2**0.5, rtol=0.03)  # over the two objects
     assert [claim["verdict"] for claim in found["orderings"]] == ["holds", "holds", "undecided", "undecided"]
     parts = {part["measure"]: part for part in found["orderings"][2]["parts"]}
-    np.testing.assert_allclose([parts[name]["difference"] for name in ("psnr", "patch_distance")], 2.0)
-    assert parts["psnr"]["verdict"] == "holds"
+    np.testing.assert_allclose([parts[name]["difference"] for name in ("psnr", "fid")], 2.0)
+    assert (parts["psnr"]["verdict"], parts["psnr"]["certainty"], parts["psnr"]["objects"]) == ("holds", 1.0, 2)
+    assert parts["fid"]["low"] == pytest.approx(2 - 1.96 * 0.5 * 2**0.5)  # over the two seeds
     parameters = sum(leaf.size for leaf in jax.tree.leaves(open_trained(evaluated / "tiny.safetensors").params()))
     page = (out / "ablations.md").read_text()
     # The paper's difference is 23.82 - 21.01.
-    rows = ("| 3DiM | 10.05 ± 0.05 |", "| real data | – |", "+1.00 ± 0.07 dB | +2.81 dB |")
+    rows = ("| 3DiM | 12.05 ± 1.4", "| real data | – |", "+1.00 dB [+1.00, +1.00] | 100.0 % | +2.81 dB |")
     for words in (*rows, f"| {parameters:,} | 2 steps of 4 pairs |"):
         assert words in page
     assert page.count("--mode=train") == 3
@@ -192,11 +203,24 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
 
 
 def test_verdicts():
-    assert ablations_table.verdict(0.21, 0.1) == "holds"
-    assert ablations_table.verdict(-0.21, 0.1) == "does not hold"
-    assert ablations_table.verdict(0.19, 0.1) == ablations_table.verdict(9.0, None) == "undecided"
+    assert ablations_table.verdict(0.01, 0.4) == "holds"
+    assert ablations_table.verdict(-0.4, -0.01) == "does not hold"
+    assert ablations_table.verdict(-0.1, 9.0) == ablations_table.verdict(None, None) == "undecided"
     assert ablations_table.figure([]) is None
     assert ablations_table.figure([1.0]) == {"mean": 1.0, "standard_error": None, "n": 1}
+
+
+def test_differences_are_taken_object_by_object():
+    """Objects that differ much hide nothing that is the same in each of them."""
+    rng = np.random.default_rng(0)
+    base, noise = rng.normal(20, 5, 16), rng.normal(0.3, 0.2, 16)
+    one, other = ({str(i): float(x) for i, x in enumerate(values)} for values in (base + noise, base))
+    found = ablations_table.compared(*(ablations_table.figure([0.0], each) for each in (one, other)), 1)
+    assert found["difference"] == pytest.approx(noise.mean())
+    assert (found["verdict"], found["certainty"], found["objects"]) == ("holds", 1.0, 16)
+    assert found["high"] - found["low"] < 0.25
+    reverse = ablations_table.compared(*(ablations_table.figure([0.0], each) for each in (one, other)), -1)
+    assert (reverse["verdict"], reverse["certainty"]) == ("does not hold", 0.0)
 
 
 def test_model_card(evaluated, trained_run, tmp_path, capsys):

@@ -14,6 +14,8 @@ from threedim.tasks import Task, Views
 
 # The patch distance sorts all patches that it compares, so it takes at most this many views.
 PATCH_VIEWS = 1000
+# That of a single object, of so many of its views, spread evenly.
+PATCH_VIEWS_OF_OBJECT = 24
 BIN_DEGREES = 15
 # Pixels of a view below which there is no such figure: SSIM's windows, the coarsest level of the patch distance.
 _SMALLEST = {"ssim": image_metrics.WINDOW, "ssim_uniform": image_metrics.UNIFORM_WINDOW, "patch_distance": 16}
@@ -47,6 +49,8 @@ class ObjectScores:
       input_views, views: numbers of the given views and of the sampled ones.
       angle: degrees between the optical axes of each view's camera and the first input's, (view,) float64.
       equal: number of sampled views that equal the truth in every pixel.
+      patch_distance: of up to 24 views spread evenly, or None. Larger than that of all objects together, since few
+        views are compared; for comparisons on the same object.
       figures: (view,) float64 in the order of ``views``, or None if not computed: "psnr" in dB, "ssim", "ssim_uniform"
         and "lpips"; and "repeated_..." of the input view in place of every view, a baseline.
     """
@@ -55,12 +59,14 @@ class ObjectScores:
     views: list[int]
     angle: np.ndarray
     equal: int
+    patch_distance: float | None
     figures: dict[str, np.ndarray | None]
 
     def to_json(self) -> dict[str, Any]:
         """The object's entry in results.json, rounded to five digits, more than float32 has."""
         known = {name: values is not None for name, values in self.figures.items()}
         means = {name: round(float(v.mean()), 5) if known[name] else None for name, v in self.figures.items()}
+        means["patch_distance"] = None if self.patch_distance is None else round(self.patch_distance, 5)
         each_view = {"angle_degrees": self.angle} | {name: self.figures[name] for name in _VIEW_METRICS}
         rounded = {name: None if v is None else np.round(v, 5).tolist() for name, v in each_view.items()}
         return means | {"input_views": self.input_views, "views": {"number": self.views} | rounded}
@@ -120,7 +126,12 @@ class Scores:
                 figures[prefix + name] = metric(images, truth).astype(np.float64) if known else None
             figures[f"{prefix}lpips"] = distance
         equal = int(np.all(sampled == truth, axis=(1, 2, 3)).sum())
-        self.objects[task.name] = ObjectScores(task.input_views, task.target_views, angles(views), equal, figures)
+        distance = None
+        if "patch_distance" not in self.not_computed:
+            places = np.unique(np.linspace(0, len(truth) - 1, PATCH_VIEWS_OF_OBJECT).round().astype(int))
+            distance = patches.sliced_wasserstein(sampled[places], truth[places], seed=self._seed)
+        numbers = (task.input_views, task.target_views)
+        self.objects[task.name] = ObjectScores(*numbers, angles(views), equal, distance, figures)
         chosen = self._in_patches[self._seen : self._seen + len(sampled)]
         self._seen += len(sampled)
         self._patch_views.append((sampled[chosen], truth[chosen], repeated[chosen]))
