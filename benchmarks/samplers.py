@@ -50,6 +50,7 @@ MEASURES = {
 }
 # The interval of log signal-to-noise ratios that Kynkäänniemi et al. found best for images.
 GUIDED = (-1.0, 3.0)
+PRESET_FAMILY = "2M SDE"
 
 Row = dict[str, Any]
 
@@ -73,19 +74,21 @@ def candidates(
       weights, inputs: guidance weights and numbers of input views to try with the preset "fast".
     """
     solvers: dict[str, dict[str, Any]] = {
-        "ancestral": {},
-        "ancestral, guided in [-1, 3]": {"guidance_interval": GUIDED},
+        "ancestral": {"guidance_interval": GUIDED},
         "DDIM": {"solver": "ddim", "guidance_interval": GUIDED},
         "2M": {"solver": "dpm_solver_2m", "guidance_interval": GUIDED},
-        "2M SDE": {"solver": "dpm_solver_2m_sde", "guidance_interval": GUIDED},
+        PRESET_FAMILY: {"solver": "dpm_solver_2m_sde", "guidance_interval": GUIDED},
     }
-    rows = {f"ancestral {reference}": Trial("ancestral", dataclasses.replace(base, num_steps=reference))}
-    for family, fields in solvers.items():
-        for count in steps:
-            rows[f"{family} {count}"] = Trial(family, dataclasses.replace(base, num_steps=count, **fields))
+    rows = {f"ancestral {reference}, always guided": Trial("paper", dataclasses.replace(base, num_steps=reference))}
     for name, fields in config_lib.PRESETS.items():
         if name != "paper":  # the reference
-            rows[f"preset {name}"] = Trial("preset", dataclasses.replace(base, **fields))
+            rows[f"preset {name}"] = Trial(PRESET_FAMILY, dataclasses.replace(base, **fields))
+    presets = {trial.settings for trial in rows.values()}
+    for family, fields in solvers.items():
+        for count in steps:
+            settings = dataclasses.replace(base, num_steps=count, **fields)
+            if settings not in presets:
+                rows[f"{family} {count}"] = Trial(family, settings)
     fast = rows["preset fast"].settings
     for weight in weights:
         rows[f"fast, w = {weight:g}"] = Trial("weight", dataclasses.replace(fast, guidance_weight=weight))
@@ -197,7 +200,7 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
         "guidance weight": lambda name: trials[name].settings.guidance_weight,
         "input views": lambda name: trials[name].inputs,
     }
-    lines = [[f for f in families if f not in ("weight", "inputs", "preset")], ["weight"], ["inputs"]]
+    lines = [[family for family in families if family not in ("weight", "inputs")], ["weight"], ["inputs"]]
     shown = [(x, kinds) for x, kinds in zip(across.items(), lines, strict=True) if set(kinds) & set(families)]
     size = (4 * len(MEASURES), 4 * len(shown) + 0.5)
     figure, axes = plt.subplots(len(shown), len(MEASURES), figsize=size, constrained_layout=True, squeeze=False)
@@ -210,10 +213,9 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
                 bars = [_difference_error(rows[name], reference, measured) for name in names]
                 x = [position(name) for name in names]
                 axis.errorbar(x, y, bars, marker=".", capsize=2, linewidth=1, label=family)
-            if position("preset fast") == rows["preset fast"]["evaluations"]:
-                for marker, name in zip("*PX", families["preset"], strict=False):
-                    y = np.mean(rows[name]["measures"][measured])
-                    axis.plot(position(name), y, f"k{marker}", markersize=10, label=name)
+            if line is axes[0]:
+                for marker, name in zip("*PX", [name for name in rows if name.startswith("preset")], strict=False):
+                    axis.plot(position(name), np.mean(rows[name]["measures"][measured]), f"k{marker}", label=name)
                 axis.set_xscale("log")
             axis.set(xlabel=label, ylabel=title)
             axis.grid(alpha=0.3)

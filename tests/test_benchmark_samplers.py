@@ -1,5 +1,6 @@
 """The comparison of samplers: its measures, and how it resumes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,11 +28,11 @@ def views():
 def test_measures(views):
     sampled, truth = views
     rows = samplers.measure(sampled, truth, 2)
-    assert {name: len(values) for name, values in rows.items()} == dict.fromkeys([*samplers.MEASURES, "independent"], 3)
-    error = np.mean((sampled[:, 1, :4].astype(float) - truth) ** 2, axis=(2, 3, 4))
+    assert {name: len(values) for name, values in rows.items()} == dict.fromkeys([*samplers.MEASURES, "independent"], 2)
+    error = np.mean((sampled[1, :, :4].astype(float) - truth[1]) ** 2, axis=(2, 3, 4))
     np.testing.assert_allclose(rows["psnr"][1], np.mean(10 * np.log10(255**2 / error)), rtol=1e-4)
-    again = np.mean((sampled[:, 2, :2].astype(float) - sampled[:, 2, 4:]) ** 2)
-    np.testing.assert_allclose(rows["agreement"][2], 10 * np.log10(255**2 / again), rtol=1e-6)
+    again = np.mean((sampled[0, :, :2].astype(float) - sampled[0, :, 4:]) ** 2, axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(rows["agreement"][0], np.mean(10 * np.log10(255**2 / again)), rtol=1e-6)
     # If the second views equal the first, they agree perfectly; against the truth nothing changes.
     copied = sampled.copy()
     copied[:, :, 4:] = copied[:, :, :2]
@@ -41,63 +42,73 @@ def test_measures(views):
     assert max(better["independent"]) < 40
 
 
-def test_worse_means_by_more_than_noise():
-    reference = {name: [1.0, 1.1, 0.9, 1.0] for name in samplers.MEASURES}
-    rows = {
-        shift: {name: [value + shift for value in values] for name, values in reference.items()} for shift in (-1, 1)
-    }
+def test_worse_means_on_the_same_objects():
+    reference = {name: [1.0, 5.0, 9.0, 3.0] for name in samplers.MEASURES}
+    noise = np.array([0.1, 0.2, 0.15, 0.1])  # far less than between objects
+    rows = {sign: {name: list(values + sign * noise) for name, values in reference.items()} for sign in (-1, 1)}
     assert samplers.worse_in(reference, reference) == []
     assert samplers.worse_in(rows[-1], reference) == ["psnr", "ssim", "agreement"]
     assert samplers.worse_in(rows[1], reference) == ["patch_distance"]
-    assert samplers.worse_in({name: [0.5, 1.5, 0.7, 1.1] for name in reference}, reference) == []
+    mixed = {name: list(np.add(values, [0.2, -0.2, 0.1, -0.1])) for name, values in reference.items()}
+    assert samplers.worse_in(mixed, reference) == []
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_candidates(weight):
-    reference = Settings(guidance_weight=weight)
-    rows = samplers.candidates(reference, [8, 250])
-    assert next(iter(rows)) == samplers.REFERENCE == "ancestral 250"
-    assert (rows[samplers.REFERENCE], rows[samplers.FAST].guidance_weight) == (reference, weight)
-    assert len(set(rows.values())) == len(rows)
-    assert any("guided in" in name for name in rows) == (weight > 0)
-    assert {rows["DDIM 8"].num_steps, rows["DDIM 8"].solver} == {8, "ddim"}
+    base = Settings(guidance_weight=weight)
+    rows = samplers.candidates(base, 250, [8, 32], [0.5, 6.0], [1, 4])
+    name, first = next(iter(rows.items()))
+    assert (name, first.settings) == ("ancestral 250, always guided", base)
+    fast = rows["preset fast"].settings
+    assert "2M SDE 32" not in rows, "that is the preset"
+    assert len({trial.settings for trial in rows.values()}) == len(rows) - 2, "only rows of more inputs share settings"
+    assert {rows["DDIM 8"].settings.num_steps, rows["DDIM 8"].settings.solver} == {8, "ddim"}
+    assert rows["fast, w = 0.5"].settings == dataclasses.replace(fast, guidance_weight=0.5)
+    assert [rows[name].inputs for name in ("preset fast", "fast, 4 input views")] == [1, 4]
 
 
 @pytest.mark.slow
 def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path, monkeypatch):
     c = tiny_config
-    c.sample.num_views, c.data.source = 2, ""
+    c.sample.num_views, c.data.source = 1, ""
     c.model.image_size, c.model.ch_mult, c.model.attn_resolutions, c.data.procedural.size = 16, (1,), (16,), 16
     p = c.data.procedural
     p.num_train_objects, p.num_test_objects, p.views, p.test_views, p.samples = 1, 2, 3, 3, 1
     model = threedim.Model(config_lib.sampler(c), random_params(config_lib.network(c)), c, 7)
-    monkeypatch.setattr(threedim, "load", lambda workdir, step: model)
+    monkeypatch.setattr(threedim, "load", lambda source, step: model)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
-    rows = {samplers.REFERENCE: Settings(2, 0.0), samplers.FAST: Settings(2, 0.0)}
-    monkeypatch.setattr(samplers, "candidates", lambda reference, steps: dict(rows))
-    compare = functools.partial(samplers.compare, c, tmp_path / "run", 2, [2], 1)
+    c.sample.input_views = (0, 2)
+    rows = {name: samplers.Trial("2M SDE", Settings(2, 0.0)) for name in ("reference", "preset fast")}
+    rows["fast, 2 input views"] = samplers.Trial("inputs", Settings(2, 0.0), 2)
+    compare = functools.partial(samplers.compare, c, tmp_path / "run", 2, 1, rows)
     out = compare()
     assert out == tmp_path / "run/samplers_step_0000007"
     figures = record.read(out / "samplers.json")["figures"]
     assert list(figures["samplers"]) == list(rows)
-    assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 2]
-    assert figures["protocol"]["views"] == 2
+    assert [row["evaluations"] for row in figures["samplers"].values()] == [2, 2, 2]
+    assert figures["protocol"]["views"] == [1]
+    same, again, more = (row["measures"]["psnr"] for row in figures["samplers"].values())
+    assert same == again != more
 
     sampled, real = [], samplers.sample
     monkeypatch.setattr(samplers, "sample", lambda *args: sampled.append(args[4]) or real(*args))
-    rows["2M 2"] = Settings(2, 0.0, solver="dpm_solver_2m")
+    rows["2M 2"] = samplers.Trial("2M", Settings(2, 0.0, solver="dpm_solver_2m"))
     compare()
     assert sampled == [rows["2M 2"]]
     again = record.read(out / "samplers.json")["figures"]["samplers"]
     assert {name: again[name] for name in figures["samplers"]} == figures["samplers"]
     lines = (out / "samplers.md").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert "(reference)" in lines[2]
-    assert pixels.load_png(out / "samplers.png").shape[:2] == (450, 1600)
-    assert len(list((out / "sheets").iterdir())) == 3
+    assert pixels.load_png(out / "samplers.png").shape[:2] == (680, 1280)
+    assert len(list((out / "sheets").iterdir())) == 4
 
     with pytest.raises(ValueError, match="has another protocol"):
-        samplers.compare(c, tmp_path / "run", 3, [2], 1)
+        samplers.compare(c, tmp_path / "run", 3, 1, rows)
+    rows["fast, 3 input views"] = samplers.Trial("inputs", Settings(2, 0.0), 3)
+    with pytest.raises(ValueError, match="has 2 views, but rows use 3"):
+        compare()
+    del rows["fast, 3 input views"]
     c.sample.cameras = "orbit"
     with pytest.raises(ValueError, match="no true views"):
         compare()

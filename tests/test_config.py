@@ -117,7 +117,7 @@ def test_presets():
         ("train.uncond_prob", 1.0, "config.train: uncond_prob must be in [0, 1), got 1.0"),
         ("train.adam_b1", 1.5, "config.train: adam_b1 must be in [0, 1), got 1.5"),
         ("train.microbatches", 3, "config.train: batch_size 128 does not divide into 3 microbatches"),
-        ("sample.preset", "best", "config.sample.preset must be one of paper, fast, got 'best'"),
+        ("sample.preset", "best", "config.sample.preset must be one of paper, fast, draft, got 'best'"),
         ("sample.num_steps", 0, "config.sample: num_steps must be at least 1"),
     ],
 )

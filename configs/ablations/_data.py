@@ -9,12 +9,11 @@ _BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "sha
 
 
 def whole_model(data: str) -> ml_collections.ConfigDict:
-    """The full 3DiM config for a data set, such as "cars" or "shapes32:half"; each ablation removes something from it.
+    """The full 3DiM config for a data set; each ablation removes something from it.
 
     Raises:
       UserError: if the name is unknown.
     """
-    name, _, argument = data.partition(":")
-    if name not in _BY_NAME:
-        raise UserError(f"ablations exist for {', '.join(sorted(_BY_NAME))}, not for {name!r}")
-    return _BY_NAME[name].get_config(*[argument] if argument else [])
+    if data not in _BY_NAME:
+        raise UserError(f"ablations exist for {', '.join(sorted(_BY_NAME))}, not for {data!r}")
+    return _BY_NAME[data].get_config()

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import trimesh
 from etils import epath
 
 from threedim import errors, files
@@ -217,13 +218,17 @@ def render_procedural(
         raise UserError(f"num_objects must be in [1, {_SPLIT_STRIDE}], got {num_objects}")
     path = "sphere" if split == "train" else "spiral"
     settings = ViewSettings(views, size, samples, seed, path, min_elevation=_MIN_ELEVATION)
-    first = (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE
-    by_index = [kinds[i % len(kinds)] for i in range(num_objects)]
-    names = [f"{kind}_{split}_{i:06d}" for i, kind in enumerate(by_index)]
-    makers = [functools.partial(shapes.make_shape, kind, first + i) for i, kind in enumerate(by_index)]
+    names = [f"{kinds[i % len(kinds)]}_{split}_{i:06d}" for i in range(num_objects)]
+    makers = [functools.partial(procedural_shape, name, seed) for name in names]
     todo = [_Todo(name, name, make) for name, make in zip(names, makers, strict=True)]
     source = {"source": "procedural", "split": split, "kinds": list(kinds)}
     return _render_all(epath.Path(out), todo, settings, source, num_workers)
+
+
+def procedural_shape(name: str, seed: int) -> trimesh.Trimesh:
+    """The mesh of an object that `render_procedural` renders, such as "chair_test_000004", with its ``seed``."""
+    kind, split, index = name.split("_")
+    return shapes.make_shape(kind, (2 * seed + SPLITS.index(split)) * _SPLIT_STRIDE + int(index))
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
