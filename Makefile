@@ -10,11 +10,18 @@ TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo demo-train train-demo-gpu test test-slow test-gpu-compiler clean
 
-$(VENV)/installed: setup.py
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(1)'
 	touch $@
+endef
+
+$(VENV)/installed: setup.py
+	$(install)
+
+$(VENV)/installed-for-tests: setup.py
+	$(call install,[test])
 
 # Samples views of two held-out objects with the packaged weights.
 demo: $(VENV)/installed
@@ -33,16 +40,16 @@ train-demo-gpu: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gpu]'
 	$(BIN)/python -m scripts.train_demo --minutes=$(MINUTES) --out=runs/gpu64
 
-test: $(VENV)/installed
+test: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -m slow $(TEST_PROCESSES)
 
 # Compiles the training step for an H200. Installs JAX's CUDA plugin, several GB; needs no GPU.
-test-gpu-compiler: $(VENV)/installed
+test-gpu-compiler: $(VENV)/installed-for-tests
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gpu]'
 	$(BIN)/python -m pytest -m gpu_compiler -v tests/test_gpu_compiler.py
 
