@@ -39,7 +39,7 @@ from threedim.trained import open_run
 
 # Names of the data in configs/ablations, by the config file of the whole model.
 DATA = {"srn_cars": "cars", "srn_chairs_star": "chairs_star", "demo": "demo"}
-DATA |= {name: name for name in ("shapes16", "shapes32")}
+DATA |= {name: name for name in ("shapes16", "shapes32", "gpu64")}
 # Files of weights that scores need, by their flags.
 _WEIGHTS = ("inception", "lpips_backbone", "lpips_lin")
 # A regression is sampled in one step without guidance, and has a prediction of its own.
@@ -140,17 +140,32 @@ def run(given: argparse.Namespace, flags: Sequence[str]) -> None:
         if command in finished and not last and _is_current(values):
             print("already finished", flush=True)
             continue
+        training = values.get("--mode") == "train"
         try:
-            subprocess.run([sys.executable, *arguments], check=True)
+            run_at_most([sys.executable, *arguments], given.minutes if training else 0)
         except subprocess.CalledProcessError as error:
             raise UserError(f"exit code {error.returncode} from: {shlex.join(error.cmd)}") from error
-        if values.get("--mode") == "train":
+        if training:
             # A signal stops a training run with exit code 0.
             trained = open_run(values["--workdir"])
             if trained.step < (steps := trained.config.train.num_steps):
                 raise UserError(f"{trained.name} stopped at step {trained.step} of {steps}; run this command again")
         finished[command] = round(time.monotonic() - began, 1)
         files.write_atomically(log, json.dumps(finished, indent=2) + "\n")
+
+
+def run_at_most(command: list[str], minutes: float) -> None:
+    """Runs a command; after so many minutes, if not 0, it gets the signal to save and end, and is waited for.
+
+    Raises `subprocess.CalledProcessError` if it fails.
+    """
+    with subprocess.Popen(command) as process:
+        try:
+            process.wait(60 * minutes if minutes else None)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def _is_current(flags: dict[str, str]) -> bool:
@@ -182,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=files.path, required=True, help="Output folder.")
     add("--seeds", type=int, default=3, help="Number of sampling seeds.")
     add("--workdir", action="append", default=[], metavar="ROW=DIR", help="A trained run to use; repeatable.")
+    add("--minutes", type=float, default=0.0, help="Stop a training after so many, saved; the same command goes on.")
     add("--max_objects", type=int, default=0, help="Number of test objects; 0 for all.")
     add(
         "--inception",

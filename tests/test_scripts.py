@@ -15,7 +15,7 @@ from etils import epath
 from scripts import ablations, ablations_table, count_lines, model_card
 from threedim import config as config_lib
 from threedim import settings as settings_lib
-from threedim.configs import demo, shapes16, shapes32, srn_cars, srn_chairs_star
+from threedim.configs import demo, gpu64, shapes16, shapes32, srn_cars, srn_chairs_star
 from threedim.data.objects import read_object
 from threedim.errors import UserError
 from threedim.evaluation import protocol
@@ -23,8 +23,8 @@ from threedim.trained import open_run, open_trained
 from threedim.weights_file import save_weights
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-WHOLE = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16}
-WHOLE["shapes32"] = shapes32
+WHOLE = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "gpu64": gpu64}
+WHOLE |= {"shapes16": shapes16, "shapes32": shapes32}
 CHANGES = {
     "image_to_image": {"sample.conditioning": "input"},
     "concat_unet": {"model.network": "concat_unet", "sample.batch_size": 4},
@@ -48,7 +48,7 @@ def test_an_ablation_changes_only_what_it_is_about(variant, data):
     assert changed == {name: value for name, value in CHANGES[variant].items() if before[name] != value}
     config_lib.recipe(config)
     assert config_lib.sampler(config, num_steps=config.train.sample_steps)
-    with pytest.raises(UserError, match=r"cars, chairs_star, demo, shapes16, shapes32, not .*'planes'"):
+    with pytest.raises(UserError, match=r"cars, chairs_star, demo, gpu64, shapes16, shapes32, not .*'planes'"):
         get_config("planes")
 
 
@@ -112,12 +112,9 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     out, ran = tmp_path / "out", []
     results = json.loads((evaluated / "evaluation/results.json").read_text())
     shift = {"3dim": 0.0, "image_to_image": 1.0, "regression": -1.0, "concat_unet": -2.0}
-    real = subprocess.run
 
-    def fake(command, check=False, **rest):
-        if command[0] == "git":
-            return real(command, check=check, **rest)
-        assert (check, command[0]) == (True, sys.executable)
+    def fake(command, minutes):
+        assert (minutes, command[0]) == (3.0 if "--mode=train" in command else 0, sys.executable)
         ran.append(command)
         if "--mode=evaluate" in command:
             folder = pathlib.Path(next(a.partition("=")[2] for a in command if a.startswith("--config.evaluate.out")))
@@ -146,9 +143,9 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     config = argparse.Namespace(train=argparse.Namespace(num_steps=2))
     trained = argparse.Namespace(name="the run", step=1, config=config)
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(ablations, "run_at_most", fake)
     monkeypatch.setattr(ablations, "open_run", lambda workdir: trained)
-    arguments = [f"--out={out}", "--config=configs/shapes16.py", "--seeds=2"]
+    arguments = [f"--out={out}", "--config=configs/shapes16.py", "--seeds=2", "--minutes=3"]
     with pytest.raises(SystemExit, match="stopped at step 1 of 2"):
         ablations.main(arguments)
     assert len(ran) == 1, "later commands need the whole run"
@@ -200,6 +197,18 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
         (out / place / "seed_1/results.json").write_text(json.dumps(results | change))
         with pytest.raises(UserError, match=message):
             ablations_table.collect(epath.Path(out))
+
+
+def test_a_command_may_take_so_many_minutes(tmp_path):
+    program = (
+        "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[2])))\n"
+    )
+    program += "pathlib.Path(sys.argv[1]).touch()\ntime.sleep(float(sys.argv[3]))"
+    for code, sleep, minutes in ((0, 60, 0.05), (0, 0, 0), (0, 0, 1)):
+        command = [sys.executable, "-c", program, str(tmp_path / "began"), str(code), str(sleep)]
+        ablations.run_at_most(command, minutes)
+    with pytest.raises(subprocess.CalledProcessError):
+        ablations.run_at_most([sys.executable, "-c", "raise SystemExit(3)"], 1)
 
 
 def test_verdicts():

@@ -2,10 +2,11 @@
 
 import ml_collections
 
-from threedim.configs import demo, shapes16, shapes32, srn_cars, srn_chairs_star
+from threedim.configs import demo, gpu64, shapes16, shapes32, srn_cars, srn_chairs_star
 from threedim.errors import UserError
 
-_BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "shapes16": shapes16, "shapes32": shapes32}
+_BY_NAME = {"cars": srn_cars, "chairs_star": srn_chairs_star, "demo": demo, "gpu64": gpu64}
+_BY_NAME |= {"shapes16": shapes16, "shapes32": shapes32}
 
 
 def whole_model(data: str) -> ml_collections.ConfigDict:
