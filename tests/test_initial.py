@@ -66,25 +66,28 @@ def test_more_levels_are_put_around_the_trained_ones(params):
 
 
 def test_a_wider_network_computes_what_the_trained_one_does():
-    """Its channels are equal, so that what is fresh in its kernels cancels."""
+    """Its channels are equal, though they are not weighed equally."""
     trained, wide = random_params(SMALL, seed=3), SMALL.clone(ch=2 * SMALL.ch)
-    found, said = fit_params(trained, abstract_params(wide), lambda: random_params(wide, seed=4))
+    found, said = fit_params(trained, abstract_params(wide), no_fresh)
     assert said.endswith(", 2 channels of each")
     np.testing.assert_allclose(plain(wide)(found, *inputs()), plain(SMALL)(trained, *inputs()), atol=1e-4)
-    kernel = found["mid_block"]["res"]["conv1"]["kernel"]
-    assert np.abs(kernel[:, :, ::2] - kernel[:, :, 1::2]).max() > 1e-3, "equal channels would stay equal"
+    kernel = found["mid_block"]["res"]["conv2"]["kernel"]
+    parts = np.stack([kernel[:, :, ::2], kernel[:, :, 1::2]])
+    assert np.abs(np.diff(parts, axis=0)).mean() > 0.05 * np.abs(kernel).mean(), "equal channels would stay equal"
+    # Of the two channels that read, one must not see multiples of what the other does: Adam ignores scale.
+    assert np.ptp(np.diff(parts, axis=0) / parts.sum(axis=0)) > 0.1
 
 
-@pytest.mark.parametrize(
-    "change", [{"ch": 48}, {"ch": 16}, {"emb_ch": 32}, {"ch": 64, "emb_ch": 32}, {"ch_mult": (1, 4)}]
-)
+@pytest.mark.parametrize("change", [{"ch": 48}, {"ch": 64, "emb_ch": 32}, {"ch_mult": (1, 4)}])
 def test_other_widths_do_not_fit(params, change):
     network = NETWORK.clone(**change)
     with pytest.raises(UserError, match=r"do not fit config\.model"):
-        fit_params(params, abstract_params(network), lambda: random_params(network))
+        fit_params(params, abstract_params(network), no_fresh)
 
 
 def test_all_levels_at_64_px_become_part_of_the_network_at_128_px():
+    config = shapes128.get_config()
+    assert config.model.image_size == config.data.procedural.size == 128
     small, large = (abstract_params(config_lib.network(each.get_config())) for each in (gpu64, shapes128))
     zeros = functools.partial(jax.tree.map, lambda leaf: np.zeros(leaf.shape, leaf.dtype))
     _, said = fit_params(zeros(small), large, lambda: zeros(large))

@@ -19,7 +19,7 @@ _POSITION = "position_emb"  # (height, width, channel), the one parameter whose 
 _LEVEL = re.compile(r"(pose_convs|down_blocks|down_samples|up_blocks|up_samples)_(\d+)(.*)", re.DOTALL)
 _WIDTH = "mid_block/res/conv1/bias"  # (channel,) of the last level
 _FIXED = (_POSITION, "frame_emb", "logsnr_dense", "pose_convs")  # have embeddings' channels
-_FRESH = 0.1  # part of fresh kernels that lets equal channels part
+_PART = 0.1  # how differently equal channels are weighed, relative to the weights; summed over them nothing changes
 _ENDS = ("conv_in", "norm_out", "conv_out")  # their shapes depend on the width of the first level
 
 
@@ -29,13 +29,13 @@ def fit_params(trained: PyTree, shapes: PyTree, fresh: Callable[[], PyTree]) -> 
     The learned position embedding is resized linearly. If the network has more levels, the trained ones become its
     last levels, which work at the same resolutions as before; the levels in front of them, and the first and last
     convolution, are fresh. If all trained levels have the same multiple of the channels, each trained channel becomes
-    as many equal ones, so that these levels compute what they did; a little of fresh kernels, which cancels while
-    those are equal, lets them part in training. All other parameters must have equal shapes.
+    as many equal ones, so that these levels compute what they did; that their readers weigh them a little differently
+    lets them part in training. All other parameters must have equal shapes.
 
     Args:
       trained: trained parameters.
       shapes: shapes of the parameters that are wanted.
-      fresh: returns initial parameters; called only if there are more levels or channels.
+      fresh: returns initial parameters; called only if there are more levels.
 
     Returns:
       The parameters, float32 on the host, and what became of the trained ones, for people.
@@ -48,15 +48,15 @@ def fit_params(trained: PyTree, shapes: PyTree, fresh: Callable[[], PyTree]) -> 
     levels = max(_count_levels(wanted) - _count_levels(found), 0)
     factor, rest = divmod(wanted[_WIDTH].size, found[_WIDTH].size)
     factor = 1 if rest else factor
-    new = arrays_lib.by_path(jax.device_get(fresh())) if levels or factor > 1 else {}
     if levels:
         found = {_deeper(name, levels): array for name, array in found.items() if not name.startswith(_ENDS)}
     inner, used = list(found), sum(array.size for array in found.values())
-    for name in inner if factor > 1 else ():
-        if name in wanted and not name.startswith(_FIXED):
-            found[name] = _widened(name, found[name], new[name], factor)
+    if factor > 1:
+        widened = [name for name in inner if name in wanted and not name.startswith(_FIXED)]
+        found |= {name: _widened(name, found[name], wanted[name].shape, factor) for name in widened}
     if levels:
-        found |= {name: array for name, array in new.items() if _is_outer(name, levels)}
+        outer = arrays_lib.by_path(jax.device_get(fresh()))
+        found |= {name: array for name, array in outer.items() if _is_outer(name, levels)}
     if found[_POSITION].shape[2:] == wanted[_POSITION].shape[2:]:
         found[_POSITION] = jax.device_get(jax.image.resize(found[_POSITION], wanted[_POSITION].shape, "linear"))
     if problems := arrays_lib.mismatches(found, wanted, dtypes=False):
@@ -70,18 +70,14 @@ def fit_params(trained: PyTree, shapes: PyTree, fresh: Callable[[], PyTree]) -> 
     return arrays_lib.like(shapes, {name: np.asarray(array, np.float32) for name, array in found.items()}), said
 
 
-def _widened(name: str, array: np.ndarray, fresh: np.ndarray, factor: int) -> np.ndarray:
-    """A parameter with ``factor`` equal channels in place of each, on those of its axes that ``fresh`` has so long."""
-    if fresh.ndim != array.ndim:
-        return array
-    times = [factor if new == factor * old else 1 for old, new in zip(array.shape, fresh.shape, strict=True)]
+def _widened(name: str, array: np.ndarray, shape: tuple[int, ...], factor: int) -> np.ndarray:
+    """A parameter with ``factor`` equal channels in place of each, on those of its axes that ``shape`` has so long."""
+    times = [factor if new == factor * old else 1 for old, new in zip(array.shape, shape, strict=False)]
     for axis, count in enumerate(times):
         array = np.repeat(array, count, axis)
-    if array.shape != fresh.shape:
-        return array
-    if array.ndim > 1 and times[-2] > 1:  # a kernel, which sums over its inputs
-        copies = fresh.reshape(*fresh.shape[:-2], -1, factor, fresh.shape[-1])
-        array = array / factor + _FRESH * (copies - copies.mean(axis=-2, keepdims=True)).reshape(fresh.shape)
+    if len(times) > 1 and times[-2] > 1:  # a kernel, which sums over its inputs
+        share = np.tile(np.linspace(-_PART, _PART, factor), array.shape[-2] // factor)[:, None]
+        array = (array + share * np.roll(array, 1, axis=-1)) / factor
     # Attention divides by the root of the channels of a head.
     return array / math.sqrt(factor) if "/query/" in name else array
 
