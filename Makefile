@@ -34,11 +34,13 @@ demo-train: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=train --workdir=runs/demo
 	$(BIN)/python -m threedim.main --config=configs/demo.py --mode=sample --workdir=runs/demo --open
 
-# Trains, exports and evaluates a 64 px network on one NVIDIA GPU within MINUTES.
+# Trains, exports and evaluates the network of configs/CONFIG.py on one NVIDIA GPU within MINUTES; FLAGS change fields.
 MINUTES ?= 10
+CONFIG ?= gpu64
+FLAGS ?=
 train-demo-gpu: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[gpu]'
-	$(BIN)/python -m scripts.train_demo --minutes=$(MINUTES) --out=runs/gpu64
+	$(BIN)/python -m scripts.train_demo --minutes=$(MINUTES) --config=configs/$(CONFIG).py --out=runs/$(CONFIG) -- $(FLAGS)
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

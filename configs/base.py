@@ -100,7 +100,7 @@ def _train() -> ml_collections.ConfigDict:
     t = ml_collections.ConfigDict()
     t.batch_size = 128  # pairs per step, over all devices
     t.num_steps = 1_000_000  # open in the paper
-    t.init_from = ""  # run folder, .safetensors file or packaged weights to start from; any image size
+    t.init_from = ""  # run folder, .safetensors file or packaged weights to start from (docs/training.md)
     t.learning_rate = 1e-4
     t.warmup_examples = 10_000_000  # length of the linear warm-up, pairs
     t.schedule = "constant"  # after the warm-up; or "cosine" or "linear": falls to zero at num_steps

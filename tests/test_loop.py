@@ -176,8 +176,9 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 
     state, start = begin(tmp_path / "deep")
     assert start == int(state.step) == 0
-    said = f"starting from {run}, trained for 2 steps at 8 px, with 1 fresh level(s) around it"
-    assert said in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"starting from {run}, trained for 2 steps at 8 px: " in out
+    assert "with 1 fresh level(s) and the first and last convolution around them" in out
     for params in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, params["mid_block"], before["mid_block"])
     assert np.any(state.params["conv_in"]["kernel"])

@@ -219,11 +219,10 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
     params = ()
     if source := run.config.train.init_from:
         trained = open_trained(source)
-        fitted, fresh_levels = fit_params(trained.params(), shapes.params, lambda: jax.jit(init)().params)
+        fitted, how = fit_params(trained.params(), shapes.params, lambda: jax.jit(init)().params)
         params = (fitted,)
         size = trained.config.model.image_size
-        around = f", with {fresh_levels} fresh level(s) around it" if fresh_levels else ""
-        _say(f"starting from {source}, trained for {trained.step:,} steps at {size} px{around}")
+        _say(f"starting from {source}, trained for {trained.step:,} steps at {size} px: {how}")
     options = cpu.compiler_options()
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(*params), 0, []
 
