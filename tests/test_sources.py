@@ -1,5 +1,6 @@
 """From a configuration's data section to splits and records."""
 
+import json
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from layouts import make_scene, write_nerf, write_nerfstudio
 from synthetic import make_objects
 
-from threedim import tasks
+from threedim import locks, tasks
 from threedim.configs import base
 from threedim.data import records, sources, srn
 from threedim.data.views import BadObjectError
@@ -93,10 +94,23 @@ def test_prepare_and_reuse(tmp_path, capsys):
     assert "train: 6 objects, 24 views of 16 px; test: 3 objects, 18 views" in capsys.readouterr().out
     assert [sources.open_from_config(config, split).num_views(0) for split in ("train", "holdout", "test")] == [3, 1, 6]
     assert records.open_split(out_dir, "train").num_views(0) == 4
+    # Killed when the records were complete, but its lock still there.
+    gone = {
+        "token": "a",
+        "what": "prepares data in",
+        "since": 0,
+        "host": "elsewhere",
+        "pid": 1,
+        "started": 0,
+        "alive": 0,
+    }
+    lock = tmp_path / "data" / locks.NAME
+    lock.write_text(json.dumps(gone))
     # Reused without the source, and with other settings that only matter when records are opened.
     (tmp_path / "SRN").rename(tmp_path / "moved")
     assert sources.prepare_from_config(data_config(tmp_path, holdout_views=2)) == out_dir
     assert "reusing" in capsys.readouterr().out
+    assert not lock.exists()
     with pytest.raises(ValueError, match=r'test_split: "cars_test" → ""'):
         sources.prepare_from_config(data_config(tmp_path, test_split=""))
     with pytest.raises(ValueError, match="resplit_seed: -1 → 0"):

@@ -64,6 +64,14 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[None]:
                 pathlib.Path(path.parent).rmdir()
 
 
+def remove_left(folder: epath.PathLike) -> None:
+    """Removes the lock of a process that was killed, where nothing takes it over; not from a folder that is read only."""
+    path = epath.Path(folder) / NAME
+    if (other := _read(path)) is not None and _is_gone(other):
+        with contextlib.suppress(OSError):
+            _remove(path, other)
+
+
 def holder(folder: epath.PathLike) -> str | None:
     """The process that holds a folder, in words, or None; the lock stays as it is."""
     found = _read(epath.Path(folder) / NAME)

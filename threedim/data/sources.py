@@ -44,6 +44,7 @@ def prepare_from_config(data: ml_collections.ConfigDict) -> epath.Path:
         with locks.hold(data.dir, "prepares data in"):
             convert.prepare(source_splits(data), out_dir, **how)
     else:
+        locks.remove_left(data.dir)  # of a process that was killed after the records were complete
         print(f"reusing {out_dir} (delete it to convert again): {info.summary()}")
     return out_dir
 
