@@ -65,7 +65,7 @@ def hold(folder: epath.PathLike, what: str) -> Iterator[None]:
 
 
 def remove_left(folder: epath.PathLike) -> None:
-    """Removes the lock of a process that was killed, where nothing takes it over; not from a folder that is read only."""
+    """Removes the lock of a process that was killed, where nothing takes it over; not in read-only folders."""
     path = epath.Path(folder) / NAME
     if (other := _read(path)) is not None and _is_gone(other):
         with contextlib.suppress(OSError):
