@@ -242,9 +242,9 @@ def test_what_has_no_meaningful_score_is_refused_before_the_fit(views, tmp_path,
 def test_samples_json_numbers_the_views(views, tmp_path):
     targets = [view for view in range(10) if view != 7]
 
-    def write(targets):
+    def write(targets, **settings):
         objects = {name: {"input_views": [7], "target_views": targets} for name in ("car_0", "car_1")}
-        (tmp_path / "samples.json").write_text(json.dumps({"settings": {}, "objects": objects}))
+        (tmp_path / "samples.json").write_text(json.dumps({"settings": settings, "objects": objects}))
 
     write(targets)
     read, inputs = score._read_rows([str(views)], None, 0, ReadSettings())
@@ -260,6 +260,10 @@ def test_samples_json_numbers_the_views(views, tmp_path):
     write(targets[:-1])
     with pytest.raises(UserError, match="a score needs all views"):
         rows.read_row("views", views, [7], 0, ReadSettings())
+    # An orbit's numbers are places on it, and the first file is the input.
+    write(list(range(9)), cameras="orbit")
+    read, inputs = score._read_rows([str(views)], None, 0, ReadSettings())
+    assert (tuple(inputs), read[0].objects[0].numbers) == ((0,), tuple(range(10)))
 
 
 def test_settings_of_folders(views, tmp_path):

@@ -332,7 +332,9 @@ def test_damaged_and_duplicate_views_are_named(ready, tmp_path):
 def test_patch_distance_uses_a_subset(ready, monkeypatch):
     monkeypatch.setattr(scores, "PATCH_VIEWS", 7)
     found = []
-    monkeypatch.setattr(scores.patches, "sliced_wasserstein", lambda a, b, seed: found.append((len(a), seed)) or 1.0)
+    monkeypatch.setattr(
+        scores.patches, "sliced_wasserstein", lambda a, b, seed, **_: found.append((len(a), seed)) or 1.0
+    )
     ready.evaluate.seed = 3
     assert results_of(protocol.evaluate(ready, "nowhere"))["patch_distance_views"] == 7
     assert (set(found[:-2]), found[-2:]) == (

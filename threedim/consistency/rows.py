@@ -91,8 +91,13 @@ def named_folders(views: Sequence[str]) -> list[tuple[str, epath.Path]]:
 
 
 def sampled_objects(folder: epath.Path) -> dict[str, tuple[list[int], list[int]]]:
-    """Input and target views of each object by the samples.json beside a folder; empty without one."""
-    return read_samples(folder)[1] if folder.name == "views" else {}
+    """Input and target views of each object by the samples.json beside a folder.
+
+    Empty without one, and for cameras that are no views of the object, such as an orbit: the files are then numbered in
+    their order, the input view first.
+    """
+    settings, objects = read_samples(folder) if folder.name == "views" else (None, {})
+    return objects if settings is None or settings.get("cameras", "object") == "object" else {}
 
 
 def default_inputs(num_views: int) -> tuple[int, ...]:

@@ -150,8 +150,8 @@ class Scores:
         warnings = []
         if "patch_distance" not in self.not_computed:
             views, truth, inputs = (np.concatenate(images) for images in zip(*self._patch_views, strict=True))
-            dataset["patch_distance"] = patches.sliced_wasserstein(views, truth, seed=self._seed)
-            repeated["patch_distance"] = patches.sliced_wasserstein(inputs, truth, seed=self._seed)
+            dataset["patch_distance"] = patches.sliced_wasserstein(views, truth, seed=self._seed, progress=True)
+            repeated["patch_distance"] = patches.sliced_wasserstein(inputs, truth, seed=self._seed, progress=True)
         if "fid" not in self.not_computed:
             distance = fid.frechet_distance(*(each.moments for each in self._moments))
             dataset["fid"], warnings = distance.value, [f"FID: {warning}" for warning in distance.warnings]

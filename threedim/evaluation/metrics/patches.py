@@ -24,7 +24,13 @@ _ROUNDING = 1 / np.sqrt(12)
 
 
 def sliced_wasserstein(
-    images: np.ndarray, truth: np.ndarray, *, seed: int = 0, patches_per_picture: int = 128, num_directions: int = 512
+    images: np.ndarray,
+    truth: np.ndarray,
+    *,
+    seed: int = 0,
+    patches_per_picture: int = 128,
+    num_directions: int = 512,
+    progress: bool = False,
 ) -> float:
     """Sliced Wasserstein distance between the patches of two sets of pictures, times 1000 as in its paper.
 
@@ -47,6 +53,7 @@ def sliced_wasserstein(
       images, truth: (..., height, width, 3) uint8, of the same size of at least 16 px.
       seed: of positions and directions; distances are comparable only with the same seed.
       patches_per_picture, num_directions: at each level.
+      progress: shows a progress bar, for sets of many pictures.
 
     Returns:
       Non-negative; in thousandths of the truth's standard deviation.
@@ -75,7 +82,7 @@ def sliced_wasserstein(
     positions = [_random_positions(rng, shape, patches_per_picture) for shape in shapes]
     set_patches = [_patches(each, positions) for each in sets]
     distances = []
-    with Progress(len(shapes) * num_directions, desc="comparing patches, directions") as bar:
+    with Progress(len(shapes) * num_directions, desc="comparing patches, directions", enabled=progress) as bar:
         for ours, true in zip(*set_patches, strict=True):
             directions = rng.normal(size=(num_directions, _PATCH * _PATCH * 3))
             directions /= np.linalg.norm(directions, axis=1, keepdims=True)
