@@ -3,11 +3,11 @@
     python -m benchmarks.completions --config=configs/shapes64.py --workdir=runs/completions \
         --config.sample.weights=shapes64 --config.sample.cameras=object
 
-Samples the views that ``config.sample`` asks for several times from the same input view. The spread is the standard
-deviation of a pixel over the samples, the error the difference of their mean from the true view, both root mean squares
-over pixels and colors in gray levels. A pixel shows "seen" surface if the straight line from there to the input camera
-meets nothing else. This needs the meshes: only procedural objects work. Writes ``completions_<weights or step>.json``
-and a sheet of the same name.
+Samples views of the objects that ``config.sample`` asks for several times from the same input view. The spread is the
+standard deviation of a pixel over the samples, the error the difference of their mean from the true view, both root
+mean squares over pixels and colors in gray levels. A pixel shows "seen" surface if the straight line from there to the
+input camera meets nothing else. This needs the meshes: only procedural objects work. Writes
+``completions_<weights or step>.json`` and a sheet of the same name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from threedim.evaluation.bootstrap import estimate
 from threedim.output.sheets import make_grid
 from threedim.progress import Progress
 from threedim.rendering.render import procedural_shape
-from threedim.tasks import make_tasks
 
 # Distance from a surface at which a line back to the camera begins; objects have radius 1.
 _OFFSET = 1e-3
@@ -67,15 +66,12 @@ def measure(samples: np.ndarray, truth: np.ndarray, seen: np.ndarray, hidden: np
 def _measure(given: flags.FlagValues) -> dict[str, Any]:
     config, workdir = given.config, pathlib.Path(files.path(given.workdir))
     config_lib.expand_paths(config)
-    if config.data.source or config.sample.object or config.sample.cameras != "object":
-        raise UserError("only the views of procedural objects, with --config.sample.cameras=object, can be measured")
-    tasks = make_tasks(config)
-    objects = [task.load() for task in tasks]
-    if len({views.truth.shape for views in objects}) > 1:
-        raise UserError("all objects must have as many views; set config.sample.num_views")
+    if config.data.source or config.sample.object or config.sample.image:
+        raise UserError("only procedural objects have meshes to tell hidden from seen surface by")
+    tasks, objects = samplers.spread_tasks(config, given.views)
     model = threedim.load(config.sample.weights or workdir, config.sample.checkpoint_step)
     trial = samplers.Trial("", config_lib.sampler_settings(config))
-    with Progress(len(objects[0].truth), desc=f"views of {len(objects)} objects") as bar:
+    with Progress(given.views, desc=f"views of {len(objects)} objects") as bar:
         views, _ = samplers.sample(model, objects, 0, given.samples, trial, lambda _: bar.advance())
     rows, cells = {}, []
     for task, one, samples in zip(tasks, objects, views, strict=True):
@@ -120,6 +116,7 @@ def _gray(spread: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
     flags.DEFINE_string("workdir", None, "Folder of the run, or with config.sample.weights of the results.")
+    flags.DEFINE_integer("views", 4, "Target views of every object.", lower_bound=2)
     flags.DEFINE_integer("samples", 6, "Samples of every object.", lower_bound=2)
     flags.mark_flags_as_required(["config", "workdir"])
     record.run("completions", _measure, report)

@@ -2,14 +2,14 @@
 
     python -m benchmarks.samplers --config=configs/shapes64.py --workdir=runs/samplers --config.sample.weights=shapes64
 
-Samples the views that ``config.sample`` asks for in every way and with several seeds, and writes ``samplers.json``,
-``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_<weights or step>``. Run again, the
-command resumes after the last finished row. Measures are means over objects and seeds, ± the bootstrapped standard
-error over objects: PSNR and SSIM against the true views, patch distance to them (`evaluation.metrics.patches`), and the
-agreement of a rollout with itself. For that, the first cameras are sampled again at the end, conditioned on everything
-in between, and the two views of each camera are compared by PSNR; "independent" is the same between rollouts of
-different seeds. A row is worse than the reference, the paper's sampler, in a measure if the 95 % interval of their
-difference, bootstrapped over the objects, is on the wrong side of zero.
+Samples views of the objects that ``config.sample`` asks for in every way and with several seeds, and writes
+``samplers.json``, ``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_<weights or step>``.
+Run again, the command resumes after the last finished row. Measures are means over objects and seeds, ± the
+bootstrapped standard error over objects: PSNR and SSIM against the true views, patch distance to them
+(`evaluation.metrics.patches`), and the agreement of a rollout with itself. For that, the first cameras are sampled
+again at the end, conditioned on everything in between, and the two views of each camera are compared by PSNR;
+"independent" is the same between rollouts of different seeds. A row is worse than the reference, the paper's sampler,
+in a measure if the 95 % interval of their difference, bootstrapped over the objects, is on the wrong side of zero.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from threedim.evaluation.metrics.patches import sliced_wasserstein
 from threedim.output.sheets import make_grid
 from threedim.progress import Progress
 from threedim.sampling import Settings
-from threedim.tasks import Views, make_tasks
+from threedim.tasks import Task, Views, make_tasks, with_fewer_views
 
 # Title in the table of each measure, and whether higher is better.
 MEASURES = {
@@ -225,23 +225,33 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
     plt.close(figure)
 
 
-def compare(config, workdir: epath.Path, seeds: int, repeated: int, trials: dict[str, Trial]) -> epath.Path:
+def spread_tasks(config, count: int) -> tuple[list[Task], list[Views]]:
+    """The tasks of ``config.sample`` with ``count`` true views each, spread evenly, and their views.
+
+    Raises:
+      UserError: if the views have no truth, or objects do not have as many.
+    """
+    if config.sample.cameras != "object":
+        raise UserError("an orbit has no true views to compare with; use --config.sample.cameras=object")
+    config.sample.num_views = 0
+    tasks = [with_fewer_views(task, count) for task in make_tasks(config)]
+    if fewer := [task.name for task in tasks if len(task.target_views) != count]:
+        raise UserError(f"{fewer[0]} has not {count} views to sample; choose fewer --views")
+    return tasks, [task.load() for task in tasks]
+
+
+def compare(config, workdir: epath.Path, views: int, seeds: int, repeated: int, trials: dict[str, Trial]) -> epath.Path:
     """Samples and measures what is not measured yet, and writes table, plot and sheets to the folder returned.
 
     Raises:
-      UserError: if there are no true views, their number differs between objects, a trial needs more input views than
-        ``config.sample.input_views`` has, or the folder has another protocol.
+      UserError: for `spread_tasks`, if a trial needs more input views than ``config.sample.input_views`` has, or if the
+        folder has another protocol.
     """
     head = record.head("samplers")
     most = max(trial.inputs for trial in trials.values())
     if len(config.sample.input_views) < most:
         raise UserError(f"config.sample.input_views has {len(config.sample.input_views)} views, but rows use {most}")
-    tasks = make_tasks(config)
-    objects = [task.load() for task in tasks]
-    if any(each.truth is None for each in objects):
-        raise UserError("an orbit has no true views to compare with; use --config.sample.cameras=object")
-    if len({(len(task.input_views), len(task.target_views)) for task in tasks}) > 1 or len(objects[0].truth) < repeated:
-        raise UserError(f"all objects must have as many views, at least {repeated}; set config.sample.num_views")
+    tasks, objects = spread_tasks(config, views)
     model = threedim.load(config.sample.weights or workdir, config.sample.checkpoint_step)
     truth = np.stack([each.truth for each in objects])
     named = epath.Path(config.sample.weights).stem if config.sample.weights else f"step_{model.step:07d}"
@@ -267,7 +277,7 @@ def compare(config, workdir: epath.Path, seeds: int, repeated: int, trials: dict
 
     plain = {name: json.loads(json.dumps(dataclasses.asdict(trial.settings))) for name, trial in trials.items()}
     todo = {name: trial for name, trial in trials.items() if rows.get(name, {}).get("settings") != plain[name]}
-    process, views_each = model.sampler.process, truth.shape[1] + repeated
+    process, views_each = model.sampler.process, views + repeated
     total = sum(trial.settings.evaluations(process) for trial in todo.values()) * views_each
     done = 0
     with Progress(total, desc="network evaluations", enabled=total > 0) as bar:
@@ -277,17 +287,17 @@ def compare(config, workdir: epath.Path, seeds: int, repeated: int, trials: dict
             def report(index: int, done=done, evaluations=evaluations) -> None:
                 bar.set(done + (index + 1) * evaluations)
 
-            views, seconds = sample(model, objects, repeated, seeds, trial, report)
+            sampled, seconds = sample(model, objects, repeated, seeds, trial, report)
             done += evaluations * views_each
             rows[name] = {
                 "settings": plain[name],
                 "evaluations": evaluations,
                 "seconds_per_view": seconds,
-                "measures": measure(views, truth, repeated),
+                "measures": measure(sampled, truth, repeated),
                 "commit": head["commit"],
             }
             record.write(path, "samplers", head, {"protocol": protocol, "samplers": rows})
-            sheet = np.stack([views[:, 0, : truth.shape[1]], truth], axis=1).reshape(-1, *truth.shape[1:])
+            sheet = np.stack([sampled[:, 0, :views], truth], axis=1).reshape(-1, *truth.shape[1:])
             grid = make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
             pixels.save_png(out / "sheets" / f"{name}.png", grid)
             jax.clear_caches()
@@ -315,7 +325,8 @@ def _measure(given: flags.FlagValues) -> dict:
     base = Settings(guidance_weight=s.guidance_weight, fresh_uncond_noise=s.fresh_uncond_noise)
     numbers = [[int(count) for count in given.steps], [float(weight) for weight in given.weights]]
     trials = candidates(base, given.reference, *numbers, [int(count) for count in given.inputs])
-    out = compare(given.config, epath.Path(files.path(given.workdir)), given.seeds, given.repeated, trials)
+    workdir = epath.Path(files.path(given.workdir))
+    out = compare(given.config, workdir, given.views, given.seeds, given.repeated, trials)
     print(out)
     return record.read(out / "samplers.json")["figures"]
 
@@ -323,11 +334,12 @@ def _measure(given: flags.FlagValues) -> dict:
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Configuration of the run.")
     flags.DEFINE_string("workdir", None, "Folder of the run, or with config.sample.weights of the results.")
+    flags.DEFINE_integer("views", 4, "Target views of every object.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Rollouts of every object.", lower_bound=2)
     flags.DEFINE_integer("reference", 250, "Ancestral steps of the reference.", lower_bound=1)
     flags.DEFINE_list("steps", ["8", "16", "32", "50", "100"], "Numbers of steps of each solver.")
     flags.DEFINE_list("weights", [], "Guidance weights to try with the preset fast, such as 0,0.5,1,2,3,4,6.")
     flags.DEFINE_list("inputs", [], "Numbers of input views to try, the first ones of config.sample.input_views.")
-    flags.DEFINE_integer("repeated", 1, "Cameras that are sampled a second time.", lower_bound=1)
+    flags.DEFINE_integer("repeated", 1, "Cameras that are sampled a second time, at most --views.", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"])
     record.run("samplers", _measure, lambda figures: table(figures["samplers"]))

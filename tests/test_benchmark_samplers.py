@@ -70,7 +70,7 @@ def test_candidates(weight):
 @pytest.mark.slow
 def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path, monkeypatch):
     c = tiny_config
-    c.sample.num_views, c.data.source = 1, ""
+    c.data.source = ""
     c.model.image_size, c.model.ch_mult, c.model.attn_resolutions, c.data.procedural.size = 16, (1,), (16,), 16
     p = c.data.procedural
     p.num_train_objects, p.num_test_objects, p.views, p.test_views, p.samples = 1, 2, 3, 3, 1
@@ -80,7 +80,7 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     c.sample.input_views = (0, 2)
     rows = {name: samplers.Trial("2M SDE", Settings(2, 0.0)) for name in ("reference", "preset fast")}
     rows["fast, 2 input views"] = samplers.Trial("inputs", Settings(2, 0.0), 2)
-    compare = functools.partial(samplers.compare, c, tmp_path / "run", 2, 1, rows)
+    compare = functools.partial(samplers.compare, c, tmp_path / "run", 1, 2, 1, rows)
     out = compare()
     assert out == tmp_path / "run/samplers_step_0000007"
     figures = record.read(out / "samplers.json")["figures"]
@@ -104,11 +104,13 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     assert len(list((out / "sheets").iterdir())) == 4
 
     with pytest.raises(ValueError, match="has another protocol"):
-        samplers.compare(c, tmp_path / "run", 3, 1, rows)
+        samplers.compare(c, tmp_path / "run", 1, 3, 1, rows)
     rows["fast, 3 input views"] = samplers.Trial("inputs", Settings(2, 0.0), 3)
     with pytest.raises(ValueError, match="has 2 views, but rows use 3"):
         compare()
     del rows["fast, 3 input views"]
+    with pytest.raises(ValueError, match="has not 2 views to sample"):
+        samplers.compare(c, tmp_path / "run", 2, 2, 1, rows)
     c.sample.cameras = "orbit"
     with pytest.raises(ValueError, match="no true views"):
         compare()
