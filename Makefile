@@ -13,15 +13,16 @@ TEST_PROCESSES ?= -n auto --maxprocesses=4 --dist=loadfile
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "threedim needs Python 3.11 or newer; for example make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(1)'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(1)
 	touch $@
 endef
 
+# Python compiles what it imports; all of 1.1 GB would take longer than the demo's sampling.
 $(VENV)/installed: setup.py
-	$(install)
+	$(call install,--no-compile --editable .)
 
 $(VENV)/installed-for-tests: setup.py
-	$(call install,[test])
+	$(call install,--editable '.[test]')
 
 # Samples views of two held-out objects with the packaged weights.
 demo: $(VENV)/installed
