@@ -1,7 +1,7 @@
 """How much samples of one object differ where its input view shows the surface, and where it does not.
 
     python -m benchmarks.completions --config=configs/shapes64.py --workdir=runs/completions \
-        --config.sample.weights=shapes64 --config.sample.cameras=object
+        --config.sample.weights=shapes64 --config.sample.cameras=object --config.sample.num_objects=8
 
 Samples views of the objects that ``config.sample`` asks for several times from the same input view. The spread is the
 standard deviation of a pixel over the samples, the error the difference of their mean from the true view, both root
@@ -12,15 +12,14 @@ input camera meets nothing else. This needs the meshes: only procedural objects 
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import numpy as np
 import trimesh
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
-import threedim
 from benchmarks import record, samplers
 from threedim import config as config_lib
 from threedim import files, pixels
@@ -64,12 +63,12 @@ def measure(samples: np.ndarray, truth: np.ndarray, seen: np.ndarray, hidden: np
 
 
 def _measure(given: flags.FlagValues) -> dict[str, Any]:
-    config, workdir = given.config, pathlib.Path(files.path(given.workdir))
+    config, workdir = given.config, epath.Path(files.path(given.workdir))
     config_lib.expand_paths(config)
     if config.data.source or config.sample.object or config.sample.image:
         raise UserError("only procedural objects have meshes to tell hidden from seen surface by")
     tasks, objects = samplers.spread_tasks(config, given.views)
-    model = threedim.load(config.sample.weights or workdir, config.sample.checkpoint_step)
+    model, _ = samplers.load(config, workdir)
     trial = samplers.Trial("", config_lib.sampler_settings(config))
     with Progress(given.views, desc=f"views of {len(objects)} objects") as bar:
         views, _ = samplers.sample(model, objects, 0, given.samples, trial, lambda _: bar.advance())
@@ -77,14 +76,18 @@ def _measure(given: flags.FlagValues) -> dict[str, Any]:
     for task, one, samples in zip(tasks, objects, views, strict=True):
         mesh = procedural_shape(task.name, config.data.procedural.seed)
         seen, hidden = surfaces(mesh, one.cameras[0], one.targets, samples.shape[-2])
+        if not seen.any() or not hidden.any():
+            raise UserError(
+                f"{task.name}: the views show no {'hidden' if seen.any() else 'seen'} surface; more --views"
+            )
         rows[task.name] = measure(samples, one.truth, seen, hidden)
         view = int(np.argmax(hidden.sum(axis=(1, 2))))
         spread = np.sqrt(samples[:, view].astype(np.float64).var(axis=0, ddof=1).mean(axis=-1))
         shown = [one.inputs[0], one.truth[view], _colored(seen[view], hidden[view]), _gray(spread)]
         cells.append([*shown, *samples[:_SHOWN_SAMPLES, view]])
     figures = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
-    figures["ratio"] = [row["hidden_spread"] / row["seen_spread"] for row in rows.values()]
-    path = workdir / f"completions_{pathlib.Path(config.sample.weights).stem or f'step_{model.step:07d}'}.png"
+    figures["more_spread"] = [row["hidden_spread"] - row["seen_spread"] for row in rows.values()]
+    path = workdir / f"completions_{epath.Path(config.sample.weights).stem or f'step_{model.step:07d}'}.png"
     titles = ["input", "truth", "seen: blue, hidden: orange", "spread, white: 64", *["sample"] * (len(cells[0]) - 4)]
     pixels.save_png(path, make_grid(np.array(cells), row_labels=list(rows), col_labels=titles))
     summary = {name: estimate(values)._asdict() for name, values in figures.items()}

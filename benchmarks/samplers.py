@@ -1,6 +1,7 @@
 """Compares samplers, guidance weights and numbers of input views on a trained network.
 
-    python -m benchmarks.samplers --config=configs/shapes64.py --workdir=runs/samplers --config.sample.weights=shapes64
+    python -m benchmarks.samplers --config=configs/shapes64.py --workdir=runs/samplers \
+        --config.sample.weights=shapes64 --config.sample.cameras=object --config.sample.num_objects=8
 
 Samples views of the objects that ``config.sample`` asks for in every way and with several seeds, and writes
 ``samplers.json``, ``samplers.md``, ``samplers.png`` and sheets of views to ``<workdir>/samplers_<weights or step>``.
@@ -40,6 +41,7 @@ from threedim.output.sheets import make_grid
 from threedim.progress import Progress
 from threedim.sampling import Settings
 from threedim.tasks import Task, Views, make_tasks, with_fewer_views
+from threedim.trained import open_trained
 
 # Title in the table of each measure, and whether higher is better.
 MEASURES = {
@@ -72,6 +74,9 @@ def candidates(
       base: the sampler's other settings.
       reference, steps: numbers of steps of the reference, and of each solver.
       weights, inputs: guidance weights and numbers of input views to try with the preset "fast".
+
+    Raises:
+      ValueError: if a number is out of range.
     """
     solvers: dict[str, dict[str, Any]] = {
         "ancestral": {"guidance_interval": GUIDED},
@@ -91,8 +96,13 @@ def candidates(
                 rows[f"{family} {count}"] = Trial(family, settings)
     fast = rows["preset fast"].settings
     for weight in weights:
-        rows[f"fast, w = {weight:g}"] = Trial("weight", dataclasses.replace(fast, guidance_weight=weight))
-    rows |= {f"fast, {count} input views": Trial("inputs", fast, count) for count in inputs}
+        if weight != base.guidance_weight:
+            rows[f"fast, w = {weight:g}"] = Trial("weight", dataclasses.replace(fast, guidance_weight=weight))
+    for count in inputs:
+        if count < 1:
+            raise ValueError(f"a rollout begins from 1 view or more, not {count}")
+        if count > 1:
+            rows[f"fast, {count} input views"] = Trial("inputs", fast, count)
     return rows
 
 
@@ -176,6 +186,7 @@ def table(rows: dict[str, Row]) -> str:
             cells.append(f"{found.mean:.{digits}f}{error}")
         cells.append(f"{np.mean(row['measures']['independent']):.2f}")
         worse = ", ".join(worse_in(row["measures"], reference["measures"])) or "nothing"
+        worse = worse if len(row["measures"]["psnr"]) > 1 else "–"
         lines.append(f"| {' | '.join(cells)} | {'(reference)' if row is reference else worse} |")
     return "\n".join(lines) + "\n"
 
@@ -225,15 +236,23 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
     plt.close(figure)
 
 
+def load(config, workdir: epath.Path) -> tuple[threedim.Model, str]:
+    """The model of ``config.sample.weights`` or of the run, and its identity; `UserError` if it has another config."""
+    source, step = config.sample.weights or workdir, config.sample.checkpoint_step
+    found = open_trained(source, step)
+    found.check_config(config)
+    return threedim.load(source, step), found.identity
+
+
 def spread_tasks(config, count: int) -> tuple[list[Task], list[Views]]:
     """The tasks of ``config.sample`` with ``count`` true views each, spread evenly, and their views.
 
     Raises:
       UserError: if the views have no truth, or objects do not have as many.
     """
-    if config.sample.cameras != "object":
+    if config.sample.cameras != "object" or config.sample.image:
         raise UserError("an orbit has no true views to compare with; use --config.sample.cameras=object")
-    config.sample.num_views = 0
+    config.sample.num_views, config.sample.num_samples = 0, 1
     tasks = [with_fewer_views(task, count) for task in make_tasks(config)]
     if fewer := [task.name for task in tasks if len(task.target_views) != count]:
         raise UserError(f"{fewer[0]} has not {count} views to sample; choose fewer --views")
@@ -248,11 +267,13 @@ def compare(config, workdir: epath.Path, views: int, seeds: int, repeated: int, 
         folder has another protocol.
     """
     head = record.head("samplers")
+    if repeated > views:
+        raise UserError(f"--repeated={repeated} is more than --views={views}")
     most = max(trial.inputs for trial in trials.values())
     if len(config.sample.input_views) < most:
         raise UserError(f"config.sample.input_views has {len(config.sample.input_views)} views, but rows use {most}")
     tasks, objects = spread_tasks(config, views)
-    model = threedim.load(config.sample.weights or workdir, config.sample.checkpoint_step)
+    model, identity = load(config, workdir)
     truth = np.stack([each.truth for each in objects])
     named = epath.Path(config.sample.weights).stem if config.sample.weights else f"step_{model.step:07d}"
     out = workdir / f"samplers_{named}"
@@ -262,7 +283,8 @@ def compare(config, workdir: epath.Path, views: int, seeds: int, repeated: int, 
         "repeated": repeated,
         "seeds": seeds,
         "inputs": tasks[0].input_views,
-        "step": model.step,
+        "weights": identity,
+        "data": [task.data for task in tasks],
         "guidance_weight": config.sample.guidance_weight,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -301,7 +323,8 @@ def compare(config, workdir: epath.Path, views: int, seeds: int, repeated: int, 
             grid = make_grid(sheet, row_labels=["sampled", "truth"] * len(truth))
             pixels.save_png(out / "sheets" / f"{name}.png", grid)
             jax.clear_caches()
-    rows = {name: rows[name] for name in trials}
+    rows = {name: rows[name] for name in trials}  # an earlier call may have measured others
+    record.write(path, "samplers", head, {"protocol": protocol, "samplers": rows})
     files.write_atomically(out / "samplers.md", table(rows))
     plot(rows, trials, out / "samplers.png")
     return out
@@ -323,8 +346,11 @@ def _measure(given: flags.FlagValues) -> dict:
     config_lib.expand_paths(given.config)
     s = given.config.sample
     base = Settings(guidance_weight=s.guidance_weight, fresh_uncond_noise=s.fresh_uncond_noise)
-    numbers = [[int(count) for count in given.steps], [float(weight) for weight in given.weights]]
-    trials = candidates(base, given.reference, *numbers, [int(count) for count in given.inputs])
+    try:
+        numbers = [[int(count) for count in given.steps], [float(weight) for weight in given.weights]]
+        trials = candidates(base, given.reference, *numbers, [int(count) for count in given.inputs])
+    except ValueError as error:
+        raise UserError(f"--steps, --weights or --inputs: {error}") from error
     workdir = epath.Path(files.path(given.workdir))
     out = compare(given.config, workdir, given.views, given.seeds, given.repeated, trials)
     print(out)

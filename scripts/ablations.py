@@ -18,6 +18,7 @@ import argparse
 import json
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,8 @@ def check(given: argparse.Namespace, flags: Sequence[str]) -> None:
         raise UserError(f"--config={path}: expected an existing file, one of configs/{{{','.join(DATA)}}}.py")
     if given.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {given.seeds}")
+    if not given.minutes >= 0:
+        raise UserError(f"--minutes must not be negative, got {given.minutes}")
     for text in given.workdir:
         row, _, folder = text.partition("=")
         if row not in trained or not folder:
@@ -144,6 +147,9 @@ def run(given: argparse.Namespace, flags: Sequence[str]) -> None:
         try:
             run_at_most([sys.executable, *arguments], given.minutes if training else 0)
         except subprocess.CalledProcessError as error:
+            if training and given.minutes and error.returncode == -signal.SIGTERM:
+                said = f"--minutes={given.minutes:g} ended before the first step; prepared data stays"
+                raise UserError(said) from error
             raise UserError(f"exit code {error.returncode} from: {shlex.join(error.cmd)}") from error
         if training:
             # A signal stops a training run with exit code 0.
@@ -198,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seeds", type=int, default=3, help="Number of sampling seeds.")
     add("--workdir", action="append", default=[], metavar="ROW=DIR", help="A trained run to use; repeatable.")
     add("--minutes", type=float, default=0.0, help="Stop a training after so many, saved; the same command goes on.")
-    add("--max_objects", type=int, default=0, help="Number of test objects; 0 for all.")
+    add("--max_objects", type=int, default=0, help="Number of test objects; 0 for the config's.")
     add(
         "--inception",
         type=files.path,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+import scipy.stats
 from etils import epath
 
 from scripts.tables import number, table
@@ -56,7 +57,7 @@ MEASURES = {
     "ssim": ("SSIM", "", 3, 1),
     "fid": ("FID", "", 2, -1),
     "lpips": ("LPIPS", "", 3, -1),
-    "patch_distance": ("patch distance", "", 2, -1),
+    "patch_distance": ("patch distance per object", "", 2, -1),
     "consistency_psnr": ("3D consistency PSNR", " dB", 2, 1),
     "consistency_ssim": ("3D consistency SSIM", "", 3, 1),
     "consistency_fid": ("3D consistency FID", "", 2, -1),
@@ -96,18 +97,19 @@ def verdict(low: float | None, high: float | None) -> str:
 
 
 def compared(one: dict[str, Any], other: dict[str, Any], sign: int) -> dict[str, Any]:
-    """The difference of two cells in favor of the first, with its 95 % interval and the probability that it is real.
+    """The difference of two cells in favor of the first, with its 95 % interval.
 
-    On the same objects if both have figures for each (a paired bootstrap), else from the errors over sampling seeds.
+    On the same objects if they have figures for each (a paired bootstrap), with the share of resampled sets of objects
+    in which it is positive; else by Student's t from the errors over sampling seeds.
     """
     if one.get("objects") and other.get("objects"):
         names = sorted(one["objects"].keys() & other["objects"].keys())
-        found = estimate([sign * (one["objects"][name] - other["objects"][name]) for name in names])
+        found = estimate([sign * (one["objects"][name] - other["objects"][name]) + 0.0 for name in names])  # not -0.0
         part = {"difference": found.mean, "low": found.low, "high": found.high, "certainty": found.positive}
         return part | {"objects": len(names), "verdict": verdict(found.low, found.high)}
-    difference = sign * (one["mean"] - other["mean"]) + 0.0  # not -0.0
+    difference = sign * (one["mean"] - other["mean"]) + 0.0
     both = (one["standard_error"], other["standard_error"])
-    spread = None if None in both else 1.96 * math.hypot(*both)
+    spread = None if None in both else scipy.stats.t.ppf(0.975, one["n"] + other["n"] - 2) * math.hypot(*both)
     low, high = (None, None) if spread is None else (difference - spread, difference + spread)
     return {"difference": difference, "low": low, "high": high, "certainty": None, "verdict": verdict(low, high)}
 
@@ -159,6 +161,8 @@ def collect(out: epath.Path) -> dict[str, Any]:
                 for each, (key, found) in itertools.product(measures, source.get("objects", {}).items()):
                     if found.get(each) is not None:
                         objects.setdefault(prefix + each, {}).setdefault(key, []).append(found[each])
+            if any("patch_distance" not in each for each in one["objects"].values()):
+                raise UserError(f"{out / row.key / name} was scored by an earlier version; evaluate again")
         means = {m: {key: float(np.mean(values)) for key, values in each.items()} for m, each in objects.items()}
         config = ml_collections.ConfigDict(next(iter(seeds.values()))["config"])
         params = jax.tree.leaves(abstract_params(config_lib.network(config)))
@@ -211,8 +215,9 @@ def markdown(results: dict[str, Any]) -> str:
         "other runs are not covered.\n\n"
         f"{table(lines)}\n\n## Which of the paper's orderings hold\n\n{_orderings(results)}\n\n"
         "A positive difference favors the paper's finding; in brackets, its 95 % interval by a paired bootstrap over "
-        "the objects, then the share of resampled sets of objects in which it is positive. It holds if the interval is "
-        "above zero, fails if it is below, and is undecided between.\n\n"
+        "the objects, then the share of resampled sets of objects in which it is positive. FID has no figure for an "
+        "object: its interval is from the sampling seeds. A finding holds if the interval is above zero, fails if it "
+        "is below, and is undecided between.\n\n"
         f"## Commands\n\n```\n{commands}\n```\n"
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import threedim
 from benchmarks import record, samplers
 from threedim import config as config_lib
 from threedim import pixels
+from threedim.errors import UserError
 from threedim.sampling import Settings
 
 
@@ -56,15 +58,16 @@ def test_worse_means_on_the_same_objects():
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_candidates(weight):
     base = Settings(guidance_weight=weight)
-    rows = samplers.candidates(base, 250, [8, 32], [0.5, 6.0], [1, 4])
+    rows = samplers.candidates(base, 250, [8, 32], [0.5, 6.0, weight], [1, 4])
     name, first = next(iter(rows.items()))
     assert (name, first.settings) == ("ancestral 250, always guided", base)
     fast = rows["preset fast"].settings
     assert "2M SDE 32" not in rows, "that is the preset"
-    assert len({trial.settings for trial in rows.values()}) == len(rows) - 2, "only rows of more inputs share settings"
+    assert len({trial.settings for trial in rows.values()}) == len(rows) - 1, "only rows of more inputs share settings"
     assert {rows["DDIM 8"].settings.num_steps, rows["DDIM 8"].settings.solver} == {8, "ddim"}
     assert rows["fast, w = 0.5"].settings == dataclasses.replace(fast, guidance_weight=0.5)
     assert [rows[name].inputs for name in ("preset fast", "fast, 4 input views")] == [1, 4]
+    assert not {"fast, 1 input views", f"fast, w = {weight:g}"} & set(rows), "those are the preset"
 
 
 @pytest.mark.slow
@@ -75,7 +78,7 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     p = c.data.procedural
     p.num_train_objects, p.num_test_objects, p.views, p.test_views, p.samples = 1, 2, 3, 3, 1
     model = threedim.Model(config_lib.sampler(c), random_params(config_lib.network(c)), c, 7)
-    monkeypatch.setattr(threedim, "load", lambda source, step: model)
+    monkeypatch.setattr(samplers, "load", lambda config, workdir: (model, "sha"))
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
     c.sample.input_views = (0, 2)
     rows = {name: samplers.Trial("2M SDE", Settings(2, 0.0)) for name in ("reference", "preset fast")}
@@ -103,6 +106,14 @@ def test_a_comparison_resumes_and_refuses_another_protocol(tiny_config, tmp_path
     assert pixels.load_png(out / "samplers.png").shape[:2] == (680, 1280)
     assert len(list((out / "sheets").iterdir())) == 4
 
+    for wrong in ("--steps=8,x", "--steps=0", "--weights=-1", "--inputs=0"):
+        values = {"steps": ["8"], "weights": [], "inputs": []}
+        name, _, value = wrong[2:].partition("=")
+        given = types.SimpleNamespace(config=c, workdir="x", reference=3, **values | {name: value.split(",")})
+        with pytest.raises(UserError, match="--steps, --weights or --inputs: "):
+            samplers._measure(given)
+    with pytest.raises(UserError, match="--repeated=2 is more than --views=1"):
+        samplers.compare(c, tmp_path / "run", 1, 2, 2, rows)
     with pytest.raises(ValueError, match="has another protocol"):
         samplers.compare(c, tmp_path / "run", 1, 3, 1, rows)
     rows["fast, 3 input views"] = samplers.Trial("inputs", Settings(2, 0.0), 3)

@@ -239,7 +239,7 @@ def test_what_has_no_meaningful_score_is_refused_before_the_fit(views, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_samples_json_numbers_the_views(views, tmp_path):
+def test_samples_json_numbers_the_views(views, tmp_path, monkeypatch):
     targets = [view for view in range(10) if view != 7]
 
     def write(targets, **settings):
@@ -261,9 +261,12 @@ def test_samples_json_numbers_the_views(views, tmp_path):
     with pytest.raises(UserError, match="a score needs all views"):
         rows.read_row("views", views, [7], 0, ReadSettings())
     # An orbit's numbers are places on it, and the first file is the input.
-    write(list(range(9)), cameras="orbit")
-    read, inputs = score._read_rows([str(views)], None, 0, ReadSettings())
-    assert (tuple(inputs), read[0].objects[0].numbers) == ((0,), tuple(range(10)))
+    for settings in ({"cameras": "orbit"}, {"image": "a.png", "cameras": "object"}):
+        write(list(range(9)), **settings)
+        read, inputs = score._read_rows([str(views)], None, 0, ReadSettings())
+        assert (tuple(inputs), read[0].objects[0].numbers) == ((0,), tuple(range(10)))
+    monkeypatch.setattr(rows, "PAPER_INPUT_VIEW", 5)  # of a longer orbit, too
+    assert tuple(score._read_rows([str(views)], None, 0, ReadSettings())[1]) == (0,)
 
 
 def test_settings_of_folders(views, tmp_path):

@@ -170,7 +170,7 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 
     def begin(workdir):
         with loop.Checkpoints(workdir, keep_last=1) as checkpoints:
-            state, start = loop._restore_or_begin(loop._check(tiny_config, workdir), checkpoints, False)
+            state, start = loop._restore_or_begin(loop._check(tiny_config, workdir, False), checkpoints, False)
             checkpoints.save(max(start, 1), state)
             return state, start
 
@@ -182,6 +182,10 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
     for params in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, params["mid_block"], before["mid_block"])
     assert np.any(state.params["conv_in"]["kernel"])
+    m.norm_groups *= 2
+    with pytest.raises(UserError, match=r"was trained with other layers .*\n  model.norm_groups: "):
+        begin(tmp_path / "other")
+    m.norm_groups //= 2
     # A run that has a checkpoint resumes, and does not start from other weights again.
     t.init_from = str(tmp_path / "gone")
     assert begin(tmp_path / "deep")[1] == 1

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 from synthetic import make_objects
 
+from threedim import files
 from threedim.data import release
 from threedim.data.objects import find_objects, read_object
 from threedim.errors import UserError
@@ -109,6 +110,20 @@ def test_a_damaged_directory_hides_nothing(tmp_path, cut):
     with pytest.raises(UserError, match=r"x\.zip: not a complete zip file"):
         release.unpack_zip(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_entries_than_two_bytes_count(tmp_path):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as opened:
+        for index in range(65_600):
+            opened.writestr(zipfile.ZipInfo(f"{index}"), b"")
+    with zipfile.ZipFile(archive) as opened:
+        files.check_zip(opened)
+    data = archive.read_bytes()
+    at = data.index(b"PK\1\2")
+    archive.write_bytes(data[: at + 32] + (47 * 4).to_bytes(2, "little") + data[at + 34 :])
+    with zipfile.ZipFile(archive) as opened, pytest.raises(zipfile.BadZipFile, match="65600 entries are listed, but"):
+        files.check_zip(opened)
 
 
 def test_absent_split_says_what_to_download_and_where_to_put_it(tmp_path):

@@ -79,6 +79,7 @@ def test_commands_of_the_ablations(tmp_path, monkeypatch, capsys, trained_run):
         (["--config=configs/base.py"], "expected an existing file"),
         (["--config=configs/demo.py"], "has no test objects"),
         (["--seeds=0"], "at least 1"),
+        (["--minutes=nan"], "must not be negative"),
         (["--inception=nothing"], "no such file"),
         (["--lpips_lin=README.md"], "must both be set"),
         (["--consistency_set=stepps=3"], "NAME one of .*num_steps"),
@@ -175,16 +176,16 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
     psnr = found["rows"]["3dim"]["figures"]["psnr"]
     assert len(names) == 2
     np.testing.assert_allclose([psnr["mean"], psnr["n"]], [12.05, 2])
-    np.testing.assert_allclose(psnr["standard_error"], 2 / 2**0.5, rtol=0.03)  # over the two objects
+    np.testing.assert_allclose(psnr["standard_error"], 2, rtol=0.03)  # of two objects
     assert [claim["verdict"] for claim in found["orderings"]] == ["holds", "holds", "undecided", "undecided"]
     parts = {part["measure"]: part for part in found["orderings"][2]["parts"]}
     np.testing.assert_allclose([parts[name]["difference"] for name in ("psnr", "fid")], 2.0)
     assert (parts["psnr"]["verdict"], parts["psnr"]["certainty"], parts["psnr"]["objects"]) == ("holds", 1.0, 2)
-    assert parts["fid"]["low"] == pytest.approx(2 - 1.96 * 0.5 * 2**0.5)  # over the two seeds
+    assert parts["fid"]["low"] == pytest.approx(2 - 4.303 * 0.5 * 2**0.5, rel=1e-3)  # of two seeds each
     parameters = sum(leaf.size for leaf in jax.tree.leaves(open_trained(evaluated / "tiny.safetensors").params()))
     page = (out / "ablations.md").read_text()
     # The paper's difference is 23.82 - 21.01.
-    rows = ("| 3DiM | 12.05 ± 1.4", "| real data | – |", "+1.00 dB [+1.00, +1.00] | 100.0 % | +2.81 dB |")
+    rows = ("| 3DiM | 12.05 ± 1.9", "| real data | – |", "+1.00 dB [+1.00, +1.00] | 100.0 % | +2.81 dB |")
     for words in (*rows, f"| {parameters:,} | 2 steps of 4 pairs |"):
         assert words in page
     assert page.count("--mode=train") == 3
@@ -199,16 +200,14 @@ def test_table_of_the_ablations(evaluated, tmp_path, monkeypatch, capsys):
             ablations_table.collect(epath.Path(out))
 
 
-def test_a_command_may_take_so_many_minutes(tmp_path):
-    program = (
-        "import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(int(sys.argv[2])))\n"
-    )
-    program += "pathlib.Path(sys.argv[1]).touch()\ntime.sleep(float(sys.argv[3]))"
-    for code, sleep, minutes in ((0, 60, 0.05), (0, 0, 0), (0, 0, 1)):
-        command = [sys.executable, "-c", program, str(tmp_path / "began"), str(code), str(sleep)]
-        ablations.run_at_most(command, minutes)
-    with pytest.raises(subprocess.CalledProcessError):
-        ablations.run_at_most([sys.executable, "-c", "raise SystemExit(3)"], 1)
+def test_a_command_may_take_so_many_minutes():
+    """It gets the signal to end; it would fail by itself."""
+    program = "trap 'kill $!; exit 0' TERM; sleep 60 & wait; exit 5"
+    ablations.run_at_most(["bash", "-c", program], 0.01)
+    for minutes in (0, 1):
+        ablations.run_at_most(["true"], minutes)
+        with pytest.raises(subprocess.CalledProcessError):
+            ablations.run_at_most(["false"], minutes)
 
 
 def test_verdicts():

@@ -89,10 +89,13 @@ def check_zip(archive: zipfile.ZipFile) -> None:
     """
     entries = archive.infolist()
     archive.fp.seek(0, os.SEEK_END)
-    archive.fp.seek(-min(archive.fp.tell(), 22 + 0xFFFF), os.SEEK_END)  # it ends with this record and a comment
-    end = archive.fp.read().rpartition(b"PK\5\6")[2]
-    count = int.from_bytes(end[6:8], "little")
-    if count not in (0xFFFF, len(entries) & 0xFFFF):
+    archive.fp.seek(-min(archive.fp.tell(), 98 + 0xFFFF), os.SEEK_END)  # records of 56, 20 and 22 bytes, a comment
+    tail = archive.fp.read()
+    end = tail.rpartition(b"PK\5\6")[2]
+    count, large = int.from_bytes(end[6:8], "little"), tail.rfind(b"PK\6\6")
+    if count == 0xFFFF and large >= 0:  # more entries than two bytes can count
+        count = int.from_bytes(tail[large + 32 : large + 40], "little")
+    if count not in (len(entries), len(entries) & 0xFFFF):
         raise zipfile.BadZipFile(f"{count} entries are listed, but {len(entries)} found")
     if any(entry.header_offset < 0 for entry in entries):
         raise zipfile.BadZipFile("an entry begins before the file")

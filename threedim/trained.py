@@ -46,6 +46,12 @@ class Trained:
         what, advice = f"{self.name} was trained with other settings", "Use the config that it was trained with."
         settings_lib.refuse(what, changes, advice)
 
+    def check_layers(self, config: ml_collections.ConfigDict) -> None:
+        """Raises `UserError` unless layers do what these did, as far as no parameter's shape shows it."""
+        fields = ("model.attn_heads", "model.norm_groups")
+        changes = settings_lib.differences(settings_lib.plain(self.config), settings_lib.plain(config), only=fields)
+        settings_lib.refuse(f"{self.name} was trained with other layers", changes, "Use the values before.")
+
 
 def open_trained(source: epath.PathLike, step: int | None = None) -> Trained:
     """Finds trained weights.

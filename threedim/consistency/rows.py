@@ -93,11 +93,13 @@ def named_folders(views: Sequence[str]) -> list[tuple[str, epath.Path]]:
 def sampled_objects(folder: epath.Path) -> dict[str, tuple[list[int], list[int]]]:
     """Input and target views of each object by the samples.json beside a folder.
 
-    Empty without one, and for cameras that are no views of the object, such as an orbit: the files are then numbered in
-    their order, the input view first.
+    Empty without one. Cameras that are no views of the object, such as an orbit, have the numbers of their files.
     """
     settings, objects = read_samples(folder) if folder.name == "views" else (None, {})
-    return objects if settings is None or settings.get("cameras", "object") == "object" else {}
+    if settings and (settings.get("image") or settings.get("cameras", "object") != "object"):
+        counts = {name: (len(inputs), len(inputs) + len(targets)) for name, (inputs, targets) in objects.items()}
+        return {name: (list(range(first)), list(range(first, last))) for name, (first, last) in counts.items()}
+    return objects
 
 
 def default_inputs(num_views: int) -> tuple[int, ...]:

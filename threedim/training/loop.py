@@ -219,6 +219,7 @@ def _restore_or_begin(run: _Run, checkpoints: Checkpoints, allow_change: bool) -
     params = ()
     if source := run.config.train.init_from:
         trained = open_trained(source)
+        trained.check_layers(run.config)
         fitted, how = fit_params(trained.params(), shapes.params, lambda: jax.jit(init)().params)
         params = (fitted,)
         size = trained.config.model.image_size
