@@ -170,7 +170,7 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 
     def begin(workdir):
         with loop.Checkpoints(workdir, keep_last=1) as checkpoints:
-            state, start = loop._restore_or_begin(loop._check(tiny_config, workdir, False), checkpoints, False)
+            state, start, _ = loop._restore_or_begin(loop._check(tiny_config, workdir, False), checkpoints, False)
             checkpoints.save(max(start, 1), state)
             return state, start
 
