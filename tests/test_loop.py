@@ -170,8 +170,9 @@ def test_training_starts_from_a_smaller_network(tiny_config, run, tmp_path, caps
 
     def begin(workdir):
         with loop.Checkpoints(workdir, keep_last=1) as checkpoints:
-            state, start, _ = loop._restore_or_begin(loop._check(tiny_config, workdir, False), checkpoints, False)
+            state, start, _ = loop._restore_or_begin(loop._check(tiny_config, workdir, True), checkpoints, True)
             checkpoints.save(max(start, 1), state)
+            loop.run_info.write_run_info(workdir, tiny_config, "", start, [])
             return state, start
 
     state, start = begin(tmp_path / "deep")
