@@ -150,7 +150,7 @@ def _sample() -> ml_collections.ConfigDict:
     """Sampling [2.2, 7.3]."""
     s = ml_collections.ConfigDict()
     s.seed = 0
-    s.preset = "paper"  # "paper": 250 ancestral steps; "fast": a tenth of the network evaluations
+    s.preset = "paper"  # "paper": 250 ancestral steps; "fast": a tenth of the network evaluations; "draft": a fortieth
     # These override the preset (threedim/config.py).
     s.num_steps = config_dict.placeholder(int)  # denoising steps per view
     s.solver = config_dict.placeholder(str)  # "ancestral", "ddim", "dpm_solver_2m" or "dpm_solver_2m_sde"

@@ -37,7 +37,7 @@ NETWORKS = {"xunet": XUNet, "concat_unet": ConcatUNet}
 PRESETS = {
     "paper": {"num_steps": 250},
     "fast": {"num_steps": 32, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
-    "draft": {"num_steps": 12, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
+    "draft": {"num_steps": 8, "solver": "dpm_solver_2m_sde", "guidance_interval": (-1.0, 3.0)},
 }
 
 # Fields that hold a path.
