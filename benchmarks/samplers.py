@@ -53,6 +53,7 @@ MEASURES = {
 # The interval of log signal-to-noise ratios that Kynkäänniemi et al. found best for images.
 GUIDED = (-1.0, 3.0)
 PRESET_FAMILY = "2M SDE"
+EVALUATIONS = "network evaluations per view"
 
 Row = dict[str, Any]
 
@@ -194,8 +195,8 @@ def table(rows: dict[str, Row]) -> str:
 def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> None:
     """Each measure against network evaluations, the guidance weight, and the number of input views.
 
-    Bars are standard errors of the difference from the reference on the same objects, which is what can be compared:
-    the spread between objects is larger, and common to all.
+    Bars are standard errors of the difference on the same objects from the reference, or from the preset "fast" that
+    weights and inputs vary: the spread between objects is larger, and common to all.
     """
     import matplotlib
 
@@ -207,7 +208,7 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
     for name in rows:
         families.setdefault(trials[name].family, []).append(name)
     across = {
-        "network evaluations per view": lambda name: rows[name]["evaluations"],
+        EVALUATIONS: lambda name: rows[name]["evaluations"],
         "guidance weight": lambda name: trials[name].settings.guidance_weight,
         "input views": lambda name: trials[name].inputs,
     }
@@ -216,17 +217,25 @@ def plot(rows: dict[str, Row], trials: dict[str, Trial], path: epath.Path) -> No
     size = (4 * len(MEASURES), 4 * len(shown) + 0.5)
     figure, axes = plt.subplots(len(shown), len(MEASURES), figsize=size, constrained_layout=True, squeeze=False)
     for ((label, position), kinds), line in zip(shown, axes, strict=True):
+        base = reference if label == EVALUATIONS else rows["preset fast"]
         for axis, (measured, (title, _)) in zip(line, MEASURES.items(), strict=True):
             for family in kinds:
                 also = ["preset fast"] if family in ("weight", "inputs") else []
                 names = sorted([*families[family], *also], key=position)
                 y = [np.mean(rows[name]["measures"][measured]) for name in names]
-                bars = [_difference_error(rows[name], reference, measured) for name in names]
+                bars = [_difference_error(rows[name], base, measured) for name in names]
                 x = [position(name) for name in names]
                 axis.errorbar(x, y, bars, marker=".", capsize=2, linewidth=1, label=family)
-            if line is axes[0]:
+            if label == EVALUATIONS:
                 for marker, name in zip("*PX", [name for name in rows if name.startswith("preset")], strict=False):
-                    axis.plot(position(name), np.mean(rows[name]["measures"][measured]), f"k{marker}", label=name)
+                    axis.plot(
+                        position(name),
+                        np.mean(rows[name]["measures"][measured]),
+                        f"k{marker}",
+                        ms=11,
+                        zorder=3,
+                        label=name,
+                    )
                 axis.set_xscale("log")
             axis.set(xlabel=label, ylabel=title)
             axis.grid(alpha=0.3)
