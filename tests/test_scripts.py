@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from scripts import ablations, ablations_table, count_lines, model_card
+from scripts import ablations, ablations_table, count_lines, faults, model_card
 from threedim import config as config_lib
 from threedim import settings as settings_lib
 from threedim.configs import demo, gpu64, shapes16, shapes32, srn_cars, srn_chairs_star
@@ -286,6 +286,10 @@ def test_model_card(evaluated, trained_run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=said):
             model_card.main([*arguments, *changes])
+
+
+def test_the_texts_of_the_faults_are_in_the_code():
+    assert len(faults.read()) > 50
 
 
 def test_no_file_or_function_is_too_long(monkeypatch, capsys, tmp_path):
