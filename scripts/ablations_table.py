@@ -202,7 +202,7 @@ def markdown(results: dict[str, Any]) -> str:
         for measure in shown:
             one = row["figures"][measure] or {"mean": None, "standard_error": None, "n": row["seeds"]}
             text = number(one["mean"], MEASURES[measure][2], one["standard_error"])
-            cells.append(text if one["n"] == row["seeds"] else f"{text} ({one['n']} seeds)")
+            cells.append(text if one["n"] == row["seeds"] else f"{text} ({one['n']} seed{'s' * (one['n'] > 1)})")
         budget = f"{row['training_steps']:,} steps of {row['batch_size']} pairs"
         lines.append([row["title"], *cells, f"{row['parameters']:,}", budget])
     if real := results[REAL_DATA]:
