@@ -28,7 +28,7 @@ $(VENV)/installed-for-tests: setup.py
 demo: $(VENV)/installed
 	$(BIN)/python -m threedim.main --config=configs/shapes64.py --mode=sample --workdir=runs/pretrained --open \
 		--config.sample.weights=shapes64 --config.data.dir=data/held_out \
-		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2
+		--config.data.procedural.num_train_objects=0 --config.data.procedural.num_test_objects=2 --config.sample.preset=draft
 
 # Trains a small network on four objects in minutes, then samples views of them.
 demo-train: $(VENV)/installed
