@@ -69,17 +69,17 @@ def _measure(given: flags.FlagValues) -> dict[str, Any]:
         raise UserError("only procedural objects have meshes to tell hidden from seen surface by")
     tasks, objects = samplers.spread_tasks(config, given.views)
     model, _ = samplers.load(config, workdir)
+    size, masks = config.model.image_size, []
+    for task, one in zip(tasks, objects, strict=True):
+        mesh = procedural_shape(task.name, config.data.procedural.seed)
+        masks.append(surfaces(mesh, one.cameras[0], one.targets, size))
+        if not all(mask.any() for mask in masks[-1]):
+            raise UserError(f"{task.name}: the views show only seen or only hidden surface; take more --views")
     trial = samplers.Trial("", config_lib.sampler_settings(config))
     with Progress(given.views, desc=f"views of {len(objects)} objects") as bar:
         views, _ = samplers.sample(model, objects, 0, given.samples, trial, lambda _: bar.advance())
     rows, cells = {}, []
-    for task, one, samples in zip(tasks, objects, views, strict=True):
-        mesh = procedural_shape(task.name, config.data.procedural.seed)
-        seen, hidden = surfaces(mesh, one.cameras[0], one.targets, samples.shape[-2])
-        if not seen.any() or not hidden.any():
-            raise UserError(
-                f"{task.name}: the views show no {'hidden' if seen.any() else 'seen'} surface; more --views"
-            )
+    for task, one, samples, (seen, hidden) in zip(tasks, objects, views, masks, strict=True):
         rows[task.name] = measure(samples, one.truth, seen, hidden)
         view = int(np.argmax(hidden.sum(axis=(1, 2))))
         spread = np.sqrt(samples[:, view].astype(np.float64).var(axis=0, ddof=1).mean(axis=-1))
