@@ -168,7 +168,7 @@ def test_prepare_prints_what_it_found(objects, tmp_path):
         ),
         ("def get_config():\n    return 1 // 0", r", line 3: ZeroDivisionError"),
         ("def get_config(", r", line 2: SyntaxError"),
-        ("def get_config(\0)", r"(, line 2)?: SyntaxError"),
+        ("def get_config(\0)", r"(, line 2)?: (Syntax|Value)Error: .*null bytes"),
         ("import no_such_module", r", line 2: ModuleNotFoundError"),
         ("def get_config():\n    base.get_config()", ": get_config returns None, not a ConfigDict"),
         ("", r": it has no function get_config that takes 'a'"),

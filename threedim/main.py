@@ -249,8 +249,9 @@ def _config_problem(argv: list[str]) -> str | None:
                 return f"--config: {error}"
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).resolve() == file]
-            if isinstance(error, SyntaxError) or lines:
-                line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
+            # Python before 3.11.4 has a ValueError without a line for this mistake in the text.
+            if isinstance(error, SyntaxError) or lines or "null bytes" in str(error):
+                line = lines[-1] if lines else getattr(error, "lineno", None)
                 where = f", line {line}" if line else ""
                 return f"--config={name}{where}: {type(error).__name__}: {error}"
         return f"--config={name}: it has no function get_config that takes {repr(argument) if argument else 'nothing'}"
